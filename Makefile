@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# make deps    install what is missing (root)      make unit unit-san fuzz e2e   one group of tests
+# make         build                               make lint                     style and layering
+# make check   deps, build, every test             make install                  DESTDIR, prefix
+#
+# Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
+# build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
+
+prefix ?= /usr
+sysconfdir ?= /etc
+export FUZZ_SECONDS ?= 10
+BPF_CLANG ?= clang
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# Flavours: a directory, a compiler and flags each.
+B := build
+FLAVOUR := -O2
+WERROR ?= 1
+ifeq ($(SAN),1)
+B := build/san
+FLAVOUR := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+else ifeq ($(FUZZ),1)
+B := build/fuzz
+CC := clang
+FLAVOUR := -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
+	-fno-sanitize-recover=all -Wno-missing-prototypes
+endif
+
+PKGS := libsystemd libprotobuf-c libcrypto libssl libzstd libxxhash lmdb libmicrohttpd json-c \
+	libcurl libbpf libelf libseccomp libcap zlib
+CFLAGS ?= -g
+CFLAGS_ALL = -std=gnu11 $(FLAVOUR) $(CFLAGS) -D_GNU_SOURCE -pthread -I. -Ibuild/gen \
+	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wimplicit-fallthrough \
+	$(if $(filter-out 0,$(WERROR)),-Werror)
+LIBS = -lpthread $(PKG_LIBS)
+ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean,$(MAKECMDGOALS)),all),)
+CFLAGS_ALL += $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS := $(shell pkg-config --libs $(PKGS) || echo "Run 'make deps' as root first." >&2)
+endif
+
+PROTO := $(shell find agent overlay -name '*.proto' 2>/dev/null)
+BPF := $(wildcard bpf/*.bpf.c)
+CORE := $(wildcard overlay/core/*.c)
+LIB := $(foreach d,api capture cluster host image job pack restore util,$(wildcard agent/$d/*.c)) \
+	$(wildcard overlay/net/*.c overlay/store/*.c overlay/*.c)
+CLI := $(wildcard agent/cli/*.c)
+KEEPER := $(wildcard agent/keeper/*.c)
+UNIT := $(wildcard tests/unit/test_*.c)
+UNIT_COMMON := $(filter-out $(UNIT),$(wildcard tests/unit/*.c))
+FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
+
+PB_H := $(PROTO:%.proto=build/gen/%.pb-c.h)
+PB_C := $(PB_H:.h=.c)
+SKEL := $(BPF:bpf/%.bpf.c=build/gen/bpf/%.skel.h)
+VMLINUX := $(if $(shell grep -l '"vmlinux.h"' bpf/* 2>/dev/null),build/gen/vmlinux.h)
+obj = $(patsubst %.c,$(B)/obj/%.o,$(patsubst build/%,%,$1))
+ARCHIVES := $(if $(LIB)$(PROTO),$(B)/libdecamp.a) $(if $(CORE),$(B)/liboverlay-core.a)
+PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp) \
+	$(if $(KEEPER),$(B)/decamp-keeper)
+TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
+OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
+	agent/main.c)
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
+SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e lint install clean
+
+all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
+	@:
+tests: $(TESTS)
+fuzzers: $(FUZZERS:tests/fuzz/%.c=$(B)/%)
+
+# The generated headers come first: no dependency file knows them before the first build.
+$(filter-out $(call obj,$(CORE) $(KEEPER)),$(OBJECTS)): | $(PB_H) $(SKEL)
+$(call obj,$(CORE)): CFLAGS_ALL += -Wconversion
+$(call obj,$(PB_C)): CFLAGS_ALL += -w
+# The keeper runs in any mount namespace: nothing but itself, whatever the flavour.
+$(call obj,$(KEEPER)): FLAVOUR := -O2 -fPIE
+
+$(B)/obj/%.o: %.c
+	$(call say,CC)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+$(B)/obj/gen/%.o: build/gen/%.c
+	$(call say,CC)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+build/gen/%.pb-c.c build/gen/%.pb-c.h: %.proto
+	$(call say,PROTO)
+	@mkdir -p build/gen
+	$(Q)protoc-c -I. --c_out=build/gen $<
+build/bpf/%.bpf.o: bpf/%.bpf.c | $(VMLINUX)
+	$(call say,BPF)
+	@mkdir -p $(@D)
+	$(Q)$(BPF_CLANG) -g -O2 -Wall -Werror -target bpf -I. -Ibuild/gen -MMD -MP \
+		-D__TARGET_ARCH_$(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/') -c -o $@ $<
+	$(Q)llvm-strip -g $@
+build/gen/bpf/%.skel.h: build/bpf/%.bpf.o
+	$(call say,SKEL)
+	@mkdir -p $(@D)
+	$(Q)bpftool gen skeleton $< name $(subst -,_,$*)_bpf >$@
+build/gen/vmlinux.h: /sys/kernel/btf/vmlinux
+	@mkdir -p $(@D)
+	$(Q)bpftool btf dump file $< format c >$@
+
+%.a:
+	$(call say,AR)
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(filter %.o,$^)
+$(B)/libdecamp.a: $(call obj,$(LIB) $(PB_C))
+$(B)/liboverlay-core.a: $(call obj,$(CORE))
+$(B)/libtest.a: $(call obj,$(UNIT_COMMON))
+
+# The two archives need each other, hence the group.
+link = $(CC) $(FLAVOUR) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--as-needed \
+	-Wl,--start-group $(filter %.a,$^) -Wl,--end-group
+$(B)/decampd: $(call obj,agent/main.c) $(ARCHIVES)
+$(B)/decamp: $(call obj,$(CLI)) $(ARCHIVES)
+$(B)/decampd $(B)/decamp:
+	$(call say,LINK)
+	$(Q)$(link) $(LIBS)
+$(B)/decamp-keeper: FLAVOUR := -O2 -static-pie
+$(B)/decamp-keeper: $(call obj,$(KEEPER))
+	$(call say,LINK)
+	$(Q)$(link)
+$(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest.a) $(ARCHIVES)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(link) -lcmocka $(LIBS)
+build/fuzz/fuzz_%: build/fuzz/obj/tests/fuzz/fuzz_%.o $(ARCHIVES)
+	$(call say,LINK)
+	$(Q)$(link) -fsanitize=fuzzer $(LIBS)
+
+# Libraries are looked up when a makefile is read, so what follows "deps" is a new make.
+deps:
+	$(Q)scripts/bootstrap
+check: deps
+	$(Q)tests/run-checks $(T)
+demo: deps
+	$(SUBMAKE) all
+	$(Q)tests/lab/demo
+unit unit-san fuzz e2e lint:
+	$(Q)tests/run-checks $@ $(T)
+
+install: all
+	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
+		share/man/man8 share/doc/decamp)
+	install $(B)/decampd $(DESTDIR)$(prefix)/sbin/
+	install $(B)/decamp $(DESTDIR)$(prefix)/bin/
+	install $(B)/decamp-keeper $(DESTDIR)$(prefix)/lib/decamp/
+	$(foreach s,1 8,$(if $(wildcard docs/*.$s),install -m 644 $(wildcard docs/*.$s) \
+		$(DESTDIR)$(prefix)/share/man/man$s/;))
+	$(if $(wildcard packaging/decampd.conf),install -m 644 packaging/decampd.conf \
+		$(DESTDIR)$(prefix)/share/doc/decamp/)
+	sed 's,/usr/,$(prefix)/,' packaging/decampd.service \
+		>$(DESTDIR)$(prefix)/lib/systemd/system/decampd.service
+
+clean:
+	rm -rf build
+
+-include $(OBJECTS:.o=.d) $(BPF:bpf/%.bpf.c=build/bpf/%.bpf.d)

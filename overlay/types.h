@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The nouns of the overlay that both halves of decampd share: ids, fencing tokens, the value of a
+ * job's register, what members say of themselves. Fixed-size plain structs without pointers and
+ * without padding, so that they pass the socketpair and the disk as they are. On the wire
+ * overlay/core/codec writes them field by field, little-endian.
+ *
+ * Sources: Chkpt2Chkpt section 3 (guardian, worker, storage point); CASPaxos (register per key).
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Limits; every one is checked where a byte comes from outside. */
+enum {
+	OV_MEMBERS_MAX = 1024,	/* hosts in one cluster (this version) */
+	OV_REPLICAS_MAX = 5,	/* acceptors of a job's register */
+	OV_HOLDERS_MAX = 5,	/* storage peers named for one manifest or pack */
+	OV_HISTORY_MAX = 4,	/* committed checkpoints that stay restorable */
+	OV_AVOID_MAX = 8,	/* hosts where this job's restore failed */
+	OV_SEALED_MAX = 2048,	/* bytes of a job's sealed description */
+	OV_ORDER_MAX = 4096,	/* bytes of one agent-to-agent message (sealed) */
+	OV_PACK_MAX = 20 << 20, /* bytes of one pack or manifest object */
+	OV_JOBS_MAX = 1024,	/* jobs whose register one node keeps */
+	OV_NAME_MAX = 64,	/* host and room names, with the NUL */
+	OV_ADDR_MAX = 48,	/* textual IPv4/IPv6 address, with the NUL */
+};
+
+/* Issued by the cluster key at join; ring position = the id itself. All zero: nobody. */
+struct node_id {
+	uint8_t b[16];
+};
+
+/* Random, made by the submitting host. */
+struct job_id {
+	uint8_t b[16];
+};
+
+/* SHA-256 of an object as it lies on a peer's disk, that is of its ciphertext. */
+struct object_hash {
+	uint8_t b[32];
+};
+
+/*
+ * Names one incarnation of a job: the ballot of the takeover (or creation) that made it.
+ * Strictly increasing along a register's chain of values; compared by counter, then node.
+ */
+struct fence_token {
+	uint64_t counter;
+	struct node_id node;
+};
+
+enum job_state {
+	JOB_STATE_IDLE = 1,	 /* nobody owns it: the guardian looks for a host */
+	JOB_STATE_HELD = 2,	 /* owned; the owner renews its lease */
+	JOB_STATE_DONE = 3,	 /* ended with exit_status; results wait for the home host */
+	JOB_STATE_COLLECTED = 4, /* ended and brought home; may be forgotten */
+	JOB_STATE_KILLED = 5,	 /* ended by its user; nothing to bring home but the logs */
+};
+
+enum { FENCE_STRICT = 1, FENCE_COMMIT = 2 };
+
+/* One committed checkpoint. seq starts at 1; seq 0: none yet. */
+struct ckpt_ref {
+	uint64_t seq;
+	struct object_hash manifest;
+	uint32_t manifest_size;
+	uint32_t holder_count;
+	struct node_id holders[OV_HOLDERS_MAX];
+	uint64_t wall_ms; /* when it was frozen, by the capturing host's clock; for people */
+};
+
+/*
+ * What a job's register holds. The overlay reads all but `sealed`; that is AEAD ciphertext under
+ * the cluster's worker key (the job's own key, its user, name, command), opaque out here.
+ */
+struct job_value {
+	struct job_id job;
+	struct fence_token token;
+	struct node_id owner;  /* zero in IDLE */
+	struct node_id home;   /* submitting host */
+	struct node_id target; /* wished next owner (migrate); zero: any */
+	uint32_t state;	       /* enum job_state */
+	uint32_t fence;	       /* FENCE_STRICT or FENCE_COMMIT */
+	int32_t exit_status;   /* wait(2) status in DONE/KILLED */
+	uint32_t history_count;
+	struct ckpt_ref history[OV_HISTORY_MAX]; /* newest first */
+	uint32_t avoid_count;
+	uint32_t sealed_size;
+	struct node_id avoid[OV_AVOID_MAX];
+	uint64_t submit_wall_ms;
+	uint64_t mem_bytes;   /* what a host must have free to take it */
+	uint64_t cpu_need[4]; /* CPU feature words: a host must have all these bits (host/cpu) */
+	uint8_t sealed[OV_SEALED_MAX];
+};
+
+enum member_state { MEMBER_ALIVE = 1, MEMBER_SUSPECT = 2, MEMBER_DEAD = 3, MEMBER_LEFT = 4 };
+
+enum {
+	MEMBER_TAKES_JOBS = 1 << 0,   /* willing to restore jobs now */
+	MEMBER_STORES_PACKS = 1 << 1, /* willing to take new packs now */
+	MEMBER_USER_PRESENT = 1 << 2, /* somebody is logged in */
+	MEMBER_VACATING = 1 << 3,     /* drained by an administrator or shutting down */
+	MEMBER_LOSES_CLOCK = 1 << 4,  /* VM that may be paused: fence=commit only */
+};
+
+/* What a host says of itself; gossiped with its incarnation number. */
+struct member_state_report {
+	uint32_t flags;
+	uint32_t load_milli; /* load average of one minute * 1000 / CPUs */
+	uint64_t mem_free_bytes;
+	uint64_t store_free_bytes;
+	uint64_t store_used_bytes;
+	uint64_t cpu_features[4];
+	uint32_t jobs;
+	uint32_t reserved;
+};
+
+/* One row of the member table, as the agent sees it. */
+struct member_info {
+	struct node_id id;
+	uint32_t state; /* enum member_state */
+	uint32_t is_self;
+	uint64_t incarnation;
+	uint64_t silent_ms; /* since it last answered us or someone vouched for it */
+	struct member_state_report report;
+	char hostname[OV_NAME_MAX];
+	char room[OV_NAME_MAX]; /* failure domain */
+	char addr[OV_ADDR_MAX];
+	uint16_t port;
+	uint16_t reserved[3];
+};
+
+/*
+ * Membership card: fixed size, signed with Ed25519 by the cluster key over all bytes before
+ * `signature`. It binds an id to a host name, a room, the key of its TLS certificate and the
+ * key with which its agent signs manifests. Verified by the overlay before a record enters the
+ * member table and by the agent before it believes a manifest.
+ */
+struct node_card {
+	uint32_t version; /* 1 */
+	uint32_t reserved;
+	struct node_id id;
+	uint8_t tls_public[32];	 /* Ed25519 */
+	uint8_t sign_public[32]; /* Ed25519 */
+	uint64_t issued_wall_ms;
+	uint64_t expires_wall_ms;
+	char hostname[OV_NAME_MAX];
+	char room[OV_NAME_MAX];
+	uint8_t signature[64];
+};
+
+_Static_assert(sizeof(struct node_card) == 8 + 16 + 64 + 16 + 128 + 64, "no padding");
+_Static_assert(sizeof(struct ckpt_ref) == 8 + 32 + 8 + 16 * OV_HOLDERS_MAX + 8, "no padding");
+_Static_assert(sizeof(struct member_state_report) == 8 + 24 + 32 + 8, "no padding");
+_Static_assert(sizeof(struct member_info) == 16 + 8 + 16 + 72 + 128 + 48 + 8, "no padding");
