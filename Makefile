@@ -33,7 +33,7 @@ CFLAGS ?= -g
 CFLAGS_ALL = -std=gnu11 $(FLAVOUR) $(CFLAGS) -D_GNU_SOURCE -pthread -I. -Ibuild/gen \
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wimplicit-fallthrough \
 	$(if $(filter-out 0,$(WERROR)),-Werror)
-LIBS = -lpthread $(PKG_LIBS)
+LIBS = -lpthread -lm $(PKG_LIBS)
 ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean,$(MAKECMDGOALS)),all),)
 CFLAGS_ALL += $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) || echo "Run 'make deps' as root first." >&2)
@@ -45,7 +45,9 @@ CORE := $(wildcard overlay/core/*.c)
 LIB := $(foreach d,api capture cluster host image job pack restore util,$(wildcard agent/$d/*.c)) \
 	$(wildcard overlay/net/*.c overlay/store/*.c overlay/*.c)
 CLI := $(wildcard agent/cli/*.c)
-KEEPER := $(wildcard agent/keeper/*.c)
+# The keeper and its client share a protocol; the keeper takes one file of the library.
+KEEPER := $(filter-out agent/keeper/client.c,$(wildcard agent/keeper/*.c)) agent/util/io.c
+LIB += $(wildcard agent/keeper/client.c agent/keeper/protocol.c)
 UNIT := $(wildcard tests/unit/test_*.c)
 UNIT_COMMON := $(filter-out $(UNIT),$(wildcard tests/unit/*.c))
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
@@ -57,7 +59,7 @@ VMLINUX := $(if $(shell grep -l '"vmlinux.h"' bpf/* 2>/dev/null),build/gen/vmlin
 obj = $(patsubst %.c,$(B)/obj/%.o,$(patsubst build/%,%,$1))
 ARCHIVES := $(if $(LIB)$(PROTO),$(B)/libdecamp.a) $(if $(CORE),$(B)/liboverlay-core.a)
 PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp) \
-	$(if $(KEEPER),$(B)/decamp-keeper)
+	$(if $(wildcard agent/keeper/main.c),$(B)/decamp-keeper)
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
 	agent/main.c)
@@ -149,14 +151,16 @@ unit unit-san fuzz e2e lint:
 
 install: all
 	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
-		share/man/man8 share/doc/decamp)
+		share/man/man5 share/man/man8 share/doc/decamp share/bash-completion/completions)
 	install $(B)/decampd $(DESTDIR)$(prefix)/sbin/
 	install $(B)/decamp $(DESTDIR)$(prefix)/bin/
 	install $(B)/decamp-keeper $(DESTDIR)$(prefix)/lib/decamp/
-	$(foreach s,1 8,$(if $(wildcard docs/*.$s),install -m 644 $(wildcard docs/*.$s) \
+	$(foreach s,1 5 8,$(if $(wildcard docs/*.$s),install -m 644 $(wildcard docs/*.$s) \
 		$(DESTDIR)$(prefix)/share/man/man$s/;))
 	$(if $(wildcard packaging/decampd.conf),install -m 644 packaging/decampd.conf \
 		$(DESTDIR)$(prefix)/share/doc/decamp/)
+	install -m 644 packaging/decamp.bash \
+		$(DESTDIR)$(prefix)/share/bash-completion/completions/decamp
 	sed 's,/usr/,$(prefix)/,' packaging/decampd.service \
 		>$(DESTDIR)$(prefix)/lib/systemd/system/decampd.service
 

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <json-c/json.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "agent/cli/cli.h"
+
+enum { KEY_COLUMNS = 24 };
+
+/* "key:   value"; an empty value leaves the line out. */
+static void __attribute__((format(printf, 2, 3))) line(const char *key, const char *fmt, ...)
+{
+	_cleanup_free_ char *value = NULL;
+	char left[KEY_COLUMNS + 8];
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&value, fmt, ap) < 0)
+		cli_out_of_memory();
+	va_end(ap);
+	text_clean(value);
+	if (!*value)
+		return;
+	snprintf(left, sizeof(left), "%s:", key);
+	printf("%-*s %s\n", KEY_COLUMNS, left, value);
+}
+
+static void show_identity(struct json_object *job, struct json_object *detail)
+{
+	_cleanup_free_ char *argv = js_join(js_member(detail, "argv"), "");
+	int64_t submitted = js_int(job, "submit_ms", 0);
+
+	line("name", "%s", js_text(job, "name", ""));
+	line("job", "%s", js_text(job, "job", ""));
+	line("user", "%s", js_text(job, "user", ""));
+	line("command", "%s", js_text(job, "command", argv));
+	line("folder", "%s", js_text(detail, "cwd", ""));
+	if (submitted)
+		line("submitted", "%s on %s", text_when(submitted).s, js_text(job, "home", "?"));
+}
+
+static void show_place(struct json_object *job, struct json_object *detail)
+{
+	const char *state = js_text(job, "state", "?"), *step = js_text(job, "step", "");
+	struct json_object *pids = js_member(detail, "pids");
+	_cleanup_free_ char *list = js_join(pids, "");
+	int64_t total = js_int(job, "step_total", 0);
+
+	putchar('\n');
+	if (state_is_end(state))
+		line("state", "%s: %s", state, text_end(job).s);
+	else if (strcmp(state, "waiting") == 0)
+		line("state", "waiting: no machine has it now");
+	else
+		line("state", "%s", state);
+	if (*step && total > 0)
+		line("under way", "%s, %.0f %%", step,
+		     100 * js_double(job, "step_done", 0) / (double)total);
+	else
+		line("under way", "%s", step);
+	line("runs on", "%s", state_is_end(state) ? "" : js_text(job, "host", ""));
+	line("processes", "%s", list);
+	if (js_has(detail, "mem_bytes"))
+		line("memory", "%s", text_size(js_int(detail, "mem_bytes", 0)).s);
+	line("captured by", "%s", js_text(detail, "engine", ""));
+	line("last message", "%s", js_text(job, "message", ""));
+}
+
+/* What the user wants to know before all: how much work is safe. */
+static void show_protection(struct json_object *job, struct json_object *detail)
+{
+	int64_t seq = js_int(job, "seq", 0), age;
+	_cleanup_free_ char *holders = js_join(js_member(detail, "holders"), "");
+	_cleanup_free_ char *guardians = js_join(js_member(detail, "guardians"), "");
+
+	age = js_int(detail, "recovery_point_ms", js_int(job, "ckpt_age_ms", 0));
+	putchar('\n');
+	if (!js_bool(job, "protected", seq > 0)) {
+		line("protected until", "not yet: no checkpoint is committed");
+		if (!state_is_end(js_text(job, "state", "")))
+			line("if the host died now", "all work since the start would be lost");
+	} else {
+		line("protected until", "%s (checkpoint %lld, %s ago)",
+		     text_when(js_int(job, "ckpt_ms", 0)).s, (long long)seq, text_age(age).s);
+		if (!state_is_end(js_text(job, "state", "")))
+			line("if the host died now", "the last %s of work would be done again",
+			     text_age(age).s);
+	}
+	if (js_int(detail, "recovery_time_ms", 0) > 0)
+		line("back at work within", "%s (measured at the last move)",
+		     text_us(js_int(detail, "recovery_time_ms", 0) * 1000).s);
+	line("copies are on", "%s", holders);
+	line("watched by", "%s", guardians);
+	line("fence", "%s", js_text(detail, "fence", ""));
+}
+
+static void show_cost(struct json_object *detail)
+{
+	int64_t interval = js_int(detail, "interval_s", 0),
+		next = js_int(detail, "next_ckpt_ms", 0);
+	const char *set = js_int(detail, "every_s", 0) > 0 ? "as asked" : "found by measuring";
+
+	putchar('\n');
+	if (js_has(detail, "checkpoints"))
+		line("checkpoints", "%lld", (long long)js_int(detail, "checkpoints", 0));
+	if (interval > 0)
+		line("interval", "%s (%s)", text_age(interval * 1000).s, set);
+	if (next > 0)
+		line("next checkpoint", "%s", text_when(next).s);
+	if (js_has(detail, "pause_us_median"))
+		line("pause", "%s usually, %s at most",
+		     text_us(js_int(detail, "pause_us_median", 0)).s,
+		     text_us(js_int(detail, "pause_us_max", 0)).s);
+	if (js_has(detail, "sent_bytes_median"))
+		line("sent per checkpoint", "%s",
+		     text_size(js_int(detail, "sent_bytes_median", 0)).s);
+	if (js_has(detail, "moves"))
+		line("moves", "%lld", (long long)js_int(detail, "moves", 0));
+}
+
+static void show_output(struct json_object *detail)
+{
+	struct json_object *results = js_member(detail, "results");
+
+	putchar('\n');
+	line("stdout", "%s", js_text(detail, "stdout", ""));
+	line("stderr", "%s", js_text(detail, "stderr", ""));
+	if (!json_object_is_type(results, json_type_object))
+		return;
+	line("result files", "%lld written, %lld set aside, %lld deleted, %lld failed",
+	     (long long)js_int(results, "written", 0), (long long)js_int(results, "set_aside", 0),
+	     (long long)js_int(results, "deleted", 0), (long long)js_int(results, "failed", 0));
+	line("set aside in", "%s", js_text(results, "folder", ""));
+}
+
+int verb_show(struct cli *cli, int argc, char **argv)
+{
+	_cleanup_reply_ struct cli_reply reply = { 0 };
+	struct json_object *body, *detail;
+	int r = cli_parse(cli, NULL, argc, argv);
+
+	if (r >= 0)
+		return r;
+	body = js_new();
+	js_put_text(body, "job", cli->args[0]);
+	r = cli_call(cli, "show", body, &reply);
+	if (r != CLI_OK)
+		return r;
+	if (cli->json) {
+		js_print(reply.json);
+		return CLI_OK;
+	}
+	detail = js_member(reply.json, "detail");
+	show_identity(reply.json, detail);
+	show_place(reply.json, detail);
+	show_protection(reply.json, detail);
+	show_cost(detail);
+	show_output(detail);
+	return CLI_OK;
+}

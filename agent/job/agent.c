@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* The table of local jobs, and what the cluster and the user at the keyboard say to it. */
+#define LOG_TAG "agent"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "agent/job/job.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+struct job *job_ref(struct job *job)
+{
+	job->refs++;
+	return job;
+}
+
+void job_unref(struct job *job)
+{
+	if (!job || --job->refs > 0)
+		return;
+	for (int i = 0; i < OV_HISTORY_MAX; i++)
+		free(job->kept[i].hashes);
+	keeper_detach(job->lease_keeper);
+	close_fdp(&job->wake_fd);
+	job_spec_deinit(&job->spec);
+	key_wipe(&job->key, sizeof(job->key));
+	pthread_mutex_destroy(&job->lock);
+	pthread_cond_destroy(&job->changed);
+	free(job);
+}
+
+/* Rows of jobs that are gone are given up by whoever walks the table next. Lock held. */
+static void sweep(struct agent *a)
+{
+	for (int i = 0; i < JOB_LOCAL_MAX; i++) {
+		if (!a->jobs[i] || a->jobs[i]->phase != PHASE_GONE)
+			continue;
+		job_unref(a->jobs[i]);
+		a->jobs[i] = NULL;
+	}
+}
+
+struct job *agent_find(struct agent *a, const struct job_id *id)
+{
+	struct job *found = NULL;
+
+	pthread_mutex_lock(&a->lock);
+	sweep(a);
+	for (int i = 0; i < JOB_LOCAL_MAX && !found; i++)
+		if (a->jobs[i] && !memcmp(&a->jobs[i]->id, id, sizeof(*id)))
+			found = job_ref(a->jobs[i]);
+	pthread_mutex_unlock(&a->lock);
+	return found;
+}
+
+static int make_folders(struct job *job)
+{
+	struct agent *a = job->agent;
+	int r;
+
+	snprintf(job->state_dir, sizeof(job->state_dir), "%s/jobs/%s", a->config.state_dir,
+		 job->hex);
+	snprintf(job->run_dir, sizeof(job->run_dir), "%s/jobs/%s", a->config.run_dir, job->hex);
+	r = mkdir_parents(job->state_dir, 0700);
+	if (r == 0)
+		r = mkdir_parents(job->run_dir, 0700);
+	if (r == 0 && a->cgroup_base[0]) {
+		snprintf(job->cgroup_dir, sizeof(job->cgroup_dir), "%.300s/%s", a->cgroup_base,
+			 job->hex);
+		if (mkdir(job->cgroup_dir, 0755) < 0 && errno != EEXIST)
+			r = -errno;
+	}
+	return r;
+}
+
+static struct job *job_new(struct agent *a, const struct job_id *id, const struct job_value *value,
+			   const struct secret_key *key)
+{
+	struct job *job = calloc(1, sizeof(*job));
+
+	if (!job)
+		return NULL;
+	job->agent = a;
+	job->id = *id;
+	hex_encode(id, sizeof(*id), job->hex);
+	job->value = *value;
+	job->key = *key;
+	job->refs = 1;
+	job->channel = -1;
+	job->phase = PHASE_STARTING;
+	pthread_mutex_init(&job->lock, NULL);
+	pthread_cond_init(&job->changed, NULL);
+	job->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return job;
+}
+
+static int insert(struct agent *a, struct job *job)
+{
+	int r = -ENOSPC, at = -1;
+
+	pthread_mutex_lock(&a->lock);
+	sweep(a);
+	for (int i = 0; i < JOB_LOCAL_MAX; i++) {
+		if (!a->jobs[i]) {
+			at = at < 0 ? i : at;
+		} else if (!memcmp(&a->jobs[i]->id, &job->id, sizeof(job->id))) {
+			pthread_mutex_unlock(&a->lock);
+			return -EEXIST;
+		}
+	}
+	if (at >= 0) {
+		a->jobs[at] = job_ref(job);
+		r = 0;
+	}
+	pthread_mutex_unlock(&a->lock);
+	return r;
+}
+
+int agent_add_job(struct agent *a, const struct job_id *id, const struct job_value *value,
+		  struct job_spec *spec_take, const struct secret_key *key, struct job **ret_job)
+{
+	struct job *job = job_new(a, id, value, key);
+	pthread_attr_t detached;
+	int r;
+
+	if (!job) {
+		job_spec_deinit(spec_take);
+		return -ENOMEM;
+	}
+	job->spec = *spec_take;
+	memset(spec_take, 0, sizeof(*spec_take));
+	r = job->wake_fd < 0 ? -EMFILE : make_folders(job);
+	if (r == 0)
+		r = insert(a, job);
+	if (r < 0) {
+		job_unref(job);
+		return r;
+	}
+	pthread_attr_init(&detached);
+	pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+	job_ref(job); /* the thread's */
+	r = -pthread_create(&job->thread, &detached, job_thread, job);
+	pthread_attr_destroy(&detached);
+	if (r < 0) {
+		job_unref(job);
+		job_phase(job, PHASE_GONE);
+		job_unref(job);
+		return r;
+	}
+	*ret_job = job;
+	return 0;
+}
+
+/* A spec of what the register's seal tells; the full one comes with the manifest. */
+static int spec_from_seal(const struct job_seal *seal, struct job_spec *ret_spec)
+{
+	struct json_object *json = json_object_new_object();
+
+	if (!json)
+		return -ENOMEM;
+	json_object_object_add(json, "name", json_object_new_string(seal->name));
+	json_object_object_add(json, "user", json_object_new_string(seal->user));
+	json_object_object_add(json, "cwd", json_object_new_string(seal->cwd));
+	json_object_object_add(json, "command", json_object_new_string(seal->command));
+	json_object_object_add(json, "uid", json_object_new_int64(seal->uid));
+	json_object_object_add(json, "gid", json_object_new_int64(seal->gid));
+	json_object_object_add(json, "every_s", json_object_new_int64(seal->every_s));
+	json_object_object_add(json, "adopted",
+			       json_object_new_boolean(seal->flags & JOB_SEAL_ADOPTED));
+	return job_spec_from_json(json, ret_spec);
+}
+
+static int add_from_value(struct agent *a, const struct job_value *value, enum action_type first)
+{
+	struct action action = { .type = first };
+	struct job_spec spec;
+	struct secret_key key;
+	struct job_seal seal;
+	struct job *job;
+	int r = job_unseal_value(a, value, &seal);
+
+	if (r < 0)
+		return r;
+	r = spec_from_seal(&seal, &spec);
+	memcpy(key.b, seal.key, sizeof(key.b));
+	key_wipe(&seal, sizeof(seal));
+	if (r == 0)
+		r = agent_add_job(a, &value->job, value, &spec, &key, &job);
+	key_wipe(&key, sizeof(key));
+	if (r < 0)
+		return r;
+	r = job_post(job, &action);
+	job_unref(job);
+	return r;
+}
+
+static void on_lease(struct agent *a, const struct ov_lease *lease)
+{
+	_cleanup_(job_unrefp) struct job *job = agent_find(a, &lease->job);
+	int r;
+
+	if (!job || fence_token_compare(&lease->token, &job->value.token) != 0)
+		return;
+	if (lease->run_until_boot_ns > job->run_until_boot_ns)
+		job->run_until_boot_ns = lease->run_until_boot_ns;
+	if (job->value.fence != FENCE_STRICT)
+		return;
+	if (!job->lease_keeper && keeper_attach(job->run_dir, &job->lease_keeper) < 0)
+		return; /* not started yet, or ended */
+	r = keeper_lease(job->lease_keeper, job->run_until_boot_ns);
+	if (r < 0)
+		keeper_detach(take_ptr(job->lease_keeper));
+}
+
+static void on_lost(struct agent *a, const struct ov_job *lost)
+{
+	_cleanup_(job_unrefp) struct job *job = agent_find(a, &lost->job);
+	struct action action = { .type = ACTION_LOST };
+	int r;
+
+	if (!job || fence_token_compare(&lost->token, &job->value.token) != 0)
+		return;
+	pthread_mutex_lock(&job->lock);
+	job->lost = true;
+	pthread_mutex_unlock(&job->lock);
+	/* Its thread may be deep in a checkpoint: not one more instruction meanwhile. */
+	if (job->lease_keeper || keeper_attach(job->run_dir, &job->lease_keeper) == 0) {
+		r = keeper_freeze(job->lease_keeper, 0);
+		if (r < 0)
+			log_debug("%s: freeze: %s", job->spec.name, strerror(-r));
+	}
+	r = job_post(job, &action);
+}
+
+static void on_grant(struct agent *a, const struct job_value *value)
+{
+	_cleanup_(job_unrefp) struct job *job = agent_find(a, &value->job);
+	int r;
+
+	if (job) {
+		struct action lost = { .type = ACTION_LOST };
+
+		/* Ours under an older token: that incarnation ends first; the guardian repeats. */
+		if (fence_token_compare(&job->value.token, &value->token) < 0 &&
+		    job->phase != PHASE_FINISHING)
+			r = job_post(job, &lost);
+		return;
+	}
+	r = add_from_value(a, value, ACTION_RESTORE);
+	if (r < 0)
+		log_errno(r, "a job was granted to this host but cannot be taken");
+}
+
+static void on_done(struct agent *a, const struct job_value *value)
+{
+	_cleanup_(job_unrefp) struct job *job = agent_find(a, &value->job);
+	int r;
+
+	if (job)
+		return;
+	r = add_from_value(a, value, ACTION_RESULTS);
+	if (r < 0 && r != -EEXIST)
+		log_errno(r, "results of a job cannot be fetched");
+}
+
+struct join_work {
+	struct agent *agent;
+	struct ov_join event;
+};
+
+/* Admits one host; in a thread, for it asks for the members. */
+static void *join_thread(void *arg)
+{
+	struct join_work *work = arg;
+	struct agent *a = work->agent;
+	struct ov_msg reply = { .op = OV_JOIN_REPLY };
+	struct member_info *members = NULL;
+	char hostname[OV_NAME_MAX];
+	size_t count = 0;
+	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
+	int r = channel < 0 ? channel : agent_members(channel, &members, &count);
+
+	if (r == 0) {
+		pthread_mutex_lock(&a->lock);
+		r = cluster_admit(a->cluster, a->config.state_dir, &work->event, members, count,
+				  &reply.u.join, hostname);
+		pthread_mutex_unlock(&a->lock);
+	}
+	reply.u.join.call_id = work->event.call_id;
+	reply.status = r;
+	if (r < 0)
+		log_errno(r, "a join was refused");
+	else
+		log_info("admitted %s", hostname);
+	r = send_with_fd(a->main_channel, &reply, sizeof(reply), -1);
+	if (r < 0)
+		log_errno(r, "join reply");
+	free(members);
+	free(work);
+	return NULL;
+}
+
+static void on_join(struct agent *a, const struct ov_join *event)
+{
+	struct join_work *work = malloc(sizeof(*work));
+	pthread_t thread;
+
+	if (!work)
+		return;
+	work->agent = a;
+	work->event = *event;
+	if (pthread_create(&thread, NULL, join_thread, work) != 0)
+		free(work);
+	else
+		pthread_detach(thread);
+}
+
+void agent_overlay_event(struct agent *a, const struct ov_msg *msg)
+{
+	if (!a->cluster)
+		return;
+	switch (msg->op) {
+	case OV_EV_LEASE:
+		return on_lease(a, &msg->u.lease);
+	case OV_EV_LOST:
+		return on_lost(a, &msg->u.job);
+	case OV_EV_GRANT:
+		if (job_value_sane(&msg->u.value))
+			on_grant(a, &msg->u.value);
+		return;
+	case OV_EV_DONE:
+		if (job_value_sane(&msg->u.value))
+			on_done(a, &msg->u.value);
+		return;
+	case OV_EV_ORDER:
+		return order_received(a, msg);
+	case OV_EV_JOIN:
+		return on_join(a, &msg->u.join);
+	case OV_EV_MEMBER:
+		log_info("host %.63s is %s", msg->u.member.hostname,
+			 msg->u.member.state == MEMBER_ALIVE   ? "alive" :
+			 msg->u.member.state == MEMBER_SUSPECT ? "silent" :
+			 msg->u.member.state == MEMBER_LEFT    ? "gone" :
+								 "dead");
+		return;
+	default:
+		return; /* an answer to a request on the main channel: none is waited for */
+	}
+}
+
+int agent_start_overlay(struct agent *a)
+{
+	struct ov_invite invites[CLUSTER_INVITES_MAX];
+	struct ov_msg msg = { .op = OV_CLUSTER_START };
+	struct ov_identity identity;
+	const struct host_config *c = &a->config;
+	_cleanup_close_ int fd = -1, channel = -1;
+	uint32_t count = 0;
+	uint16_t port;
+	int r;
+
+	if (!a->cluster)
+		return 0;
+	cluster_overlay_identity(a->cluster, &identity);
+	a->self = identity.card.id;
+	fd = memfd_new("identity");
+	r = fd < 0 ? fd : write_full(fd, &identity, sizeof(identity));
+	key_wipe(&identity, sizeof(identity));
+	if (r == 0)
+		r = memfd_seal(fd);
+	if (r < 0)
+		return r;
+	snprintf(msg.u.start.listen_addr, OV_ADDR_MAX, "%s", c->listen_addr);
+	snprintf(msg.u.start.advertise_addr, OV_ADDR_MAX, "%s", cluster_addr(a->cluster, &port));
+	msg.u.start.port = port;
+	msg.u.start.probe_ms = c->probe_ms;
+	msg.u.start.suspect_ms = c->suspect_ms;
+	msg.u.start.renew_ms = c->renew_ms;
+	msg.u.start.lease_ms = c->lease_ms;
+	msg.u.start.hold_ms = c->hold_ms;
+	msg.u.start.quota_bytes = c->quota_bytes;
+	msg.u.start.reserve_bytes = c->reserve_bytes;
+	channel = ov_open_channel(a->main_channel);
+	if (channel < 0)
+		return channel;
+	r = ov_call(channel, &msg, fd, NULL, JOB_CALL_MS);
+	if (r < 0)
+		return r;
+	r = cluster_invites(c->state_dir, invites, &count);
+	for (uint32_t i = 0; r == 0 && i < count; i++) {
+		struct ov_msg invite = { .op = OV_INVITE, .u.invite = invites[i] };
+
+		r = ov_call(channel, &invite, -1, NULL, JOB_CALL_MS);
+	}
+	agent_report(a);
+	return r;
+}
+
+void agent_report(struct agent *a)
+{
+	struct ov_msg msg = { .op = OV_REPORT };
+	struct member_state_report *report = &msg.u.report;
+	struct host_resources res;
+	int r;
+
+	if (!a->cluster || host_resources(&res) < 0)
+		return;
+	report->flags = MEMBER_STORES_PACKS;
+	if (a->config.takes_jobs && !a->user_present && !a->vacating && !a->stopping)
+		report->flags |= MEMBER_TAKES_JOBS;
+	if (a->user_present)
+		report->flags |= MEMBER_USER_PRESENT;
+	if (a->vacating)
+		report->flags |= MEMBER_VACATING;
+	report->load_milli = res.load_milli;
+	report->mem_free_bytes = res.mem_free_bytes;
+	memcpy(report->cpu_features, res.cpu_features, sizeof(report->cpu_features));
+	pthread_mutex_lock(&a->lock);
+	sweep(a);
+	for (int i = 0; i < JOB_LOCAL_MAX; i++)
+		report->jobs += a->jobs[i] != NULL;
+	pthread_mutex_unlock(&a->lock);
+	/* The overlay half fills in its store's figures. On the main channel: no answer is awaited. */
+	r = send_with_fd(a->main_channel, &msg, sizeof(msg), -1);
+	if (r < 0)
+		log_errno(r, "report");
+}
+
+static void for_each_job(struct agent *a, void (*fn)(struct job *job, void *ctx), void *ctx)
+{
+	struct job *jobs[JOB_LOCAL_MAX];
+	int count = 0;
+
+	pthread_mutex_lock(&a->lock);
+	sweep(a);
+	for (int i = 0; i < JOB_LOCAL_MAX; i++)
+		if (a->jobs[i])
+			jobs[count++] = job_ref(a->jobs[i]);
+	pthread_mutex_unlock(&a->lock);
+	for (int i = 0; i < count; i++) {
+		fn(jobs[i], ctx);
+		job_unref(jobs[i]);
+	}
+}
+
+static void send_away(struct job *job, void *ctx)
+{
+	struct action action = { .type = ACTION_HANDOVER };
+	int r;
+
+	snprintf(action.reason, sizeof(action.reason), "%s", (const char *)ctx);
+	/* The user's CPU first: freeze now, the job's thread does the rest when it comes to it. */
+	if (job->phase == PHASE_RUNNING &&
+	    (job->lease_keeper || keeper_attach(job->run_dir, &job->lease_keeper) == 0)) {
+		r = keeper_freeze(job->lease_keeper, 0);
+		if (r < 0)
+			log_debug("%s: freeze: %s", job->spec.name, strerror(-r));
+	}
+	r = job_post(job, &action);
+	if (r < 0 && r != -ESTALE)
+		log_errno(r, "%s: hand over", job->spec.name);
+}
+
+static void let_go(struct job *job, void *ctx)
+{
+	struct action action = { .type = ACTION_THAW };
+
+	(void)ctx;
+	if (job->owner_frozen && !job->user_frozen && job_post(job, &action) < 0)
+		log_warn("%s: cannot be thawed", job->spec.name);
+}
+
+void agent_user_came(struct agent *a, const char *who)
+{
+	log_info("%s is here: jobs leave", who);
+	a->user_present = true;
+	agent_report(a);
+	if (a->config.vacate_on_login)
+		for_each_job(a, send_away, (void *)"login");
+}
+
+void agent_user_gone(struct agent *a)
+{
+	log_info("the user is gone: this host takes jobs again");
+	a->user_present = false;
+	agent_report(a);
+	for_each_job(a, let_go, NULL);
+}
+
+void agent_vacate(struct agent *a, bool on, const char *reason)
+{
+	a->vacating = on;
+	agent_report(a);
+	if (on)
+		for_each_job(a, send_away, (void *)reason);
+	else
+		for_each_job(a, let_go, NULL);
+}
+
+static void stop_job(struct job *job, void *ctx)
+{
+	struct action action = { .type = ACTION_STOP };
+
+	(void)ctx;
+	if (job_post(job, &action) < 0)
+		log_debug("%s: gone already", job->spec.name);
+}
+
+void agent_stop_jobs(struct agent *a)
+{
+	a->stopping = true;
+	for_each_job(a, stop_job, NULL);
+	for (int waited = 0; waited < 50; waited++) {
+		bool busy = false;
+
+		pthread_mutex_lock(&a->lock);
+		sweep(a);
+		for (int i = 0; i < JOB_LOCAL_MAX; i++)
+			busy |= a->jobs[i] != NULL;
+		pthread_mutex_unlock(&a->lock);
+		if (!busy)
+			return;
+		usleep(100000);
+	}
+}

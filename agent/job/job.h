@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Jobs of this host: launch, adopt, supervise, checkpoint, hand over, take over, bring home.
+ *
+ *   API threads --\                          /-- keeper (namespaces, lease warden)
+ *   overlay events --> struct job + its thread --- capture -> pack -> overlay half
+ *   logins, timers -/                        \-- restore
+ *
+ * Threading: one thread per local job does everything that blocks, one action at a time, in order.
+ * The event loop only passes overlay events on and extends leases (its own keeper connection, so
+ * that a long checkpoint never delays one). `agent.lock` guards the table; `job.lock` the fields
+ * marked below; neither is held across a blocking call.
+ *
+ * Rule of the stage: a job is killed here only after its register said that it is no longer ours
+ * (-ESTALE, LOST), after a RELEASE of a frozen job was committed, or at its user's word. Any other
+ * failure ends with the job running (or frozen, if its lease or a user at the keyboard says so).
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "agent/api/api.h"
+#include "agent/capture/capture.h"
+#include "agent/cluster/cluster.h"
+#include "agent/host/host.h"
+#include "agent/keeper/keeper.h"
+#include "agent/pack/pack.h"
+#include "overlay/ipc.h"
+
+struct sd_event;
+struct sd_event_source;
+
+enum {
+	JOB_NAME_MAX = 64,
+	JOB_MESSAGE_MAX = 512,
+	JOB_CALL_MS = 15000,	/* one register request */
+	JOB_OBJECT_MS = 120000, /* one object to or from its holders */
+	JOB_LOCAL_MAX = 128,	/* jobs on one host */
+	JOB_INTERVAL_MIN_S = 5,
+	JOB_INTERVAL_MAX_S = 900,
+};
+
+/* What a user asked for; travels as JSON in every manifest. */
+struct job_spec {
+	struct json_object *json; /* the whole of it, owned */
+	char name[JOB_NAME_MAX];
+	char user[32];
+	char cwd[1024];
+	char command[200];
+	uid_t uid;
+	gid_t gid;
+	uint32_t every_s; /* 0: adaptive */
+	bool adopted;
+};
+
+/* Sealed into struct job_value.sealed with the worker key; AD = job id. */
+struct job_seal {
+	uint32_t version; /* 1 */
+	uint32_t uid, gid;
+	uint32_t every_s;
+	uint64_t flags; /* JOB_SEAL_ADOPTED */
+	uint8_t key[32];
+	char name[JOB_NAME_MAX];
+	char user[32];
+	char command[200];
+	char cwd[1024];
+};
+enum { JOB_SEAL_ADOPTED = 1 };
+_Static_assert(sizeof(struct job_seal) + SEAL_OVERHEAD <= OV_SEALED_MAX, "fits the register");
+
+enum job_phase {
+	PHASE_STARTING = 1,
+	PHASE_RUNNING,
+	PHASE_CHECKPOINTING,
+	PHASE_MOVING, /* being handed over */
+	PHASE_RESTORING,
+	PHASE_FINISHING, /* ended; its result is being stored */
+	PHASE_GONE,	 /* no longer here: moved, lost, ended */
+};
+
+enum action_type {
+	ACTION_LAUNCH = 1,
+	ACTION_ADOPT,
+	ACTION_RESUME,	/* keeper found alive after a restart of decampd */
+	ACTION_RESTORE, /* granted to us */
+	ACTION_CHECKPOINT,
+	ACTION_HANDOVER, /* freeze, commit, release, free */
+	ACTION_ROLLBACK, /* release at an older checkpoint */
+	ACTION_FREEZE,
+	ACTION_THAW,
+	ACTION_KILL,
+	ACTION_RESULTS, /* we are home: bring the results in */
+	ACTION_LOST,	/* another incarnation has the job: kill and discard */
+	ACTION_STOP,	/* decampd ends; the job runs on */
+};
+
+struct action {
+	enum action_type type;
+	char reason[32];
+	struct node_id target;
+	uint64_t seq;  /* ROLLBACK */
+	int signal;    /* KILL: 0 = end the job */
+	pid_t pid;     /* ADOPT */
+	bool detached; /* nobody waits: the thread frees it */
+	/* filled in by the thread */
+	bool finished;
+	int result;
+	struct ckpt_stat stat; /* CHECKPOINT */
+	struct action *next;
+};
+
+struct agent;
+
+struct job {
+	struct agent *agent;
+	struct job_id id;
+	char hex[33];
+	struct job_spec spec;
+	struct secret_key key;
+
+	pthread_t thread;
+	bool thread_started;
+	int wake_fd; /* eventfd: the queue has something */
+	atomic_int refs;
+
+	pthread_mutex_t lock; /* guards all below up to the blank line */
+	pthread_cond_t changed;
+	struct action *queue_head, *queue_tail;
+	enum job_phase phase;
+	struct job_value value; /* newest committed value that we know */
+	char message[JOB_MESSAGE_MAX];
+	char step[32];
+	uint64_t step_done, step_total;
+	bool user_frozen;  /* by `decamp freeze` */
+	bool owner_frozen; /* a user sits here and the job could not leave yet */
+	bool releasing;	   /* a RELEASE was sent under this token: never to run under it again */
+	bool lost;
+	uint64_t next_ckpt_boot_ns;
+	uint32_t interval_s;
+	uint32_t stat_count, move_count;
+	struct ckpt_stat stats[MANIFEST_STATS_MAX];
+	struct move_stat moves[MANIFEST_STATS_MAX];
+	uint32_t failures; /* checkpoints failed in a row */
+	struct results_summary {
+		uint32_t written, deleted, set_aside, failed;
+		char folder[128];
+	} results;
+	atomic_ullong run_until_boot_ns;
+
+	/* the job's thread only */
+	int channel;
+	struct keeper *keeper;
+	struct capture *capture;
+	struct packer *packer;
+	struct {
+		uint64_t seq;
+		struct object_hash *hashes;
+		size_t count;
+	} kept[OV_HISTORY_MAX]; /* objects that each history entry needs */
+	char state_dir[512], run_dir[512], cgroup_dir[512];
+
+	/* the event loop only */
+	struct keeper *lease_keeper;
+};
+
+struct agent {
+	struct host_config config;
+	struct sd_event *event;
+	struct cluster *cluster; /* NULL: not in a cluster yet */
+	struct node_id self;
+	char hostname[64];
+	char criu[512];
+	char cgroup_base[512]; /* empty: none */
+	bool has_sys_resource;
+	int main_channel;
+	int boot_lock_fd;
+	struct host_watch *watch;
+	struct host_trace *trace;
+	struct api *api;
+	struct sd_event_source *report_timer;
+
+	pthread_mutex_t lock; /* guards the rest */
+	struct job *jobs[JOB_LOCAL_MAX];
+	atomic_bool user_present, vacating, stopping;
+	uint8_t order_nonces[256][16]; /* seen lately: no order is carried out twice */
+	uint32_t order_nonce_next;
+};
+
+/* ---- agent.c, resume.c: what main.c calls ---- */
+int agent_start_jobs(struct agent *a) _must_check_; /* attaches to keepers left by an earlier life */
+int job_resume(struct job *job) _must_check_;
+void agent_stop_jobs(struct agent *a);		       /* leaves all jobs running */
+int agent_start_overlay(struct agent *a) _must_check_; /* OV_CLUSTER_START if there is an identity */
+void agent_overlay_event(struct agent *a, const struct ov_msg *msg);
+void agent_report(struct agent *a); /* tell the cluster what this host is like now */
+void agent_user_came(struct agent *a, const char *who);
+void agent_user_gone(struct agent *a);
+void agent_vacate(struct agent *a, bool on, const char *reason);
+extern const struct api_route agent_routes[];
+
+/* ---- table (agent.c) ---- */
+struct job *agent_find(struct agent *a, const struct job_id *id); /* with a reference, or NULL */
+struct job *job_ref(struct job *job);
+void job_unref(struct job *job);
+static inline void job_unrefp(struct job **job)
+{
+	if (*job)
+		job_unref(*job);
+}
+/* Makes the table row, folders and thread; the caller posts the first action. ret_job: with a
+ * reference. -EEXIST if it is here already. */
+int agent_add_job(struct agent *a, const struct job_id *id, const struct job_value *value,
+		  struct job_spec *spec_take, const struct secret_key *key,
+		  struct job **ret_job) _must_check_;
+/* Members of the cluster; caller frees. Any thread, over its own side channel. */
+int agent_members(int channel, struct member_info **ret_members, size_t *ret_count) _must_check_;
+int agent_list(int channel, struct job_value **ret_values, size_t *ret_count) _must_check_;
+
+/* ---- spec.c ---- */
+int job_spec_from_json(struct json_object *json_take, struct job_spec *ret_spec) _must_check_;
+void job_spec_deinit(struct job_spec *spec);
+int job_seal_value(const struct agent *a, const struct job_spec *spec, const struct secret_key *key,
+		   struct job_value *value) _must_check_;
+int job_unseal_value(const struct agent *a, const struct job_value *value,
+		     struct job_seal *ret_seal) _must_check_;
+
+/* ---- thread.c ---- */
+void *job_thread(void *job);
+/* Waits until the action is done (timeout_ms < 0: for ever); -ETIMEDOUT leaves it under way. */
+int job_do(struct job *job, struct action *action, int timeout_ms) _must_check_;
+/* Queues a heap copy; nobody waits. */
+int job_post(struct job *job, const struct action *action) _must_check_;
+void job_say(struct job *job, const char *fmt, ...) _printf_(2, 3);
+void job_step(struct job *job, const char *step, uint64_t done, uint64_t total);
+void job_phase(struct job *job, enum job_phase phase);
+/* Local record for a restart of decampd. */
+int job_save(struct job *job) _must_check_;
+/* Everything local of a job that is no longer ours: processes, namespaces, files. */
+void job_discard(struct job *job);
+
+/* ---- register.c: requests on the thread's side channel ---- */
+/* The overlay half is not trusted: counts inside their arrays, a state that exists. */
+bool job_value_sane(const struct job_value *value);
+int job_cas(struct job *job, const struct job_value *value, int patience_ms) _must_check_;
+int job_hold(struct job *job, int patience_ms) _must_check_;
+void job_drop(struct job *job);
+int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		     uint32_t *ret_holder_count, struct node_id *ret_holders);
+struct fetch_ctx {
+	int channel;
+	struct job_id id;
+};
+int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
+		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
+int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
+		      const struct secret_key *key, const struct ckpt_ref *ref,
+		      struct manifest **ret_manifest) _must_check_;
+void job_retain(struct job *job);
+void job_learn_kept(struct job *job);
+
+/* ---- checkpoint.c ---- */
+int job_checkpoint(struct job *job, const char *reason, enum capture_after after,
+		   struct ckpt_stat *ret_stat) _must_check_;
+/* The ended job's files and exit status, committed as DONE. Retries until it holds or is lost. */
+int job_finish(struct job *job, int exit_status) _must_check_;
+uint32_t job_interval_s(const struct job *job);
+
+/* ---- handover.c ---- */
+int job_handover(struct job *job, const struct action *action) _must_check_;
+/* decampd was restarted between a RELEASE and its answer. */
+int job_finish_release(struct job *job) _must_check_;
+int job_rollback(struct job *job, const struct action *action) _must_check_;
+
+/* ---- launch.c, takeover.c, results.c ---- */
+int job_launch(struct job *job) _must_check_;
+int job_adopt(struct job *job, pid_t pid) _must_check_;
+int job_takeover(struct job *job) _must_check_;
+int job_bring_home(struct job *job) _must_check_;
+/* The spec and the statistics of the job come with its manifest. */
+int job_learn_head(struct job *job, const struct manifest_head *head) _must_check_;
+int job_make_capture(struct job *job) _must_check_;
+void job_fill_keeper(struct job *job, struct keeper_config *ret_config);
+
+/* ---- orders.c: from agent to agent ---- */
+/* Runs the verb on that host as this caller; -EHOSTUNREACH if it does not answer. */
+int order_forward(struct agent *a, const struct node_id *node, const char *verb,
+		  const struct api_call *call, int timeout_ms,
+		  struct api_reply *reply) _must_check_;
+void order_received(struct agent *a, const struct ov_msg *msg);
+
+/* ---- describe.c ---- */
+struct json_object *describe_summary(struct agent *a, const struct job_value *value,
+				     const struct job_seal *seal, struct job *local,
+				     const struct member_info *members, size_t member_count);
+void describe_detail(struct agent *a, struct json_object *json, const struct job_value *value,
+		     struct job *local, const struct manifest_head *head,
+		     const struct member_info *members, size_t member_count);
+struct json_object *describe_history(const struct job_value *value, const struct ckpt_stat *stats,
+				     uint32_t stat_count, const struct move_stat *moves,
+				     uint32_t move_count);

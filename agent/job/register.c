@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* The job's register and its objects, asked for over the thread's side channel. */
+#define LOG_TAG "job"
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "agent/job/job.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+static void nap_ms(long ms)
+{
+	struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
+
+	nanosleep(&ts, NULL);
+}
+
+/* A side channel that timed out in the middle could bring the late answer to the next request. */
+static int renew_channel(struct job *job)
+{
+	close_fdp(&job->channel);
+	job->channel = ov_open_channel(job->agent->main_channel);
+	return job->channel < 0 ? job->channel : 0;
+}
+
+static int call_patiently(struct job *job, struct ov_msg *msg, int patience_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)patience_ms * 1000000;
+	struct ov_msg attempt;
+	int r;
+
+	for (;;) {
+		attempt = *msg;
+		r = ov_call(job->channel, &attempt, -1, NULL, JOB_CALL_MS);
+		if (r == -EBADMSG || (r == -EAGAIN && attempt.status == 0)) {
+			int again = renew_channel(job);
+
+			if (again < 0)
+				return again;
+			r = -EAGAIN;
+		}
+		if (r != -EAGAIN || now_boot_ns() >= deadline || job->agent->stopping)
+			break;
+		nap_ms(200);
+	}
+	if (r == 0)
+		*msg = attempt;
+	return r;
+}
+
+bool job_value_sane(const struct job_value *v)
+{
+	bool sane = v->history_count <= OV_HISTORY_MAX && v->avoid_count <= OV_AVOID_MAX &&
+		    v->sealed_size <= OV_SEALED_MAX && v->state >= JOB_STATE_IDLE &&
+		    v->state <= JOB_STATE_KILLED;
+
+	for (uint32_t i = 0; sane && i < v->history_count; i++)
+		sane = v->history[i].holder_count <= OV_HOLDERS_MAX;
+	return sane;
+}
+
+int job_cas(struct job *job, const struct job_value *value, int patience_ms)
+{
+	struct ov_msg msg = { .op = OV_JOB_CAS, .u.value = *value };
+	int r = call_patiently(job, &msg, patience_ms);
+
+	if (r < 0)
+		return r;
+	if (!job_value_sane(&msg.u.value))
+		return -EBADMSG;
+	pthread_mutex_lock(&job->lock);
+	job->value = msg.u.value;
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
+int job_hold(struct job *job, int patience_ms)
+{
+	struct ov_msg msg = { .op = OV_JOB_HOLD,
+			      .u.job = { .job = job->id, .token = job->value.token } };
+	int r = call_patiently(job, &msg, patience_ms);
+
+	if (r == 0)
+		job->run_until_boot_ns = msg.u.lease.run_until_boot_ns;
+	return r;
+}
+
+void job_drop(struct job *job)
+{
+	struct ov_msg msg = { .op = OV_JOB_DROP,
+			      .u.job = { .job = job->id, .token = job->value.token } };
+	int r = ov_call(job->channel, &msg, -1, NULL, JOB_CALL_MS);
+
+	if (r < 0)
+		log_debug("%s: drop lease: %s", job->spec.name, strerror(-r));
+}
+
+int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		     uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	struct job *job = ctx;
+	struct ov_msg msg = { .op = OV_OBJECT_PUT,
+			      .u.object = { .job = job->id,
+					    .token = job->value.token,
+					    .hash = *hash,
+					    .seq = job->value.history[0].seq + 1,
+					    .size = size,
+					    .copies = job->agent->config.copies } };
+	int r = ov_call(job->channel, &msg, memfd, NULL, JOB_OBJECT_MS);
+
+	if (r == -EBADMSG || r == -EAGAIN) {
+		int again = renew_channel(job);
+
+		return again < 0 ? again : -EAGAIN;
+	}
+	if (r < 0)
+		return r;
+	if (msg.u.object.holder_count < 1 || msg.u.object.holder_count > OV_HOLDERS_MAX)
+		return -EBADMSG;
+	*ret_holder_count = msg.u.object.holder_count;
+	memcpy(ret_holders, msg.u.object.holders,
+	       msg.u.object.holder_count * sizeof(struct node_id));
+	return 0;
+}
+
+int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
+		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+{
+	struct fetch_ctx *fetch = ctx;
+	struct ov_msg msg = { .op = OV_OBJECT_GET,
+			      .u.object = { .job = fetch->id,
+					    .hash = *hash,
+					    .size = size,
+					    .holder_count = holder_count } };
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+	int r;
+
+	if (holder_count > OV_HOLDERS_MAX)
+		return -EBADMSG;
+	memcpy(msg.u.object.holders, holders, holder_count * sizeof(*holders));
+	r = ov_call(fetch->channel, &msg, -1, &fd, JOB_OBJECT_MS);
+	if (r < 0)
+		return r;
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size != (off_t)size || !memfd_is_sealed(fd))
+		return -EBADMSG;
+	*ret_memfd = take_fd(fd);
+	return 0;
+}
+
+int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
+		      const struct secret_key *key, const struct ckpt_ref *ref,
+		      struct manifest **ret_manifest)
+{
+	struct fetch_ctx fetch = { .channel = channel, .id = *id };
+	_cleanup_close_ int fd = -1;
+	void *bytes;
+	int r;
+
+	if (ref->manifest_size == 0 || ref->manifest_size > OV_PACK_MAX)
+		return -EBADMSG;
+	r = job_fetch_object(&fetch, &ref->manifest, ref->manifest_size, ref->holders,
+			     ref->holder_count, &fd);
+	if (r < 0)
+		return r;
+	bytes = mmap(NULL, ref->manifest_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (bytes == MAP_FAILED)
+		return -errno;
+	r = manifest_open(bytes, ref->manifest_size, &ref->manifest, key,
+			  cluster_public_key(a->cluster), ret_manifest);
+	munmap(bytes, ref->manifest_size);
+	if (r == 0 && memcmp(&manifest_head(*ret_manifest)->job, id, sizeof(*id)) != 0) {
+		manifest_destroy(*ret_manifest);
+		return -EBADMSG;
+	}
+	return r;
+}
+
+/* Which objects each restorable checkpoint needs: read from its manifest where not known. */
+void job_learn_kept(struct job *job)
+{
+	for (uint32_t i = 0; i < job->value.history_count; i++) {
+		struct ckpt_ref *ref = &job->value.history[i];
+		struct manifest *m;
+		size_t count;
+		int r;
+
+		if (job->kept[i].hashes && job->kept[i].seq == ref->seq)
+			continue;
+		free(job->kept[i].hashes);
+		job->kept[i].hashes = NULL;
+		r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, ref, &m);
+		if (r < 0) {
+			log_debug("%s: manifest %llu: %s", job->spec.name,
+				  (unsigned long long)ref->seq, strerror(-r));
+			continue;
+		}
+		count = manifest_object_count(m);
+		job->kept[i].hashes = calloc(count + 1, sizeof(struct object_hash));
+		if (job->kept[i].hashes) {
+			job->kept[i].seq = ref->seq;
+			job->kept[i].count = count + 1;
+			job->kept[i].hashes[count] = ref->manifest;
+			for (size_t k = 0; k < count; k++) {
+				struct node_id holders[OV_HOLDERS_MAX];
+				uint32_t size, holder_count;
+
+				manifest_object(m, k, &job->kept[i].hashes[k], &size, &holder_count,
+						holders);
+			}
+		}
+		manifest_destroy(m);
+	}
+}
+
+/*
+ * Garbage by push: holders keep what the restorable checkpoints need. Nothing is said while one
+ * of their lists is unknown, for what is not named is dropped.
+ */
+void job_retain(struct job *job)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_RETAIN,
+			      .u.retain = { .job = job->id,
+					    .token = job->value.token,
+					    .upto_seq = job->value.history[0].seq } };
+	_cleanup_close_ int fd = memfd_new("retain");
+	uint32_t count = 0;
+	int r = fd < 0 ? fd : 0;
+
+	for (uint32_t i = 0; r == 0 && i < job->value.history_count; i++) {
+		if (!job->kept[i].hashes || job->kept[i].seq != job->value.history[i].seq)
+			return;
+		r = write_full(fd, job->kept[i].hashes,
+			       job->kept[i].count * sizeof(struct object_hash));
+		count += (uint32_t)job->kept[i].count;
+	}
+	if (r == 0)
+		r = memfd_seal(fd);
+	if (r < 0) {
+		log_debug("%s: retain: %s", job->spec.name, strerror(-r));
+		return;
+	}
+	msg.u.retain.count = count;
+	r = ov_call(job->channel, &msg, fd, NULL, JOB_CALL_MS);
+	if (r < 0)
+		log_debug("%s: retain: %s", job->spec.name, strerror(-r));
+	if (r == -EAGAIN || r == -EBADMSG)
+		r = renew_channel(job);
+}
+
+/* An answer that is an array in a memfd: checked for its size, copied to the heap. */
+static int call_array(int channel, uint32_t op, size_t item_size, uint32_t max, void **ret_items,
+		      size_t *ret_count)
+{
+	struct ov_msg msg = { .op = op };
+	_cleanup_close_ int fd = -1;
+	_cleanup_free_ void *items = NULL;
+	struct stat st;
+	int r = ov_call(channel, &msg, -1, &fd, JOB_CALL_MS);
+
+	if (r < 0)
+		return r;
+	if (msg.u.count > max)
+		return -EBADMSG;
+	items = calloc(msg.u.count + 1, item_size);
+	if (!items)
+		return -ENOMEM;
+	if (msg.u.count) {
+		if (fd < 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size != msg.u.count * item_size)
+			return -EBADMSG;
+		r = pread_full(fd, items, msg.u.count * item_size, 0);
+		if (r < 0)
+			return r;
+	}
+	*ret_items = take_ptr(items);
+	*ret_count = msg.u.count;
+	return 0;
+}
+
+int agent_members(int channel, struct member_info **ret_members, size_t *ret_count)
+{
+	struct member_info *members;
+	size_t count;
+	int r = call_array(channel, OV_MEMBERS, sizeof(*members), OV_MEMBERS_MAX, (void **)&members,
+			   &count);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++) { /* names come from elsewhere: end them */
+		members[i].hostname[OV_NAME_MAX - 1] = '\0';
+		members[i].room[OV_NAME_MAX - 1] = '\0';
+		members[i].addr[OV_ADDR_MAX - 1] = '\0';
+	}
+	*ret_members = members;
+	*ret_count = count;
+	return 0;
+}
+
+int agent_list(int channel, struct job_value **ret_values, size_t *ret_count)
+{
+	struct job_value *values;
+	size_t count;
+	int r = call_array(channel, OV_JOB_LIST, sizeof(*values), OV_JOBS_MAX * OV_REPLICAS_MAX,
+			   (void **)&values, &count);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++) {
+		if (!job_value_sane(&values[i])) {
+			free(values);
+			return -EBADMSG;
+		}
+	}
+	*ret_values = values;
+	*ret_count = count;
+	return 0;
+}

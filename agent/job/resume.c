@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* After a restart of decampd: jobs whose keeper lives are taken up again, the rest is cleared. */
+#define LOG_TAG "agent"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "agent/job/job.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+enum { RECORD_MAX = 1 << 20 };
+
+struct record {
+	struct job_value value;
+	struct job_spec spec;
+	bool frozen, releasing;
+};
+
+static bool record_flag(struct json_object *json, const char *key)
+{
+	struct json_object *flag;
+
+	return json_object_object_get_ex(json, key, &flag) && json_object_get_boolean(flag);
+}
+
+static int read_record(struct agent *a, const char *hex, struct record *ret_record)
+{
+	_cleanup_free_ char *path = NULL, *text = NULL;
+	struct json_object *json, *value, *spec;
+	int r;
+
+	if (asprintf(&path, "%s/jobs/%s/job.json", a->config.state_dir, hex) < 0)
+		return -ENOMEM;
+	r = read_file_at(AT_FDCWD, path, RECORD_MAX, &text, NULL);
+	if (r < 0)
+		return r;
+	json = json_tokener_parse(text);
+	if (!json)
+		return -EBADMSG;
+	if (!json_object_object_get_ex(json, "value", &value) ||
+	    !json_object_object_get_ex(json, "spec", &spec))
+		r = -EBADMSG;
+	if (r == 0)
+		r = hex_decode(json_object_get_string(value), &ret_record->value,
+			       sizeof(ret_record->value));
+	if (r == 0 && !job_value_sane(&ret_record->value))
+		r = -EBADMSG;
+	if (r == 0)
+		r = job_spec_from_json(json_object_get(spec), &ret_record->spec);
+	ret_record->frozen = record_flag(json, "frozen");
+	ret_record->releasing = record_flag(json, "releasing");
+	json_object_put(json);
+	return r;
+}
+
+static int resume_job(struct agent *a, const char *hex, struct keeper *keeper)
+{
+	struct action resume = { .type = ACTION_RESUME };
+	struct secret_key key;
+	struct record record;
+	struct job_seal seal;
+	struct job *job;
+	int r = read_record(a, hex, &record);
+
+	if (r < 0)
+		return r;
+	r = job_unseal_value(a, &record.value, &seal);
+	if (r < 0) {
+		job_spec_deinit(&record.spec);
+		return r;
+	}
+	memcpy(key.b, seal.key, sizeof(key.b));
+	key_wipe(&seal, sizeof(seal));
+	r = agent_add_job(a, &record.value.job, &record.value, &record.spec, &key, &job);
+	key_wipe(&key, sizeof(key));
+	if (r < 0)
+		return r;
+	keeper_detach(keeper);
+	job->user_frozen = record.frozen;
+	job->releasing = record.releasing;
+	r = job_post(job, &resume);
+	job_unref(job);
+	return r;
+}
+
+/*
+ * No keeper: its namespace is dead, nothing of the job runs here. The register decides what
+ * becomes of it; what lies here is of no use, for a restore starts from the manifest.
+ */
+static void clear(struct agent *a, const char *hex)
+{
+	_cleanup_free_ char *state = NULL, *run = NULL, *cgroup = NULL;
+	int r;
+
+	if (asprintf(&state, "%s/jobs/%s", a->config.state_dir, hex) < 0 ||
+	    asprintf(&run, "%s/jobs/%s", a->config.run_dir, hex) < 0 ||
+	    asprintf(&cgroup, "%s/%s", a->cgroup_base, hex) < 0)
+		return;
+	r = remove_tree_at(AT_FDCWD, state);
+	if (r == 0)
+		r = remove_tree_at(AT_FDCWD, run);
+	if (r < 0)
+		log_errno(r, "clear %s", state);
+	if (a->cgroup_base[0])
+		rmdir(cgroup);
+}
+
+int agent_start_jobs(struct agent *a)
+{
+	_cleanup_free_ char *folder = NULL;
+	_cleanup_closedir_ DIR *dir = NULL;
+	struct dirent *entry;
+
+	if (asprintf(&folder, "%s/jobs", a->config.state_dir) < 0)
+		return -ENOMEM;
+	dir = opendir(folder);
+	if (!dir)
+		return errno == ENOENT ? 0 : -errno;
+	while ((entry = readdir(dir))) {
+		_cleanup_free_ char *run = NULL;
+		struct keeper *keeper;
+		struct job_id id;
+		int r;
+
+		if (hex_decode(entry->d_name, &id, sizeof(id)) < 0)
+			continue;
+		if (asprintf(&run, "%s/jobs/%s", a->config.run_dir, entry->d_name) < 0)
+			return -ENOMEM;
+		r = keeper_attach(run, &keeper);
+		if (r < 0) {
+			clear(a, entry->d_name);
+			continue;
+		}
+		r = a->cluster ? resume_job(a, entry->d_name, keeper) : -ENOENT;
+		if (r < 0) { /* never harm the job: it runs on under its keeper, unprotected */
+			log_errno(r, "job %s runs but cannot be taken up", entry->d_name);
+			keeper_detach(keeper);
+		}
+	}
+	return 0;
+}
+
+/* First action of a resumed job: is it still ours? */
+int job_resume(struct job *job)
+{
+	struct keeper_status status;
+	struct manifest *manifest;
+	int r = keeper_attach(job->run_dir, &job->keeper);
+
+	if (r == 0)
+		r = job_make_capture(job);
+	if (r == 0)
+		r = keeper_status(job->keeper, &status);
+	if (r < 0)
+		return r;
+	/* As long as it takes: the warden freezes the job meanwhile if its lease runs out. */
+	do {
+		r = job_hold(job, JOB_CALL_MS);
+	} while (r < 0 && r != -ESTALE && r != -ENOENT && !job->agent->stopping && !job->lost);
+	if (r == -ESTALE || job->lost) {
+		job_say(job, "another host took this job over while decampd was away");
+		job_discard(job);
+		job_phase(job, PHASE_GONE);
+		return -ESTALE;
+	}
+	if (r == 0 && job->releasing)
+		return job_finish_release(job);
+	if (r < 0)
+		return r;
+	if (status.frozen && !job->user_frozen) /* frozen for a checkpoint that never ended */
+		r = keeper_thaw(job->keeper);
+	if (r == 0 && job->value.fence == FENCE_STRICT)
+		r = keeper_lease(job->keeper, job->run_until_boot_ns);
+	if (job->value.history_count > 0 &&
+	    job_open_manifest(job->agent, job->channel, &job->id, &job->key, &job->value.history[0],
+			      &manifest) == 0) {
+		if (job_learn_head(job, manifest_head(manifest)) < 0)
+			log_warn("%s: statistics are lost", job->spec.name);
+		manifest_destroy(manifest);
+		r = job_make_capture(job);
+	}
+	if (r < 0)
+		log_errno(r, "%s: resume", job->spec.name);
+	pthread_mutex_lock(&job->lock);
+	job->next_ckpt_boot_ns = now_boot_ns() + 1000000000u;
+	pthread_mutex_unlock(&job->lock);
+	job_say(job, "taken up again after a restart of decampd");
+	job_phase(job, PHASE_RUNNING);
+	return 0;
+}

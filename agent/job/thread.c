@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* A job's thread: takes actions in order, watches its keeper, checkpoints when it is time. */
+#define LOG_TAG "job"
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "agent/job/job.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+enum { RETRY_MIN_S = 2, POLL_MAX_MS = 30000 };
+
+void job_say(struct job *job, const char *fmt, ...)
+{
+	char text[JOB_MESSAGE_MAX];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	pthread_mutex_lock(&job->lock);
+	strcpy(job->message, text);
+	pthread_mutex_unlock(&job->lock);
+	if (text[0])
+		log_info("%s: %s", job->spec.name, text);
+}
+
+void job_step(struct job *job, const char *step, uint64_t done, uint64_t total)
+{
+	pthread_mutex_lock(&job->lock);
+	snprintf(job->step, sizeof(job->step), "%s", step);
+	job->step_done = done;
+	job->step_total = total;
+	pthread_mutex_unlock(&job->lock);
+}
+
+void job_phase(struct job *job, enum job_phase phase)
+{
+	pthread_mutex_lock(&job->lock);
+	job->phase = phase;
+	if (phase == PHASE_RUNNING || phase == PHASE_GONE)
+		job->step[0] = '\0';
+	pthread_cond_broadcast(&job->changed);
+	pthread_mutex_unlock(&job->lock);
+}
+
+static void queue_push(struct job *job, struct action *action)
+{
+	uint64_t one = 1;
+
+	action->next = NULL;
+	if (job->queue_tail)
+		job->queue_tail->next = action;
+	else
+		job->queue_head = action;
+	job->queue_tail = action;
+	if (write(job->wake_fd, &one, sizeof(one)) < 0)
+		log_debug("wake: %s", strerror(errno));
+}
+
+int job_post(struct job *job, const struct action *action)
+{
+	struct action *copy = malloc(sizeof(*copy));
+	bool gone;
+
+	if (!copy)
+		return -ENOMEM;
+	*copy = *action;
+	copy->detached = true;
+	pthread_mutex_lock(&job->lock);
+	gone = job->phase == PHASE_GONE;
+	if (!gone)
+		queue_push(job, copy);
+	pthread_mutex_unlock(&job->lock);
+	if (gone)
+		free(copy);
+	return gone ? -ESTALE : 0;
+}
+
+int job_do(struct job *job, struct action *action, int timeout_ms)
+{
+	struct action *shared = malloc(sizeof(*shared));
+	struct timespec until;
+	int r = 0;
+
+	if (!shared)
+		return -ENOMEM;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += timeout_ms / 1000;
+	*shared = *action;
+	shared->detached = false;
+	shared->finished = false;
+	pthread_mutex_lock(&job->lock);
+	if (job->phase == PHASE_GONE) {
+		pthread_mutex_unlock(&job->lock);
+		free(shared);
+		return -ESTALE;
+	}
+	queue_push(job, shared);
+	while (!shared->finished && r == 0)
+		r = timeout_ms < 0 ? pthread_cond_wait(&job->changed, &job->lock) :
+				     pthread_cond_timedwait(&job->changed, &job->lock, &until);
+	if (!shared->finished) {
+		shared->detached = true; /* the thread frees it when it comes to it */
+		pthread_mutex_unlock(&job->lock);
+		return -ETIMEDOUT;
+	}
+	*action = *shared;
+	pthread_mutex_unlock(&job->lock);
+	free(shared);
+	return action->result;
+}
+
+static struct action *queue_pop(struct job *job)
+{
+	struct action *action;
+
+	pthread_mutex_lock(&job->lock);
+	action = job->queue_head;
+	if (action) {
+		job->queue_head = action->next;
+		if (!job->queue_head)
+			job->queue_tail = NULL;
+	}
+	pthread_mutex_unlock(&job->lock);
+	return action;
+}
+
+static void action_done(struct job *job, struct action *action, int result)
+{
+	pthread_mutex_lock(&job->lock);
+	action->result = result;
+	action->finished = true;
+	if (action->detached)
+		free(action);
+	else
+		pthread_cond_broadcast(&job->changed);
+	pthread_mutex_unlock(&job->lock);
+}
+
+void job_discard(struct job *job)
+{
+	int r = 0;
+
+	if (job->keeper) {
+		r = keeper_kill(job->keeper);
+		if (r < 0)
+			log_errno(r, "%s: kill the old incarnation", job->spec.name);
+		r = keeper_quit(job->keeper);
+		if (r < 0)
+			log_debug("%s: keeper: %s", job->spec.name, strerror(-r));
+		keeper_detach(take_ptr(job->keeper));
+	}
+	capture_destroy(take_ptr(job->capture));
+	packer_destroy(take_ptr(job->packer));
+	r = remove_tree_at(AT_FDCWD, job->state_dir);
+	if (r == 0)
+		r = remove_tree_at(AT_FDCWD, job->run_dir);
+	if (r < 0)
+		log_errno(r, "%s: remove %s", job->spec.name, job->state_dir);
+	rmdir(job->cgroup_dir);
+}
+
+int job_save(struct job *job)
+{
+	_cleanup_free_ char *path = NULL, *text = NULL;
+	struct json_object *json = json_object_new_object();
+	char hex[sizeof(job->value) * 2 + 1];
+	int r;
+
+	if (!json)
+		return -ENOMEM;
+	hex_encode(&job->value, sizeof(job->value), hex);
+	json_object_object_add(json, "value", json_object_new_string(hex));
+	json_object_object_add(json, "spec", json_object_get(job->spec.json));
+	json_object_object_add(json, "frozen", json_object_new_boolean(job->user_frozen));
+	json_object_object_add(json, "releasing", json_object_new_boolean(job->releasing));
+	if (asprintf(&path, "%s/job.json", job->state_dir) < 0)
+		path = NULL;
+	text = strdup(json_object_to_json_string(json));
+	json_object_put(json);
+	if (!path || !text)
+		return -ENOMEM;
+	r = write_file_atomic_at(AT_FDCWD, path, text, strlen(text), 0600);
+	key_wipe(text, strlen(text));
+	return r;
+}
+
+static int do_freeze(struct job *job, bool on)
+{
+	int r = on ? keeper_freeze(job->keeper, KEEPER_CALL_MS) : keeper_thaw(job->keeper);
+
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&job->lock);
+	job->user_frozen = on;
+	if (!on)
+		job->owner_frozen = false;
+	pthread_mutex_unlock(&job->lock);
+	return job_save(job);
+}
+
+static int do_kill(struct job *job, int signal)
+{
+	if (!job->keeper)
+		return -ESRCH;
+	if (signal)
+		return keeper_signal(job->keeper, signal);
+	/* SIGKILL of the main process only: the keeper then ends the rest and reports the status. */
+	int r = keeper_signal(job->keeper, SIGKILL);
+
+	if (r == 0 && (job->user_frozen || job->owner_frozen))
+		r = do_freeze(job, false);
+	return r;
+}
+
+static int run_action(struct job *job, struct action *action)
+{
+	switch (action->type) {
+	case ACTION_LAUNCH:
+		return job_launch(job);
+	case ACTION_ADOPT:
+		return job_adopt(job, action->pid);
+	case ACTION_RESUME:
+		return job_resume(job);
+	case ACTION_RESTORE:
+		return job_takeover(job);
+	case ACTION_CHECKPOINT:
+		return job_checkpoint(job, action->reason,
+				      job->user_frozen ? CAPTURE_STAY_FROZEN : CAPTURE_RUN_ON,
+				      &action->stat);
+	case ACTION_HANDOVER:
+		return job_handover(job, action);
+	case ACTION_ROLLBACK:
+		return job_rollback(job, action);
+	case ACTION_FREEZE:
+		return do_freeze(job, true);
+	case ACTION_THAW:
+		return do_freeze(job, false);
+	case ACTION_KILL:
+		return do_kill(job, action->signal);
+	case ACTION_RESULTS:
+		return job_bring_home(job);
+	case ACTION_LOST:
+		job_say(job, "another host runs this job now; the old copy here was ended");
+		job_discard(job);
+		job_phase(job, PHASE_GONE);
+		return 0;
+	case ACTION_STOP:
+		if (job->keeper)
+			keeper_detach(take_ptr(job->keeper));
+		job_phase(job, PHASE_GONE);
+		return 0;
+	}
+	return -EINVAL;
+}
+
+/* The keeper says that something changed: the main process ended, or the warden froze it. */
+static void keeper_spoke(struct job *job)
+{
+	struct keeper_status status;
+	int r = keeper_status(job->keeper, &status);
+
+	if (r == -ECONNRESET || r == -EPIPE || r == -ECONNREFUSED) {
+		struct keeper *again;
+
+		keeper_detach(take_ptr(job->keeper));
+		r = keeper_attach(job->run_dir, &again);
+		if (r < 0) {
+			/* No keeper, no job: its namespace died with it. The register still has the
+			 * last checkpoint; letting the lease lapse brings the job back from it. */
+			job_say(job,
+				"its keeper died; it will be brought back from checkpoint %llu",
+				(unsigned long long)job->value.history[0].seq);
+			job_drop(job);
+			job_discard(job);
+			job_phase(job, PHASE_GONE);
+			return;
+		}
+		job->keeper = again;
+		return;
+	}
+	if (r < 0) {
+		log_errno(r, "%s: keeper", job->spec.name);
+		return;
+	}
+	if (status.exited) {
+		r = job_finish(job, status.exit_status_known ? status.exit_status : 0);
+		if (r < 0 && r != -ESTALE)
+			log_errno(r, "%s: store the result", job->spec.name);
+	} else if (status.lease_frozen) {
+		job_say(job, "frozen: the cluster could not be reached to renew the lease");
+	}
+}
+
+static void scheduled_checkpoint(struct job *job)
+{
+	struct ckpt_stat stat;
+	int r = job_checkpoint(job, "interval", CAPTURE_RUN_ON, &stat);
+	uint32_t wait_s;
+
+	if (job->phase == PHASE_GONE)
+		return;
+	if (r == -ESTALE) {
+		struct action lost = { .type = ACTION_LOST };
+
+		r = job_post(job, &lost);
+		return;
+	}
+	pthread_mutex_lock(&job->lock);
+	job->failures = r < 0 ? job->failures + 1 : 0;
+	job->interval_s = job_interval_s(job);
+	wait_s = job->interval_s;
+	if (r < 0) { /* sooner than planned, but never in a tight loop */
+		uint32_t backoff = RETRY_MIN_S << (job->failures < 8 ? job->failures : 8);
+
+		wait_s = backoff < wait_s ? backoff : wait_s;
+	}
+	job->next_ckpt_boot_ns = now_boot_ns() + (uint64_t)wait_s * 1000000000u;
+	pthread_mutex_unlock(&job->lock);
+}
+
+/* How long until the next checkpoint is due; -1: none planned. */
+static int until_checkpoint_ms(struct job *job)
+{
+	uint64_t now = now_boot_ns(), due = job->next_ckpt_boot_ns;
+
+	if (job->phase != PHASE_RUNNING || !job->keeper || job->user_frozen || job->owner_frozen)
+		return -1;
+	if (due <= now)
+		return 0;
+	due = (due - now) / 1000000 + 1;
+	return due > POLL_MAX_MS ? POLL_MAX_MS : (int)due;
+}
+
+static void wait_for_work(struct job *job)
+{
+	struct pollfd fds[2] = {
+		{ .fd = job->wake_fd, .events = POLLIN },
+		{ .fd = job->keeper ? keeper_event_fd(job->keeper) : -1, .events = POLLIN },
+	};
+	struct action *action;
+	uint64_t drained;
+
+	if (poll(fds, 2, until_checkpoint_ms(job)) < 0 && errno != EINTR)
+		log_errno(-errno, "%s: poll", job->spec.name);
+	if (fds[0].revents && read(job->wake_fd, &drained, sizeof(drained)) < 0)
+		log_debug("wake: %s", strerror(errno));
+	while (job->phase != PHASE_GONE && (action = queue_pop(job)))
+		action_done(job, action, run_action(job, action));
+	if (job->phase != PHASE_GONE && job->keeper && fds[1].revents)
+		keeper_spoke(job);
+	if (job->phase != PHASE_GONE && until_checkpoint_ms(job) == 0)
+		scheduled_checkpoint(job);
+}
+
+void *job_thread(void *arg)
+{
+	struct job *job = arg;
+	struct action *action;
+
+	job->channel = ov_open_channel(job->agent->main_channel);
+	if (job->channel < 0)
+		log_errno(job->channel, "%s: side channel", job->spec.name);
+	while (job->phase != PHASE_GONE)
+		wait_for_work(job);
+	while ((action = queue_pop(job)))
+		action_done(job, action, -ESTALE);
+	close_fdp(&job->channel);
+	job->channel = -1;
+	capture_destroy(take_ptr(job->capture));
+	packer_destroy(take_ptr(job->packer));
+	job_unref(job);
+	return NULL;
+}

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The API's verbs (docs/api.md): each is one function that runs in a connection's thread.
+ * Private to agent/job.
+ */
+#pragma once
+
+#include <json-c/json.h>
+
+#include "agent/job/job.h"
+
+/* The job that a request names, found here or in the cluster. */
+struct target {
+	struct agent *agent;
+	int channel;		/* side channel of this request */
+	struct job *local;	/* with a reference, or NULL */
+	struct job_value value; /* newest known */
+	struct job_seal seal;
+	bool here; /* forwarded to us: do not forward again */
+	struct member_info *members;
+	size_t member_count;
+};
+
+/* Finds "job" of the request among those that the caller may steer; else an error reply. */
+int target_find(struct agent *a, const struct api_call *call, struct target *ret_target,
+		struct api_reply *reply) _must_check_;
+void target_deinit(struct target *t);
+
+/* Runs the verb on the job's owner; -EHOSTUNREACH error reply if nobody owns it or is there. */
+int target_forward(struct target *t, const char *verb, const struct api_call *call, int timeout_ms,
+		   struct api_reply *reply) _must_check_;
+int target_manifest(struct target *t, struct manifest **ret_manifest) _must_check_;
+const struct member_info *target_host(const struct target *t, const char *name);
+
+int verb_run(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_ps(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_show(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_history(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_cat(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_ckpt(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_freeze(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_thaw(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_kill(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_migrate(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_restore(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_check(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_doctor(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_nodes(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_vacate(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_cluster_init(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_cluster_invite(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_cluster_join(void *agent, const struct api_call *call, struct api_reply *reply);
