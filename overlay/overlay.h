@@ -7,13 +7,15 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct overlay_config {
 	int main_channel; /* its end of the socketpair */
 	uid_t uid;	  /* decamp */
 	gid_t gid;
-	const char *state_dir; /* made and owned by uid: registers/, objects/ */
+	const char *state_dir; /* made and owned by uid: registers/, index/, objects/ */
+	bool no_seccomp;       /* sanitizers make system calls of their own */
 };
 
 /* Returns the exit code of the process: 0 after the agent closed the channel. */

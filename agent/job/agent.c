@@ -218,10 +218,27 @@ static void on_lease(struct agent *a, const struct ov_lease *lease)
 		keeper_detach(take_ptr(job->lease_keeper));
 }
 
+static void *kill_lost(void *arg)
+{
+	struct job *job = arg;
+	struct keeper *keeper;
+	int r = keeper_attach(job->run_dir, &keeper);
+
+	if (r == 0) {
+		r = keeper_kill(keeper);
+		keeper_detach(keeper);
+	}
+	if (r < 0 && r != -ENOENT && r != -ECONNREFUSED)
+		log_errno(r, "%s: end the old incarnation", job->spec.name);
+	job_unref(job);
+	return NULL;
+}
+
 static void on_lost(struct agent *a, const struct ov_job *lost)
 {
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &lost->job);
 	struct action action = { .type = ACTION_LOST };
+	pthread_t thread;
 	int r;
 
 	if (!job || fence_token_compare(&lost->token, &job->value.token) != 0)
@@ -229,13 +246,14 @@ static void on_lost(struct agent *a, const struct ov_job *lost)
 	pthread_mutex_lock(&job->lock);
 	job->lost = true;
 	pthread_mutex_unlock(&job->lock);
-	/* Its thread may be deep in a checkpoint: not one more instruction meanwhile. */
-	if (job->lease_keeper || keeper_attach(job->run_dir, &job->lease_keeper) == 0) {
-		r = keeper_freeze(job->lease_keeper, 0);
-		if (r < 0)
-			log_debug("%s: freeze: %s", job->spec.name, strerror(-r));
-	}
+	/* Its thread may be deep in a checkpoint, which only the end of the tasks cuts short. */
+	if (pthread_create(&thread, NULL, kill_lost, job_ref(job)) != 0)
+		job_unref(job);
+	else
+		pthread_detach(thread);
 	r = job_post(job, &action);
+	if (r < 0)
+		log_debug("%s: gone already", job->spec.name);
 }
 
 static void on_grant(struct agent *a, const struct job_value *value)

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#define LOG_TAG "capture"
+#include "agent/capture/capture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "agent/capture/internal.h"
+#include "agent/image/criu.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+static int copy_inputs(struct capture *c, const char *const *inputs)
+{
+	size_t count = 0;
+
+	while (inputs && inputs[count])
+		count++;
+	c->inputs = calloc(count + 1, sizeof(*c->inputs));
+	if (!c->inputs)
+		return -ENOMEM;
+	for (size_t i = 0; i < count; i++) {
+		c->inputs[i] = strdup(inputs[i]);
+		if (!c->inputs[i])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+int capture_create(const struct capture_config *config, struct capture **ret_capture)
+{
+	struct capture *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	c->config = *config;
+	c->state_dir = realpath(config->state_dir, NULL);
+	r = c->state_dir ? 0 : -errno;
+	c->cwd = strdup(config->cwd ? config->cwd : "/");
+	if (r == 0 && !c->cwd)
+		r = -ENOMEM;
+	if (r == 0)
+		r = copy_inputs(c, config->inputs);
+	if (r < 0) {
+		capture_destroy(c);
+		return r;
+	}
+	c->config.state_dir = c->state_dir;
+	c->config.cwd = c->cwd;
+	c->config.inputs = (const char *const *)c->inputs;
+	*ret_capture = c;
+	return 0;
+}
+
+void capture_destroy(struct capture *c)
+{
+	if (!c)
+		return;
+	for (size_t i = 0; c->inputs && c->inputs[i]; i++)
+		free(c->inputs[i]);
+	free(c->inputs);
+	free(c->state_dir);
+	free(c->cwd);
+	past_deinit(&c->past);
+	free(c);
+}
+
+/* One capture on its way. */
+struct take {
+	struct capture *c;
+	const struct capture_request *request;
+	struct snapshot *s;
+	struct keeper_status status;
+	struct proc_view view;
+	struct mounts proc; /* of the job's mount namespace */
+	char hostname[HOST_NAME_MAX + 1];
+	char *reason;
+	bool froze; /* the cgroup was frozen for CAPTURE_STAY_FROZEN */
+};
+
+static int open_spool(struct take *t)
+{
+	static const char *const folders[] = { "images", "files" };
+	struct snapshot *s = t->s;
+	int *fds[] = { &s->images, &s->files };
+
+	s->spool = open(t->request->spool_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (s->spool < 0)
+		return -errno;
+	for (size_t i = 0; i < ARRAY_SIZE(folders); i++) {
+		if (mkdirat(s->spool, folders[i], 0700) < 0)
+			return -errno;
+		*fds[i] = openat(s->spool, folders[i],
+				 O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (*fds[i] < 0)
+			return -errno;
+	}
+	/* CRIU reaches the folder by descriptor; above it stays root's alone. */
+	if (t->request->unprivileged_dump &&
+	    fchown(s->images, t->request->uid, t->request->gid) < 0)
+		return -errno;
+	return 0;
+}
+
+/* For adopted jobs: a layer for each mount that has a file the job may change. */
+static int make_layers(struct take *t)
+{
+	struct mounts *layers = &t->s->layers;
+
+	layers->v = calloc(KEEPER_MOUNTS_MAX, sizeof(*layers->v));
+	if (!layers->v)
+		return -ENOMEM;
+	layers->room = KEEPER_MOUNTS_MAX;
+	layers->v[layers->count++] = (struct mount_row){ 0, strdup("/"), strdup("") };
+	for (size_t i = 0; i < t->view.use_count; i++) {
+		const struct file_use *use = &t->view.uses[i];
+		const struct mount_row *row = mounts_find(&t->proc, use->path, NULL), *known;
+
+		if (!row || !(use->flags & (USE_WRITABLE | USE_SHARED_MAP)) ||
+		    mounts_excludes(&t->proc, use->path))
+			continue;
+		known = mounts_find(layers, row->path, NULL);
+		if (known && !strcmp(known->path, row->path))
+			continue;
+		if (layers->count == KEEPER_MOUNTS_MAX)
+			return -E2BIG;
+		layers->v[layers->count] = (struct mount_row){ (unsigned int)layers->count,
+							       strdup(row->path), strdup("") };
+		layers->count++;
+	}
+	for (size_t i = 0; i < layers->count; i++) {
+		if (!layers->v[i].path || !layers->v[i].fstype)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int look_at_tree(struct take *t)
+{
+	pid_t orphan = 0;
+	int r;
+
+	if (!t->c->config.adopted && t->status.init_pid > 0)
+		orphan = proc_find_orphan(t->status.init_pid, t->status.main_pid);
+	if (orphan > 0)
+		return capture_fail(t->reason, -EOPNOTSUPP,
+				    "process %d of the job has left its main process (a daemon of "
+				    "its own): a checkpoint would lose it; let the job wait for it",
+				    orphan);
+	r = proc_view_read(&t->view, t->status.main_pid, true);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's processes (main %d) cannot be read",
+				    t->status.main_pid);
+	t->s->info.tasks = (uint32_t)t->view.inner_count;
+	return 0;
+}
+
+static int copy_files(struct take *t)
+{
+	struct walk w = { .entries = &t->s->entries,
+			  .past = &t->c->past,
+			  .view = &t->view,
+			  .layers = &t->s->layers,
+			  .freeze = t->s->freeze,
+			  .spool_files = t->s->files,
+			  .copy_all = t->c->copy_all,
+			  .ended = t->request->files_only,
+			  .reason = t->reason };
+	int r;
+
+	if (t->c->config.adopted && t->request->files_only) {
+		r = 0; /* its files are the host's, where they are already */
+	} else if (t->c->config.adopted) {
+		r = make_layers(t);
+		if (r == 0)
+			r = walk_open_files(&w, &t->proc);
+	} else {
+		r = walk_uppers(&w, t->c->state_dir);
+		if (r == 0 && !t->request->files_only)
+			r = walk_shm(&w, t->status.main_pid);
+	}
+	free(w.shared);
+	if (r < 0 && !t->reason[0])
+		capture_fail(t->reason, r, "the job's files cannot be read");
+	return r;
+}
+
+/*
+ * CRIU works inside the tasks and cannot in a frozen cgroup: a job that was frozen by request is
+ * thawed for the moment between this and the seizure.
+ */
+static int on_before(void *ctx)
+{
+	struct take *t = ctx;
+	int r;
+
+	if (t->status.lease_frozen)
+		return capture_fail(t->reason, -EAGAIN,
+				    "the job is frozen until its lease is renewed");
+	r = t->status.frozen ? keeper_thaw(t->request->keeper) : 0;
+	return r < 0 ? capture_fail(t->reason, r, "the job's cgroup cannot be thawed") : 0;
+}
+
+/* All tasks stand still and all images are written. The job waits: copy, and nothing else. */
+static int on_frozen(void *ctx)
+{
+	struct take *t = ctx;
+	uint64_t begin_ns = now_boot_ns();
+	int r;
+
+	clock_gettime(CLOCK_REALTIME, &t->s->freeze);
+	t->s->info.wall_ms = now_wall_ms();
+	r = look_at_tree(t);
+	if (r == 0)
+		r = copy_files(t);
+	if (r == 0 && t->request->after == CAPTURE_STAY_FROZEN) {
+		/* Now, while CRIU still holds the tasks: when it lets go, they must not run. */
+		r = keeper_freeze(t->request->keeper, 0);
+		if (r < 0)
+			capture_fail(t->reason, r, "the job's cgroup cannot be frozen");
+		t->froze = r == 0;
+	}
+	t->s->info.files_us = (now_boot_ns() - begin_ns) / 1000;
+	return r;
+}
+
+static void init_closure(struct take *t, struct closure *ret)
+{
+	*ret = (struct closure){ .entries = &t->s->entries,
+				 .past = &t->c->past,
+				 .lower = &t->s->lower,
+				 .layers = &t->s->layers,
+				 .proc = &t->proc,
+				 .state_dir = t->c->state_dir,
+				 .copy_all = t->c->copy_all,
+				 .adopted = t->c->config.adopted,
+				 .reason = t->reason };
+}
+
+/* Before the freeze, so that a working directory that is too big costs the job nothing. */
+static int collect_inputs(struct take *t)
+{
+	struct closure closure;
+	uint64_t bytes = 0;
+	int r;
+
+	init_closure(t, &closure);
+	/* Once restored, a job has just what was carried along, whatever this host has there. */
+	r = closure_add_list(&closure);
+	if (r != -ENOENT)
+		return r < 0 ? capture_fail(t->reason, r, "the list of carried files") : 0;
+	r = 0;
+	if (t->c->config.carry_cwd)
+		r = closure_add_tree(&closure, t->c->cwd, &bytes, t->c->config.closure_max_bytes);
+	for (size_t i = 0; r == 0 && t->c->inputs[i]; i++)
+		r = closure_add_tree(&closure, t->c->inputs[i], &bytes,
+				     t->c->config.closure_max_bytes);
+	return r;
+}
+
+static int prepare(struct take *t)
+{
+	int r = keeper_status(t->request->keeper, &t->status);
+
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's keeper does not answer");
+	if (!t->status.running || t->status.main_pid <= 0)
+		return capture_fail(t->reason, -ESRCH, "the job has ended");
+	r = open_spool(t);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the spool folder %s cannot be used",
+				    t->request->spool_dir);
+	r = lower_open_layers(&t->s->lower, t->c->state_dir);
+	if (r == 0)
+		r = mounts_read_proc(&t->proc, t->status.main_pid);
+	if (r == 0 && !t->c->config.adopted)
+		r = mounts_read_layers(&t->s->layers, t->c->state_dir);
+	if (r == 0)
+		r = proc_hostname(t->status.main_pid, t->hostname, sizeof(t->hostname));
+	/* The notes for CRIU are needed before it starts; the frozen look is taken anew. */
+	if (r == 0)
+		r = proc_view_read(&t->view, t->status.main_pid, false);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's process %d cannot be read",
+				    t->status.main_pid);
+	return collect_inputs(t);
+}
+
+static int dump(struct take *t)
+{
+	struct criu_times times = { 0 };
+	char images[PATH_MAX], why[CRIU_REASON_MAX] = "";
+	struct criu_dump order = { .criu = t->request->criu,
+				   .pid = t->c->config.adopted ? t->status.main_pid :
+								 t->view.root_inner,
+				   .images_dir = images,
+				   .shell_job = t->view.shell_job,
+				   .unprivileged = t->request->unprivileged_dump,
+				   .uid = t->request->uid,
+				   .gid = t->request->gid,
+				   .before = on_before,
+				   .frozen = on_frozen,
+				   .ctx = t };
+	int r;
+
+	if (snprintf(images, sizeof(images), "%s/images", t->request->spool_dir) >=
+	    (int)sizeof(images))
+		return capture_fail(t->reason, -ENAMETOOLONG, "spool folder");
+	proc_view_deinit(&t->view);
+	r = criu_run_dump(t->request->keeper, &order, &times, why);
+	if (r < 0 && !t->reason[0]) {
+		struct keeper_status now;
+
+		if (keeper_status(t->request->keeper, &now) == 0 && !now.running)
+			return capture_fail(t->reason, -ESRCH,
+					    "the job ended during its checkpoint");
+		return capture_fail(t->reason, r, "CRIU cannot dump the job (%s)", why);
+	}
+	t->s->info.pause_us = times.wall_us;
+	t->s->info.freeze_us = times.freezing_us;
+	return r;
+}
+
+/* The job runs on, or stands in its cgroup; this looks at what cannot change any more. */
+static int complete(struct take *t)
+{
+	struct closure closure;
+	int r;
+
+	if (t->froze) {
+		r = keeper_freeze(t->request->keeper, KEEPER_CALL_MS);
+		if (r < 0)
+			return capture_fail(t->reason, r, "the job's cgroup does not freeze");
+	}
+	init_closure(t, &closure);
+	r = closure_add_view(&closure, &t->view);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the files that the job uses cannot be listed");
+	r = snapshot_add_images(t->s);
+	if (r < 0)
+		return capture_fail(t->reason, r, "CRIU's images in %s cannot be read",
+				    t->request->spool_dir);
+	r = snapshot_make_meta(t->s, &t->view, t->hostname, t->c->cwd);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the notes for restore");
+	snprintf(t->s->info.engine, sizeof(t->s->info.engine), "criu");
+	return 0;
+}
+
+/* The end of a job: what its upper layers hold, without tasks or memory. */
+static int take_files(struct take *t)
+{
+	char name[HOST_NAME_MAX + 1] = "";
+	int r = open_spool(t);
+
+	if (r < 0)
+		return capture_fail(t->reason, r, "the spool folder %s cannot be used",
+				    t->request->spool_dir);
+	if (gethostname(name, sizeof(name) - 1) < 0)
+		return -errno;
+	r = mounts_read_layers(&t->s->layers, t->c->state_dir);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the list of mounts in %s cannot be read",
+				    t->c->state_dir);
+	clock_gettime(CLOCK_REALTIME, &t->s->freeze);
+	t->s->info.wall_ms = now_wall_ms();
+	snprintf(t->s->info.engine, sizeof(t->s->info.engine), "files");
+	r = copy_files(t);
+	return r < 0 ? r : snapshot_make_meta(t->s, &t->view, name, t->c->cwd);
+}
+
+static int take_all(struct take *t)
+{
+	int r = prepare(t);
+
+	if (r == 0)
+		r = dump(t);
+	return r < 0 ? r : complete(t);
+}
+
+int capture_take(struct capture *c, const struct capture_request *request,
+		 struct snapshot **ret_snapshot, char reason[CAPTURE_REASON_MAX])
+{
+	struct take t = { .c = c, .request = request, .reason = reason };
+	int r, again = 0;
+
+	reason[0] = '\0';
+	t.s = calloc(1, sizeof(*t.s));
+	if (!t.s)
+		return capture_fail(reason, -ENOMEM, "capture");
+	t.s->capture = c;
+	t.s->spool = t.s->images = t.s->files = t.s->lower.closure = t.s->lower.root = -1;
+	r = request->files_only ? take_files(&t) : take_all(&t);
+	proc_view_deinit(&t.view);
+	mounts_deinit(&t.proc);
+	if (r < 0) {
+		/* A capture that failed must leave the job as it was (G1). */
+		if (t.status.frozen)
+			again = keeper_freeze(request->keeper, KEEPER_CALL_MS);
+		else if (t.froze)
+			again = keeper_thaw(request->keeper);
+		if (again < 0)
+			log_error("after a failed capture: the keeper does not answer");
+		snapshot_destroy(t.s);
+		return r;
+	}
+	*ret_snapshot = t.s;
+	return 0;
+}

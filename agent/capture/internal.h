@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the files of the capture stage share: the list of files of a snapshot, the memory of the
+ * last accepted one, what /proc says of the job, and where its mounts lie.
+ *
+ *   proc.c    tasks of the tree, the files they use    mounts.c   N <-> path, what is no disk
+ *   walk.c    upper layers -> entries, copies          copy.c     reflink, holes, plain copy
+ *   closure.c lower layers -> entries                  paths.c    (kind, path) -> index
+ *   snapshot.c entries -> caller; notes for restore    capture.c  the order of it all
+ *
+ * Threading: none of it is shared between threads.
+ */
+#pragma once
+
+#include <limits.h>
+#include <stddef.h>
+#include <time.h>
+
+#include "agent/capture/capture.h"
+
+/* (kind, path) -> index into an array of the caller; paths are borrowed. */
+struct paths {
+	struct paths_slot {
+		const char *path;
+		uint64_t hash;
+		size_t value;
+		int kind;
+	} * slots;
+	size_t count, room; /* room is a power of two */
+	uint64_t seed;
+};
+
+int paths_add(struct paths *p, int kind, const char *path, size_t value) _must_check_;
+bool paths_find(const struct paths *p, int kind, const char *path, size_t *ret_value);
+void paths_deinit(struct paths *p);
+
+enum entry_content {
+	CONTENT_NONE,	   /* folder, symlink, whiteout, FIFO */
+	CONTENT_IMAGE,	   /* in images/ of the spool */
+	CONTENT_SPOOL,	   /* copied at the frozen instant, to files/<spool_index> */
+	CONTENT_LIVE,	   /* to be read where it is: the job has ended */
+	CONTENT_LOWER,	   /* to be read from the lower layers after the thaw */
+	CONTENT_UNCHANGED, /* as in the last accepted snapshot */
+};
+
+struct entry {
+	enum snapshot_kind kind;
+	enum entry_content content;
+	bool unsettled; /* its next change may leave size and times as they are */
+	size_t spool_index;
+	char *path;
+	struct stat st;
+	char *link_target;
+	uint8_t *xattrs;
+	size_t xattrs_size;
+};
+
+struct entries {
+	struct entry *v;
+	size_t count, room;
+	struct paths index;
+};
+
+/* Takes over nothing: path is copied. *ret_entry is valid until the next add. -EEXIST: is in. */
+int entries_add(struct entries *e, enum snapshot_kind kind, const char *path, const struct stat *st,
+		struct entry **ret_entry) _must_check_;
+/* Reads link_target; dirfd/name: where the symlink is. */
+int entry_read_link(struct entry *e, int dirfd, const char *name) _must_check_;
+/* Reads the extended attributes that travel, in the format of capture.h. */
+int entry_read_xattrs(struct entry *e, int dirfd, const char *name) _must_check_;
+void entries_deinit(struct entries *e);
+
+/* What is remembered of the last accepted snapshot. */
+struct past_file {
+	char *path;
+	enum snapshot_kind kind;
+	bool unsettled;
+	dev_t dev;
+	ino_t ino;
+	off_t size;
+	struct timespec mtime, ctime;
+};
+
+struct past {
+	struct past_file *v;
+	size_t count;
+	struct paths index;
+};
+
+/* True if the file is as it was and the kernel would have shown any change. */
+bool past_has(const struct past *p, enum snapshot_kind kind, const char *path,
+	      const struct stat *st);
+int past_learn(struct past *p, const struct entries *e) _must_check_;
+void past_deinit(struct past *p);
+
+/* A change so near to the freeze may share its time stamp with one after it. */
+bool capture_is_recent(const struct timespec *ctime, const struct timespec *freeze);
+
+/* Copies a regular file of size bytes into a new file below dirfd; keeps holes. */
+int capture_copy(int in, int dirfd, const char *name, off_t size) _must_check_;
+
+enum {
+	USE_SHARED_MAP = 1 << 0, /* mapped MAP_SHARED: changes without a new mtime */
+	USE_WRITABLE = 1 << 1,	 /* open for writing */
+	USE_FOLDER = 1 << 2,	 /* working directory, or open folder */
+};
+
+struct file_use {
+	char *path; /* absolute, in the job's view, without symlinks */
+	unsigned int flags;
+};
+
+/* One look at the process tree, through the host's /proc. */
+struct proc_view {
+	pid_t *pids; /* processes, host view, root first */
+	size_t pid_count, pid_room;
+	pid_t *inner; /* PIDs and TIDs as the job sees them */
+	size_t inner_count, inner_room;
+	struct file_use *uses;
+	size_t use_count, use_room;
+	struct paths use_index;
+	pid_t root_inner;
+	bool shell_job; /* some session leader lies outside the tree */
+};
+
+/* files: look at maps and descriptors too. */
+int proc_view_read(struct proc_view *v, pid_t root, bool files) _must_check_;
+void proc_view_deinit(struct proc_view *v);
+/* A child of init other than main_pid: nobody's child that a dump of the tree would lose; or 0. */
+pid_t proc_find_orphan(pid_t init_pid, pid_t main_pid);
+int proc_inner_pid(pid_t pid, pid_t *ret_inner) _must_check_;
+/* Host name in the UTS namespace of a process. */
+int proc_hostname(pid_t pid, char *name, size_t size) _must_check_;
+
+struct mount_row {
+	unsigned int n; /* number of the upper layer */
+	char *path;
+	char *fstype;
+};
+
+struct mounts {
+	struct mount_row *v;
+	size_t count, room;
+};
+
+/* STATE/jobs/ID/mounts as the keeper wrote it; a missing file means one layer, over "/". */
+int mounts_read_layers(struct mounts *m, const char *state_dir) _must_check_;
+/* /proc/PID/mountinfo, in mount order; n counts up. */
+int mounts_read_proc(struct mounts *m, pid_t pid) _must_check_;
+/* The last mounted row with the longest matching path; NULL if none. *ret_rest: below it. */
+const struct mount_row *mounts_find(const struct mounts *m, const char *path,
+				    const char **ret_rest);
+/* True for what does not travel: proc, sysfs, devices, /run, network file systems. */
+bool mounts_excludes(const struct mounts *m, const char *path);
+void mounts_deinit(struct mounts *m);
+/* True if path is folder or lies below it. */
+bool capture_is_below(const char *path, const char *folder);
+
+struct walk {
+	struct entries *entries;
+	const struct past *past;
+	const struct proc_view *view; /* may be NULL */
+	const struct mounts *layers;
+	struct timespec freeze;
+	int spool_files; /* folder of the copies */
+	size_t copies;
+	bool copy_all; /* believe nothing of the past */
+	bool ended;    /* nobody writes any more: no copies are needed */
+	char *reason;  /* CAPTURE_REASON_MAX bytes, set on errors */
+	struct walk_inode {
+		dev_t dev;
+		ino_t ino;
+	} * shared; /* mapped MAP_SHARED now; freed by the caller */
+	size_t shared_count;
+};
+
+/* All layers below state_dir/upper. */
+int walk_uppers(struct walk *w, const char *state_dir) _must_check_;
+/* The job's own /dev/shm, seen through a process in its mount namespace; copied whole. */
+int walk_shm(struct walk *w, pid_t pid) _must_check_;
+/* Adopted jobs: the host's files that the tree has open for writing or mapped shared. */
+int walk_open_files(struct walk *w, const struct mounts *host) _must_check_;
+
+/* The job's lower layers: closure/ of a restored job over the host's root. */
+struct lower {
+	int closure; /* folder, or -1 */
+	int root;
+};
+
+int lower_open_layers(struct lower *l, const char *state_dir) _must_check_;
+void lower_close(struct lower *l);
+/* Opens absolute path for reading in the uppermost layer that has it; never through a symlink. */
+int lower_open(const struct lower *l, const char *path, int flags) _must_check_;
+
+struct closure {
+	struct entries *entries;
+	const struct past *past;
+	const struct lower *lower;
+	const struct mounts *layers;
+	const struct mounts *proc;
+	const char *state_dir; /* never carried along */
+	bool copy_all;
+	bool adopted; /* layers are the host's own mounts */
+	char *reason;
+};
+
+/* One path with the folders and symlinks on its way; a missing one is no error. */
+int closure_add(struct closure *c, const char *path) _must_check_;
+/* A whole tree; adds to *bytes what its files have and fails beyond max_bytes. */
+int closure_add_tree(struct closure *c, const char *path, uint64_t *bytes,
+		     uint64_t max_bytes) _must_check_;
+/* The paths that a restore left in state_dir; -ENOENT if the job was never restored. */
+int closure_add_list(struct closure *c) _must_check_;
+/* Everything in view, and links beside it that name it. */
+int closure_add_view(struct closure *c, const struct proc_view *view) _must_check_;
+
+struct capture {
+	struct capture_config config;
+	char *state_dir, *cwd;
+	char **inputs;
+	struct past past;
+	bool copy_all; /* the packer asked for what we no longer have */
+};
+
+struct snapshot {
+	struct snapshot_info info;
+	struct capture *capture;
+	struct entries entries;
+	struct lower lower;
+	struct mounts layers;
+	int spool;
+	int images; /* folder */
+	int files;  /* folder */
+	struct timespec freeze;
+};
+
+/* List of the images, their sizes into info. */
+int snapshot_add_images(struct snapshot *s) _must_check_;
+int snapshot_make_meta(struct snapshot *s, const struct proc_view *view, const char *hostname,
+		       const char *cwd) _must_check_;
+
+int capture_fail(char reason[CAPTURE_REASON_MAX], int r, const char *fmt, ...) _printf_(3, 4);

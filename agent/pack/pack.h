@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Files of a snapshot -> packs and a manifest, and back.
+ *
+ *   file = 4 KiB blocks -> keyed hash of each -> known block: reference / new block: into a pack
+ *   pack = header, AEAD frames of zstd'ed blocks, sealed frame table; named by SHA-256 of itself
+ *   manifest = files with extents, packs with holders, statistics; sealed and signed
+ *
+ * A checkpoint needs no chain: each manifest names, directly, every pack that it needs, old and
+ * new. A block whose content was seen in any earlier checkpoint of the job is a reference, wherever
+ * it lay then. Zero blocks cost nothing. Packs that few live blocks use are rewritten ("forgotten":
+ * their blocks count as new). Formats: docs/formats.md.
+ *
+ * Limits: PACK_RAW_MAX raw bytes a pack, files of at most 1 TiB, MANIFEST_FILES_MAX files.
+ * Ownership: the packer owns its index; manifests are heap objects with a destroy.
+ * Threading: one packer or unpacker belongs to one thread at a time.
+ * Errors: -EBADMSG for whatever does not authenticate or decode; nothing is half written to the
+ * caller's files without the error being returned.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+#include "agent/pack/keys.h"
+
+enum {
+	PACK_BLOCK = 4096,
+	PACK_FRAME_BLOCKS = 64, /* 256 KiB raw in one AEAD frame */
+	PACK_RAW_MAX = 16 << 20,
+	MANIFEST_FILES_MAX = 1 << 20,
+	MANIFEST_STATS_MAX = 64, /* newest checkpoints and moves whose statistics travel */
+};
+
+/* What a file of the snapshot is; decides where restore puts it. */
+enum file_kind {
+	FILE_IMAGE = 1,	  /* CRIU image: path relative to the image directory */
+	FILE_UPPER = 2,	  /* of the job's overlay upper layer: "N/path", N = mount number */
+	FILE_CLOSURE = 3, /* read by the job, not written: absolute path without the leading '/' */
+};
+
+/* One file as it goes in. For regular files fd is read from 0 to st.st_size. */
+struct pack_input {
+	enum file_kind kind;
+	const char *path;
+	struct stat st;		 /* type, mode, owner, size, mtime, rdev (whiteouts), nlink, ino */
+	const char *link_target; /* symlinks */
+	const uint8_t *xattrs;	 /* "name\0" u32-LE length, value, repeated; may be NULL */
+	size_t xattrs_size;
+	int fd; /* regular files; -1: unchanged since the checkpoint before */
+};
+
+/* Stores one finished object; blocking; fills holders (1..OV_HOLDERS_MAX). Sealed memfd, borrowed. */
+typedef int (*pack_store_fn)(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+			     uint32_t *ret_holder_count, struct node_id *ret_holders);
+
+/* Statistics of one checkpoint or one move, carried along for show and history. */
+struct ckpt_stat {
+	uint64_t seq;
+	uint64_t wall_ms;
+	uint64_t pause_us;
+	uint64_t mem_bytes;  /* memory pages in the images */
+	uint64_t file_bytes; /* of upper and closure */
+	uint64_t new_bytes;  /* raw bytes of blocks not seen before */
+	uint64_t sent_bytes; /* packs + manifest, once */
+	uint64_t total_us;   /* freeze to committed */
+	char host[OV_NAME_MAX];
+	char engine[16];
+	char reason[32]; /* "interval", "user", "login", "migrate", "final" */
+};
+
+struct move_stat {
+	uint64_t wall_ms;
+	uint64_t from_seq; /* checkpoint that it was resumed from */
+	uint64_t lost_ms; /* from that freeze to the owner's last sign of life; 0 for a hand-over */
+	uint64_t resume_ms; /* decision (grant) to running */
+	char from[OV_NAME_MAX];
+	char to[OV_NAME_MAX];
+	char reason[32]; /* "power", "login", "migrate", "user" */
+};
+
+struct manifest_head {
+	struct job_id job;
+	struct fence_token token;
+	uint64_t seq;
+	uint64_t wall_ms;
+	struct node_id host; /* that captured and signed it */
+	char engine[16];
+	char arch[16];
+	char kernel[64];
+	const char *meta_json; /* agent's own notes: pids, mounts, cwd…; at most 256 KiB */
+	const char *spec_json; /* the job's spec, so that any host can show and finish it */
+	uint32_t stat_count, move_count;
+	struct ckpt_stat stats[MANIFEST_STATS_MAX]; /* oldest first */
+	struct move_stat moves[MANIFEST_STATS_MAX];
+};
+
+struct packer;
+struct manifest;
+
+int packer_create(const struct job_id *job, const struct secret_key *job_key,
+		  struct packer **ret_packer) _must_check_;
+void packer_destroy(struct packer *p);
+
+/* Starts checkpoint seq. store is called from packer_add and packer_finish. */
+int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
+		 pack_store_fn store, void *ctx) _must_check_;
+
+/*
+ * -ENOENT for fd -1 on a regular file whose last content the packer does not know, or whose packs it
+ * forgot: add it again with its fd. The fd's offset moves. -EEXIST for a path that was added,
+ * -ENODATA for a file shorter than st.st_size, -EINVAL for a path or xattrs that no manifest may
+ * hold. Links to one inode (kind, st_dev, st_ino, st_nlink > 1) become hard links of the first.
+ */
+int packer_add(struct packer *p, const struct pack_input *in) _must_check_;
+
+/*
+ * Flushes, writes and stores the manifest (the last object), returns its reference for the
+ * register. *head is borrowed for the call. On error everything not stored is forgotten.
+ */
+int packer_finish(struct packer *p, const struct manifest_head *head,
+		  const struct secret_key *sign_seed, const struct node_card *card,
+		  struct ckpt_ref *ret_ref) _must_check_;
+void packer_abort(struct packer *p);
+
+/* Numbers of the checkpoint under way or just finished. */
+struct packer_counts {
+	uint64_t raw_bytes, new_bytes, sent_bytes, zero_bytes;
+	uint32_t packs, packs_new;
+};
+void packer_counts(const struct packer *p, struct packer_counts *ret_counts);
+
+/* Hashes of all objects that the last finished manifest needs, itself included; caller frees. */
+int packer_objects(const struct packer *p, struct object_hash **ret_hashes,
+		   size_t *ret_count) _must_check_;
+
+/* Blocks in packs with fewer than `copies` holders for which alive() says true count as new. */
+void packer_forget_weak(struct packer *p, uint32_t copies,
+			bool (*alive)(void *ctx, const struct node_id *node), void *ctx);
+
+/* ---- the way back ---- */
+
+/*
+ * Checks hash, AEAD and signature (cluster_public signed the capturing host's card, which is in the
+ * manifest), then decodes. bytes: the stored object.
+ */
+int manifest_open(const void *bytes, size_t size, const struct object_hash *hash,
+		  const struct secret_key *job_key, const uint8_t cluster_public[32],
+		  struct manifest **ret_manifest) _must_check_;
+void manifest_destroy(struct manifest *m);
+const struct manifest_head *manifest_head(const struct manifest *m);
+
+struct manifest_file {
+	enum file_kind kind;
+	const char *path;
+	struct stat st;
+	const char *link_target;
+	const uint8_t *xattrs;
+	size_t xattrs_size;
+	const char *hardlink; /* path of an earlier file of the same kind that this is a link to */
+	uint8_t content_hash[32]; /* regular files: SHA-256 of the content */
+};
+size_t manifest_file_count(const struct manifest *m);
+/* Valid until manifest_destroy(). */
+void manifest_file(const struct manifest *m, size_t index, struct manifest_file *ret_file);
+/* All objects it needs, itself not included; with their holders. */
+size_t manifest_object_count(const struct manifest *m);
+void manifest_object(const struct manifest *m, size_t index, struct object_hash *ret_hash,
+		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders);
+
+/* Fetches one object; blocking; ret_memfd is the caller's. */
+typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t size,
+			     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
+
+/*
+ * Writes the contents of the chosen regular files: fds[i] is the destination of file i, or -1 to
+ * leave it out (then its packs are not fetched). Each needed pack is fetched and authenticated
+ * once. progress may be NULL. seed may be NULL; else that packer learns all blocks and files that
+ * were read, so that the first checkpoint here sends only what changes; what it knew before is lost.
+ *
+ * The fds must be readable and writable; what the files held before is cut off. The fd of a hard
+ * link is ignored: link(2) it to the file that it names. fetch is called from a thread of its own,
+ * one call at a time, while the pack before is written out. After an error the files' contents are
+ * undefined.
+ */
+int manifest_unpack(const struct manifest *m, const struct secret_key *job_key, const int *fds,
+		    pack_fetch_fn fetch, void *ctx, struct packer *seed,
+		    void (*progress)(void *ctx, uint64_t done_bytes,
+				     uint64_t total_bytes)) _must_check_;

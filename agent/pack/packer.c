@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#include "agent/pack/internal.h"
+#include "agent/util/io.h"
+
+static bool pack_usable(const void *ctx, uint32_t pack)
+{
+	const struct packer *p = ctx;
+
+	return p->packs[pack].state == PACK_OPEN || p->packs[pack].state == PACK_KNOWN;
+}
+
+static void sweep(struct packer *p)
+{
+	block_index_sweep(&p->index, pack_usable, p);
+}
+
+/* ---- life ---- */
+
+static int derive_hash_secret(struct packer *p)
+{
+	/* A job can collide with nobody but itself: nobody else knows how its blocks hash. */
+	for (uint8_t i = 0; i < sizeof(p->hash_secret) / KEY_BYTES; i++) {
+		struct secret_key part;
+		int r = key_derive(&p->job_key, &i, 1, "decamp pack block hash v1", &part);
+
+		if (r < 0)
+			return r;
+		memcpy(p->hash_secret + (size_t)i * KEY_BYTES, part.b, KEY_BYTES);
+		key_wipe(&part, sizeof(part));
+	}
+	return 0;
+}
+
+int packer_create(const struct job_id *job, const struct secret_key *job_key,
+		  struct packer **ret_packer)
+{
+	struct packer *p = calloc(1, sizeof(*p));
+	int r;
+
+	if (!p)
+		return -ENOMEM;
+	p->job = *job;
+	p->job_key = *job_key;
+	r = derive_hash_secret(p);
+	if (r < 0) {
+		packer_destroy(p);
+		return r;
+	}
+	*ret_packer = p;
+	return 0;
+}
+
+void packer_reset(struct packer *p)
+{
+	block_index_deinit(&p->index);
+	file_list_deinit(&p->last);
+	file_list_deinit(&p->now);
+	free(p->packs);
+	p->packs = NULL;
+	p->pack_count = 0;
+	free(p->objects);
+	p->objects = NULL;
+	p->object_count = 0;
+	memset(&p->counts, 0, sizeof(p->counts));
+}
+
+static void release_buffers(struct packer *p)
+{
+	if (!p->read_buffer)
+		return;
+	key_wipe(p->read_buffer, READ_CHUNK);
+	free(p->read_buffer);
+	p->read_buffer = NULL;
+	pack_writer_deinit(&p->writer);
+}
+
+void packer_destroy(struct packer *p)
+{
+	if (!p)
+		return;
+	packer_reset(p);
+	release_buffers(p);
+	key_wipe(p, sizeof(*p));
+	free(p);
+}
+
+int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
+		 pack_store_fn store, void *ctx)
+{
+	int r;
+
+	if (p->active || seq == 0)
+		return -EINVAL;
+	/* Buffers live from begin to finish or abort: an idle job costs its index only. */
+	p->read_buffer = malloc(READ_CHUNK);
+	if (!p->read_buffer)
+		return -ENOMEM;
+	r = pack_writer_init(&p->writer);
+	if (r < 0) {
+		free(p->read_buffer);
+		p->read_buffer = NULL;
+		return r;
+	}
+	p->active = true;
+	p->failed = 0;
+	p->seq = seq;
+	p->token = *token;
+	p->store = store;
+	p->store_ctx = ctx;
+	p->writing = false;
+	memset(&p->counts, 0, sizeof(p->counts));
+	return 0;
+}
+
+void packer_abort(struct packer *p)
+{
+	if (!p->active)
+		return;
+	if (p->writing) {
+		p->packs[p->open_pack].state = PACK_UNUSED;
+		p->writing = false;
+		sweep(p);
+	}
+	file_list_deinit(&p->now);
+	release_buffers(p);
+	p->active = false;
+}
+
+void packer_counts(const struct packer *p, struct packer_counts *ret_counts)
+{
+	*ret_counts = p->counts;
+}
+
+int packer_objects(const struct packer *p, struct object_hash **ret_hashes, size_t *ret_count)
+{
+	struct object_hash *copy = malloc((p->object_count + 1) * sizeof(*copy));
+
+	if (!copy)
+		return -ENOMEM;
+	if (p->object_count > 0)
+		memcpy(copy, p->objects, p->object_count * sizeof(*copy));
+	*ret_hashes = copy;
+	*ret_count = p->object_count;
+	return 0;
+}
+
+/* ---- packs ---- */
+
+int packer_new_pack(struct packer *p, uint32_t *ret_pack)
+{
+	struct pack_info *bigger;
+	size_t count = p->pack_count;
+
+	for (size_t i = 0; i < count; i++) {
+		if (p->packs[i].state != PACK_UNUSED)
+			continue;
+		memset(&p->packs[i], 0, sizeof(p->packs[i]));
+		*ret_pack = (uint32_t)i;
+		return 0;
+	}
+	if (count >= MANIFEST_PACKS_MAX)
+		return -EFBIG;
+	bigger = reallocarray(p->packs, count + 16, sizeof(*bigger));
+	if (!bigger)
+		return -ENOMEM;
+	memset(bigger + count, 0, 16 * sizeof(*bigger));
+	p->packs = bigger;
+	p->pack_count = count + 16;
+	*ret_pack = (uint32_t)count;
+	return 0;
+}
+
+int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
+			struct object_hash *ret_hash, uint32_t *ret_holder_count,
+			struct node_id *ret_holders)
+{
+	_cleanup_close_ int fd = memfd_new("decamp-object");
+	struct node_id holders[OV_HOLDERS_MAX] = { 0 };
+	struct object_hash hash;
+	uint32_t holder_count = 0;
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = pwrite_full(fd, bytes, size, 0);
+	if (r == 0)
+		r = memfd_seal(fd);
+	if (r < 0)
+		return r;
+	object_hash_of(bytes, size, &hash);
+	r = p->store(p->store_ctx, fd, &hash, size, &holder_count, holders);
+	if (r < 0)
+		return r;
+	if (holder_count < 1 || holder_count > OV_HOLDERS_MAX)
+		return -EPROTO;
+	p->counts.sent_bytes += size;
+	*ret_hash = hash;
+	*ret_holder_count = holder_count;
+	memcpy(ret_holders, holders, sizeof(holders));
+	return 0;
+}
+
+int packer_flush(struct packer *p)
+{
+	struct pack_info *info = &p->packs[p->open_pack];
+	const uint8_t *bytes;
+	uint32_t size;
+	int r;
+
+	if (!p->writing)
+		return 0;
+	r = pack_writer_end(&p->writer, &bytes, &size);
+	if (r == 0)
+		r = packer_store_object(p, bytes, size, &info->hash, &info->holder_count,
+					info->holders);
+	if (r < 0) {
+		p->failed = r;
+		return r;
+	}
+	info->state = PACK_KNOWN;
+	info->seq = p->seq;
+	info->size = size;
+	info->blocks = p->writer.header.block_count;
+	p->writing = false;
+	p->counts.packs_new++;
+	return 0;
+}
+
+static int new_block(struct packer *p, const uint8_t *block, struct block_hash hash,
+		     uint32_t *ret_pack, uint32_t *ret_slot)
+{
+	bool full;
+	int r;
+
+	if (!p->writing) {
+		uint32_t pack;
+
+		r = packer_new_pack(p, &pack);
+		if (r == 0)
+			r = pack_writer_begin(&p->writer, &p->job, &p->job_key, p->seq);
+		if (r < 0)
+			return r;
+		p->packs[pack].state = PACK_OPEN;
+		p->open_pack = pack;
+		p->writing = true;
+	}
+	*ret_pack = p->open_pack;
+	r = pack_writer_block(&p->writer, block, ret_slot, &full);
+	if (r == 0)
+		r = block_index_insert(&p->index, hash, *ret_pack, *ret_slot);
+	if (r < 0) {
+		/* The writer and what we know of it may differ now. */
+		p->failed = r;
+		return r;
+	}
+	p->counts.new_bytes += PACK_BLOCK;
+	return full ? packer_flush(p) : 0;
+}
+
+int packer_block(struct packer *p, const uint8_t *block, uint32_t *ret_pack, uint32_t *ret_slot)
+{
+	struct block_hash hash = packer_hash(p, block);
+	const struct block_entry *e = block_index_find(&p->index, hash);
+
+	if (!e)
+		return new_block(p, block, hash, ret_pack, ret_slot);
+	*ret_pack = e->pack - 1;
+	*ret_slot = e->slot;
+	return 0;
+}
+
+/* ---- files ---- */
+
+static int input_check(const struct pack_input *in)
+{
+	bool regular = S_ISREG(in->st.st_mode);
+
+	if (!manifest_path_valid(in->kind, in->path) ||
+	    !manifest_xattrs_valid(in->xattrs, in->xattrs ? in->xattrs_size : 0))
+		return -EINVAL;
+	if (S_ISLNK(in->st.st_mode) &&
+	    (!in->link_target || !*in->link_target || strlen(in->link_target) >= PATH_MAX))
+		return -EINVAL;
+	if (regular && (in->st.st_size < 0 || (uint64_t)in->st.st_size > PACK_FILE_MAX))
+		return -EFBIG;
+	return 0;
+}
+
+static uint32_t find_hardlink(const struct packer *p, const struct pack_input *in)
+{
+	uint64_t hash = (uint64_t)in->st.st_ino;
+	size_t cursor = 0;
+	uint32_t i;
+
+	if (in->st.st_nlink < 2 || S_ISDIR(in->st.st_mode))
+		return 0;
+	while (slotmap_next(&p->now.by_inode, hash, &cursor, &i)) {
+		const struct packed_file *f = &p->now.items[i];
+
+		if (i < p->now.count && f->kind == in->kind && f->st.st_dev == in->st.st_dev &&
+		    f->st.st_ino == in->st.st_ino &&
+		    (f->st.st_mode & S_IFMT) == (in->st.st_mode & S_IFMT))
+			return i + 1;
+	}
+	return 0;
+}
+
+/* Content as it was in the checkpoint before. */
+static int reuse_content(struct packer *p, const struct pack_input *in, struct packed_file *f)
+{
+	const struct packed_file *old = file_list_find(&p->last, in->kind, in->path);
+
+	if (old && old->hardlink != 0)
+		old = &p->last.items[old->hardlink - 1];
+	if (!old || !S_ISREG(old->st.st_mode) || old->st.st_size != in->st.st_size)
+		return -ENOENT;
+	for (size_t i = 0; i < old->extents.count; i++) {
+		const struct extent *e = &old->extents.items[i];
+		int r;
+
+		if (e->pack != PACK_ZERO && !pack_usable(p, e->pack))
+			return -ENOENT;
+		r = extent_append(&f->extents, e->pack, e->slot, e->count);
+		if (r < 0)
+			return r;
+	}
+	memcpy(f->content_hash, old->content_hash, sizeof(f->content_hash));
+	return 0;
+}
+
+static int fill_file(struct packer *p, const struct pack_input *in, struct packed_file *f)
+{
+	int r;
+
+	f->kind = in->kind;
+	f->st = in->st;
+	f->path = strdup(in->path);
+	if (!f->path)
+		return -ENOMEM;
+	if (in->xattrs && in->xattrs_size > 0) {
+		f->xattrs = malloc(in->xattrs_size);
+		if (!f->xattrs)
+			return -ENOMEM;
+		memcpy(f->xattrs, in->xattrs, in->xattrs_size);
+		f->xattrs_size = in->xattrs_size;
+	}
+	if (S_ISLNK(in->st.st_mode)) {
+		f->link_target = strdup(in->link_target);
+		if (!f->link_target)
+			return -ENOMEM;
+	}
+	f->hardlink = find_hardlink(p, in);
+	if (f->hardlink != 0) {
+		const struct packed_file *first = &p->now.items[f->hardlink - 1];
+
+		f->st.st_size = first->st.st_size;
+		memcpy(f->content_hash, first->content_hash, sizeof(f->content_hash));
+		return 0;
+	}
+	if (!S_ISREG(in->st.st_mode))
+		return 0;
+	if (in->fd < 0)
+		r = reuse_content(p, in, f);
+	else
+		r = packer_read_file(p, in->fd, (uint64_t)in->st.st_size, in->kind != FILE_IMAGE,
+				     &f->extents, f->content_hash);
+	if (r == 0)
+		p->counts.raw_bytes += (uint64_t)in->st.st_size;
+	return r;
+}
+
+int packer_add(struct packer *p, const struct pack_input *in)
+{
+	struct packed_file file = { 0 };
+	int r;
+
+	if (!p->active)
+		return -EINVAL;
+	if (p->failed)
+		return p->failed;
+	r = input_check(in);
+	if (r < 0)
+		return r;
+	if (p->now.count >= MANIFEST_FILES_MAX)
+		return -EFBIG;
+	if (file_list_find(&p->now, in->kind, in->path))
+		return -EEXIST;
+	r = fill_file(p, in, &file);
+	if (r == 0)
+		r = file_list_append_take(&p->now, &file);
+	if (r < 0)
+		packed_file_deinit(&file);
+	return r;
+}
+
+/* ---- which packs stay ---- */
+
+static void mark(uint8_t *bits, const struct extent *e, struct pack_info *info)
+{
+	for (uint32_t slot = e->slot; slot < e->slot + e->count; slot++) {
+		uint8_t bit = (uint8_t)(1 << (slot % 8));
+
+		if (!(bits[slot / 8] & bit))
+			info->live++;
+		bits[slot / 8] |= bit;
+	}
+}
+
+int packer_count_live(struct packer *p, const struct file_list *files)
+{
+	enum { BITMAP = PACK_BLOCKS_MAX / 8 };
+	_cleanup_free_ uint8_t *bits = calloc(p->pack_count + 1, BITMAP);
+
+	if (!bits)
+		return -ENOMEM;
+	for (size_t i = 0; i < p->pack_count; i++)
+		p->packs[i].live = 0;
+	for (size_t i = 0; i < files->count; i++) {
+		const struct extent_list *list = &files->items[i].extents;
+
+		for (size_t j = 0; j < list->count; j++) {
+			const struct extent *e = &list->items[j];
+
+			if (e->pack != PACK_ZERO)
+				mark(bits + (size_t)e->pack * BITMAP, e, &p->packs[e->pack]);
+		}
+	}
+	return 0;
+}
+
+static int compare_live(const void *a, const void *b, void *ctx)
+{
+	const struct pack_info *packs = ctx;
+	uint32_t x = packs[*(const uint32_t *)a].live, y = packs[*(const uint32_t *)b].live;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * Many small packs make restore slow and manifests long: once there are too many, the least live
+ * are written anew, a batch at a time. Full packs of a big job are many by right.
+ */
+static void forget_surplus(struct packer *p, size_t known)
+{
+	_cleanup_free_ uint32_t *order = malloc((known + 1) * sizeof(*order));
+	size_t small = 0;
+
+	if (known <= PACKS_REFERENCED_MAX || !order)
+		return; /* without memory: at the next checkpoint */
+	for (size_t i = 0; i < p->pack_count; i++)
+		if (p->packs[i].state == PACK_KNOWN && p->packs[i].live < PACK_SMALL_LIVE)
+			order[small++] = (uint32_t)i;
+	if (small < PACKS_REFERENCED_MAX - PACKS_REFERENCED_KEEP)
+		return;
+	qsort_r(order, small, sizeof(*order), compare_live, p->packs);
+	for (size_t i = 0; i < small && known > PACKS_REFERENCED_KEEP; i++, known--)
+		p->packs[order[i]].state = PACK_FORGOTTEN;
+}
+
+void packer_retire(struct packer *p)
+{
+	size_t known = 0;
+
+	for (size_t i = 0; i < p->pack_count; i++) {
+		struct pack_info *info = &p->packs[i];
+
+		if (info->state == PACK_UNUSED)
+			continue;
+		if (info->live == 0)
+			info->state = PACK_UNUSED;
+		else if ((uint64_t)info->live * 100 <
+			 (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN)
+			info->state = PACK_FORGOTTEN;
+		if (info->state == PACK_KNOWN)
+			known++;
+	}
+	forget_surplus(p, known);
+	sweep(p);
+}
+
+void packer_forget_weak(struct packer *p, uint32_t copies,
+			bool (*alive)(void *ctx, const struct node_id *node), void *ctx)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < p->pack_count; i++) {
+		struct pack_info *info = &p->packs[i];
+		uint32_t living = 0;
+
+		if (info->state != PACK_KNOWN)
+			continue;
+		for (uint32_t j = 0; j < info->holder_count; j++)
+			living += alive(ctx, &info->holders[j]);
+		if (living < copies) {
+			info->state = PACK_FORGOTTEN;
+			any = true;
+		}
+	}
+	if (any)
+		sweep(p);
+}

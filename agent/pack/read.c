@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <errno.h>
+#include <openssl/evp.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include "agent/pack/internal.h"
+#include "agent/util/io.h"
+
+struct block_hash packer_hash(const struct packer *p, const uint8_t *block)
+{
+	XXH128_hash_t h =
+		XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret, sizeof(p->hash_secret));
+
+	return (struct block_hash){ h.low64, h.high64 };
+}
+
+bool block_is_zero(const uint8_t *block)
+{
+	/* Most blocks show in their first bytes that they are not zero. */
+	for (size_t i = 0; i < PACK_BLOCK; i += 256) {
+		uint64_t w[32], seen = 0;
+
+		memcpy(w, block + i, sizeof(w));
+		for (size_t j = 0; j < 32; j++)
+			seen |= w[j];
+		if (seen != 0)
+			return false;
+	}
+	return true;
+}
+
+/* One chunk of the file, padded with zeros to whole blocks -> extents. */
+static int add_chunk(struct packer *p, const uint8_t *bytes, size_t blocks,
+		     struct extent_list *extents)
+{
+	for (size_t i = 0; i < blocks; i++) {
+		const uint8_t *block = bytes + i * PACK_BLOCK;
+		uint32_t pack = PACK_ZERO, slot = 0;
+		int r;
+
+		if (block_is_zero(block)) {
+			p->counts.zero_bytes += PACK_BLOCK;
+		} else {
+			r = packer_block(p, block, &pack, &slot);
+			if (r < 0)
+				return r;
+		}
+		r = extent_append(extents, pack, slot, 1);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/*
+ * Length of the hole at `at` in whole blocks, at most `left` bytes. A file system that knows no
+ * holes says that all is data.
+ */
+static uint64_t hole_at(int fd, uint64_t at, uint64_t left)
+{
+	off_t next = lseek(fd, (off_t)at, SEEK_DATA);
+
+	if (next < 0)
+		return errno == ENXIO ? left : 0;
+	if ((uint64_t)next - at >= left)
+		return left;
+	return ((uint64_t)next - at) / PACK_BLOCK * PACK_BLOCK;
+}
+
+static int hash_update(EVP_MD_CTX *sha, const uint8_t *bytes, uint64_t size)
+{
+	static const uint8_t zeros[PACK_BLOCK];
+
+	if (bytes)
+		return EVP_DigestUpdate(sha, bytes, (size_t)size) == 1 ? 0 : -EIO;
+	for (; size > 0; size -= size < sizeof(zeros) ? size : sizeof(zeros))
+		if (EVP_DigestUpdate(sha, zeros, size < sizeof(zeros) ? size : sizeof(zeros)) != 1)
+			return -EIO;
+	return 0;
+}
+
+static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
+		      struct extent_list *extents)
+{
+	uint64_t at = 0;
+	int r;
+
+	while (at < size) {
+		uint64_t left = size - at, hole = hole_at(fd, at, left);
+		size_t n = left < READ_CHUNK ? (size_t)left : READ_CHUNK;
+		size_t blocks = (n + PACK_BLOCK - 1) / PACK_BLOCK;
+
+		if (hole > 0) {
+			uint64_t zeros = (hole + PACK_BLOCK - 1) / PACK_BLOCK;
+
+			r = extent_append(extents, PACK_ZERO, 0, (uint32_t)zeros);
+			p->counts.zero_bytes += zeros * PACK_BLOCK;
+			if (r == 0 && sha)
+				r = hash_update(sha, NULL, hole);
+			if (r < 0)
+				return r;
+			at += hole;
+			continue;
+		}
+		r = pread_full(fd, p->read_buffer, n, (off_t)at);
+		if (r < 0)
+			return r;
+		memset(p->read_buffer + n, 0, blocks * PACK_BLOCK - n);
+		r = sha ? hash_update(sha, p->read_buffer, n) : 0;
+		if (r == 0)
+			r = add_chunk(p, p->read_buffer, blocks, extents);
+		if (r < 0)
+			return r;
+		at += n;
+	}
+	return 0;
+}
+
+int packer_read_file(struct packer *p, int fd, uint64_t size, bool want_hash,
+		     struct extent_list *extents, uint8_t ret_content_hash[32])
+{
+	EVP_MD_CTX *sha = NULL;
+	struct stat st;
+	int r = 0;
+
+	if (want_hash) {
+		sha = EVP_MD_CTX_new();
+		if (!sha)
+			return -ENOMEM;
+		r = EVP_DigestInit_ex(sha, EVP_sha256(), NULL) == 1 ? 0 : -EIO;
+	}
+	if (r == 0)
+		r = read_range(p, fd, size, sha, extents);
+	if (r == 0 && sha)
+		r = EVP_DigestFinal_ex(sha, ret_content_hash, NULL) == 1 ? 0 : -EIO;
+	EVP_MD_CTX_free(sha);
+	/* A file that was cut meanwhile looks like one with a hole at its end. */
+	if (r == 0 && (fstat(fd, &st) < 0 || st.st_size < (off_t)size))
+		r = -ENODATA;
+	return r;
+}
+
+int content_hash_fd(int fd, uint64_t size, uint8_t *buffer, uint8_t ret_hash[32])
+{
+	EVP_MD_CTX *sha = EVP_MD_CTX_new();
+	uint64_t at = 0;
+	int r;
+
+	if (!sha)
+		return -ENOMEM;
+	r = EVP_DigestInit_ex(sha, EVP_sha256(), NULL) == 1 ? 0 : -EIO;
+	while (r == 0 && at < size) {
+		size_t n = size - at < READ_CHUNK ? (size_t)(size - at) : READ_CHUNK;
+
+		r = pread_full(fd, buffer, n, (off_t)at);
+		if (r == 0)
+			r = hash_update(sha, buffer, n);
+		at += n;
+	}
+	if (r == 0)
+		r = EVP_DigestFinal_ex(sha, ret_hash, NULL) == 1 ? 0 : -EIO;
+	EVP_MD_CTX_free(sha);
+	return r;
+}

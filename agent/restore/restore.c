@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#define LOG_TAG "restore"
+#include "agent/restore/restore.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "agent/image/criu.h"
+#include "agent/restore/internal.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+enum { HELPER_PIDS_SPARE = 1000, COPY_CHUNK = 256 << 10 };
+
+static void show_step(const struct restore_request *q, const char *step)
+{
+	if (q->progress)
+		q->progress(q->ctx, step, 0, 0);
+}
+
+static int call_ready(void *ctx)
+{
+	const struct restore_request *q = ctx;
+
+	return q->ready ? q->ready(q->ctx) : 0;
+}
+
+/* Ends everything that was started; the caller's error stays. */
+static void end_keeper(struct keeper *k)
+{
+	if (keeper_kill(k) < 0 || keeper_quit(k) < 0)
+		log_warn("end: the keeper of a failed restore does not answer");
+	keeper_detach(k);
+}
+
+static int start_keeper(const struct restore_request *q, const struct layout *l,
+			const struct notes *n, struct keeper **ret_keeper, char *reason)
+{
+	struct keeper_config config = q->keeper;
+	int r;
+
+	config.adopted = false;
+	config.state_dir = q->state_dir;
+	config.with_closure = l->with_closure;
+	if (!config.hostname || !config.hostname[0])
+		config.hostname = n->hostname;
+	/* An adopted job brings its PIDs along: helpers must keep out of their way. */
+	config.helper_pid = n->low_pids ? n->pid_max + HELPER_PIDS_SPARE : 0;
+	show_step(q, "namespaces");
+	r = keeper_start(&config, ret_keeper);
+	if (r < 0)
+		return restore_fail(reason, r, "the job's keeper does not start (its log is in %s)",
+				    config.run_dir);
+	return 0;
+}
+
+static int run_criu(const struct restore_request *q, const struct notes *n, struct keeper *k,
+		    char *reason)
+{
+	char why[CRIU_REASON_MAX] = "";
+	struct criu_restore order = { .criu = q->criu,
+				      .images_dir = q->images_dir,
+				      .shell_job = n->shell_job,
+				      .ready = call_ready,
+				      .ctx = (void *)q };
+	pid_t pid;
+	int r;
+
+	show_step(q, "restoring");
+	r = criu_run_restore(k, &order, &pid, why);
+	if (r < 0)
+		return restore_fail(reason, r, "CRIU cannot restore the job (%s)", why);
+	/* Point of no return: the job runs, and the keeper watches it since before it did. */
+	return 0;
+}
+
+static int fill_shm(struct layout *l, struct keeper *k)
+{
+	struct keeper_status status;
+	int r = keeper_status(k, &status);
+
+	if (r < 0)
+		return restore_fail(l->reason, r, "the job's keeper does not answer");
+	return layout_make_shm(l, status.init_pid);
+}
+
+static int start_job(const struct restore_request *q, struct layout *l, const struct notes *n,
+		     struct keeper **ret_keeper, char *reason)
+{
+	struct keeper *k;
+	int r = start_keeper(q, l, n, &k, reason);
+
+	if (r < 0)
+		return r;
+	r = fill_shm(l, k);
+	if (r == 0)
+		r = run_criu(q, n, k, reason);
+	if (r < 0) {
+		end_keeper(k);
+		return r;
+	}
+	*ret_keeper = k;
+	return 0;
+}
+
+int restore_job(const struct restore_request *request, struct keeper **ret_keeper,
+		char reason[RESTORE_REASON_MAX])
+{
+	struct layout l = { .request = request, .reason = reason };
+	struct notes notes = { 0 };
+	int r;
+
+	reason[0] = '\0';
+	r = notes_parse(manifest_head(request->manifest)->meta_json, &notes);
+	if (r == 0 && notes.root_pid == 0)
+		r = -ENODATA;
+	if (r < 0) {
+		notes_deinit(&notes);
+		return restore_fail(reason, r,
+				    r == -ENODATA ? "the checkpoint holds files only: the job had "
+						    "ended" :
+						    "the notes of the checkpoint are not readable");
+	}
+	l.notes = &notes;
+	r = layout_clear(request->state_dir);
+	if (r < 0) {
+		notes_deinit(&notes);
+		return restore_fail(reason, r, "what an earlier run left in %s cannot be removed",
+				    request->state_dir);
+	}
+	show_step(request, "laying out");
+	r = layout_make(&l);
+	if (r == 0)
+		r = start_job(request, &l, &notes, ret_keeper, reason);
+	layout_deinit(&l);
+	notes_deinit(&notes);
+	if (r < 0 && layout_clear(request->state_dir) < 0)
+		log_warn("clear: %s: files of a failed restore stay", request->state_dir);
+	return r;
+}
+
+static int copy_out(int from, int to, uint64_t size)
+{
+	_cleanup_free_ uint8_t *buf = malloc(COPY_CHUNK);
+
+	if (!buf)
+		return -ENOMEM;
+	for (uint64_t at = 0; at < size;) {
+		size_t n = size - at > COPY_CHUNK ? COPY_CHUNK : (size_t)(size - at);
+		int r = pread_full(from, buf, n, (off_t)at);
+
+		if (r == 0)
+			r = write_full(to, buf, n);
+		if (r < 0)
+			return r;
+		at += n;
+	}
+	return 0;
+}
+
+/* The file that holds the content: itself, or the earlier link of the same inode. */
+static int content_index(const struct manifest *m, size_t index, struct manifest_file *ret_file,
+			 size_t *ret_index)
+{
+	if (index >= manifest_file_count(m))
+		return -ENOENT;
+	manifest_file(m, index, ret_file);
+	for (size_t i = 0; ret_file->hardlink && i < index; i++) {
+		struct manifest_file f;
+
+		manifest_file(m, i, &f);
+		if (f.kind != ret_file->kind || strcmp(f.path, ret_file->hardlink))
+			continue;
+		index = i;
+		*ret_file = f;
+		break;
+	}
+	if (!S_ISREG(ret_file->st.st_mode))
+		return -EINVAL;
+	*ret_index = index;
+	return 0;
+}
+
+int restore_file(const struct manifest *m, const struct secret_key *job_key, size_t index,
+		 pack_fetch_fn fetch, void *fetch_ctx, int out_fd)
+{
+	size_t count = manifest_file_count(m);
+	_cleanup_free_ int *fds = malloc((count + 1) * sizeof(*fds));
+	_cleanup_close_ int temporary = -1;
+	struct manifest_file f;
+	int r;
+
+	if (!fds)
+		return -ENOMEM;
+	r = content_index(m, index, &f, &index);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++)
+		fds[i] = -1;
+	/* out_fd may be a pipe, and nothing may be shown before all of it is verified. */
+	temporary = open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (temporary < 0)
+		temporary = memfd_new("file");
+	if (temporary < 0)
+		return temporary;
+	fds[index] = temporary;
+	r = manifest_unpack(m, job_key, fds, fetch, fetch_ctx, NULL, NULL);
+	return r < 0 ? r : copy_out(temporary, out_fd, (uint64_t)f.st.st_size);
+}

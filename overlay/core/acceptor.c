@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The acceptor: promises and accepted values are durable before they are spoken of (the driver's
+ * rule); the hold is not, and starts anew after a restart (A4).
+ *
+ * A node without a record never promises. That is why an ended job whose record was deleted can
+ * not come back: a stale copy elsewhere never finds a majority of promises again.
+ */
+#include "overlay/core/state.h"
+
+#include <errno.h>
+#include <string.h>
+
+bool core_acceptor_holds(const struct core *core, const struct job *job)
+{
+	return job->value.state == JOB_STATE_HELD && core->now_ms < job->hold_until_ms;
+}
+
+static bool same_incarnation(const struct job_value *a, const struct job_value *b)
+{
+	return fence_token_compare(&a->token, &b->token) == 0 &&
+	       node_id_equal(&a->owner, &b->owner);
+}
+
+bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
+			     const struct job_value *value)
+{
+	bool fresh = !job->has_record;
+	bool changed = fresh || !same_incarnation(&job->value, value) ||
+		       job->value.state != value->state;
+
+	if (!core_job_mark_dirty(core, job))
+		return false;
+	job->has_record = true;
+	job->accepted = *ballot;
+	if (core_ballot_compare(&job->promised, ballot) < 0)
+		job->promised = *ballot;
+	job->value = *value;
+	core_job_saw(job, ballot);
+	if (changed) {
+		job->changed_ms = core->now_ms;
+		job->hold_until_ms = core->now_ms + core->config.hold_ms;
+		job->renewed = false;
+		job->guard_ms = job->grant_ms = job->done_ms = 0;
+		if (fresh) /* whoever created it will renew by itself */
+			job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
+		core_arm(core, core->now_ms);
+	}
+	job->unknown_since_ms = 0;
+	return true;
+}
+
+int core_acceptor_load(struct core *core, const void *bytes, size_t size)
+{
+	struct core_record record;
+	struct job *job;
+	int r = core_record_decode(bytes, size, &record);
+
+	if (r < 0)
+		return r;
+	job = core_job_get(core, &record.job);
+	if (!job)
+		return -ENOSPC;
+	job->acceptors = record.acceptors;
+	job->has_record = true;
+	job->promised = record.promised;
+	job->accepted = record.accepted;
+	job->value = record.value;
+	core_job_saw(job, &record.promised);
+	job->changed_ms = core->now_ms;
+	job->hold_until_ms = core->now_ms + core->config.hold_ms; /* A4 */
+	/* The owner gets a chance to renew before it is told again that it is the owner. */
+	job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
+	/* Much may have happened meanwhile; the others' duties wait for this host's by rank. */
+	job->confirm_ms = core->now_ms + CORE_RANK_MS + core_below(core, CORE_RANK_MS);
+	core_arm(core, core->now_ms);
+	return 0;
+}
+
+static void nack(struct core *core, const struct node_id *to, const struct core_message *m,
+		 enum core_nack_reason reason, const struct job *job)
+{
+	struct core_message *out = core_outbox_begin(core, CORE_MSG_NACK);
+
+	out->job = m->job;
+	out->acceptors = m->acceptors;
+	out->ballot = m->ballot;
+	out->reason = reason;
+	if (job && reason == CORE_NACK_PROMISED)
+		out->accepted = job->promised;
+	if (job && reason == CORE_NACK_BUSY)
+		out->hold_left_ms = (uint32_t)(job->hold_until_ms - core->now_ms);
+	core_outbox_send(core, to);
+}
+
+static void handle_prepare(struct core *core, const struct node_id *from, struct core_message *m)
+{
+	struct job *job = core_job_find(core, &m->job);
+	struct core_message *out;
+	int order;
+
+	if (!job || !job->has_record || !core_job_adopt_acceptors(job, &m->acceptors)) {
+		nack(core, from, m, CORE_NACK_UNKNOWN, NULL);
+		return;
+	}
+	core_job_saw(job, &m->ballot);
+	if (!(m->flags & CORE_FLAG_READ)) {
+		/* A courtesy only, against needless disturbance; the safe test is at ACCEPT. */
+		if (m->flags & CORE_FLAG_TAKEOVER && core_acceptor_holds(core, job)) {
+			nack(core, from, m, CORE_NACK_BUSY, job);
+			return;
+		}
+		order = core_ballot_compare(&m->ballot, &job->promised);
+		if (order < 0) {
+			nack(core, from, m, CORE_NACK_PROMISED, job);
+			return;
+		}
+		if (order > 0) {
+			if (!core_job_mark_dirty(core, job))
+				return;
+			job->promised = m->ballot;
+		}
+	}
+	out = core_job_message(core, job, CORE_MSG_PROMISE);
+	out->ballot = m->ballot;
+	out->accepted = job->accepted;
+	out->value = job->value;
+	core_outbox_send(core, from);
+}
+
+/*
+ * Rule A1, asked at ACCEPT and not (only) at PREPARE: a half-accepted takeover that a later ballot
+ * of another kind picks up would slip past a test at PREPARE.
+ */
+static bool is_busy(const struct core *core, const struct job *job, const struct job_value *next)
+{
+	if (!core_acceptor_holds(core, job) || same_incarnation(&job->value, next))
+		return false;
+	/* RELEASE: the owner froze the job before it said so. */
+	return fence_token_compare(&job->value.token, &next->token) != 0 ||
+	       !node_id_is_zero(&next->owner);
+}
+
+static void handle_accept(struct core *core, const struct node_id *from, struct core_message *m)
+{
+	struct job *job = core_job_find(core, &m->job);
+	struct core_message *out;
+	int order;
+
+	if (job && job->acceptors.count && !core_job_adopt_acceptors(job, &m->acceptors)) {
+		nack(core, from, m, CORE_NACK_UNKNOWN, NULL);
+		return;
+	}
+	if (!job)
+		job = core_job_get(core, &m->job);
+	if (!job) {
+		nack(core, from, m, CORE_NACK_FULL, NULL);
+		return;
+	}
+	(void)core_job_adopt_acceptors(job, &m->acceptors);
+	if (core_job_rank(job, core_self(core)) == CORE_NONE)
+		return;
+	order = job->has_record ? core_ballot_compare(&m->ballot, &job->promised) : 1;
+	if (order < 0) {
+		nack(core, from, m, CORE_NACK_PROMISED, job);
+		return;
+	}
+	if (!job->has_record || core_ballot_compare(&m->ballot, &job->accepted) != 0) {
+		if (job->has_record && is_busy(core, job, &m->value)) {
+			nack(core, from, m, CORE_NACK_BUSY, job);
+			return;
+		}
+		if (!core_acceptor_set_value(core, job, &m->ballot, &m->value))
+			return;
+	}
+	out = core_job_message(core, job, CORE_MSG_ACCEPTED);
+	out->ballot = m->ballot;
+	core_outbox_send(core, from);
+}
+
+/* Rule A2. No disk write: a hold need not outlive the acceptor, A4 sees to that. */
+static void handle_renew(struct core *core, const struct node_id *from, struct core_message *m)
+{
+	struct job *job = core_job_find(core, &m->job);
+	bool mine = job && job->has_record && core_job_adopt_acceptors(job, &m->acceptors);
+	bool ok = mine && job->value.state == JOB_STATE_HELD &&
+		  node_id_equal(&job->value.owner, from) &&
+		  fence_token_compare(&job->value.token, &m->token) == 0;
+	struct core_message *out = core_outbox_begin(core, ok ? CORE_MSG_RENEWED : CORE_MSG_LOST);
+
+	out->job = m->job;
+	out->acceptors = m->acceptors;
+	out->token = m->token;
+	out->seq = m->seq;
+	if (mine)
+		out->accepted = job->accepted;
+	if (ok) {
+		job->hold_until_ms = core->now_ms + core->config.hold_ms;
+		job->renewed = true;
+	}
+	core_outbox_send(core, from);
+}
+
+static void handle_learn(struct core *core, struct core_message *m)
+{
+	struct job *job = core_job_find(core, &m->job);
+
+	/* It never makes a record: the sender may be the last to hear that the job is over. */
+	if (job && core_job_adopt_acceptors(job, &m->acceptors))
+		core_job_learn(core, job, &m->ballot, &m->value);
+}
+
+void core_acceptor_message(struct core *core, const struct node_id *from, struct core_message *m)
+{
+	switch (m->type) {
+	case CORE_MSG_PREPARE:
+		handle_prepare(core, from, m);
+		break;
+	case CORE_MSG_ACCEPT:
+		handle_accept(core, from, m);
+		break;
+	case CORE_MSG_RENEW:
+		handle_renew(core, from, m);
+		break;
+	default:
+		handle_learn(core, m);
+	}
+}

@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "overlay/core/codec.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "overlay/ipc.h"
+
+/*
+ * One walk per struct serves both directions, so that encoder and decoder cannot drift apart.
+ * While writing (out set) a walk only reads the struct it is given.
+ */
+struct cursor {
+	const uint8_t *in;
+	uint8_t *out;
+	size_t size, at;
+	bool bad;
+};
+
+enum { WIRE_VERSION = 1, RECORD_MAGIC = 0x47524344, RECORD_VERSION = 1 };
+
+enum {
+	F_SEQ = 1 << 0,
+	F_SUBJECT = 1 << 1,
+	F_DIGEST = 1 << 2,
+	F_RECORDS = 1 << 3,
+	F_JOB = 1 << 4,
+	F_ACCEPTORS = 1 << 5,
+	F_BALLOT = 1 << 6,
+	F_ACCEPTED = 1 << 7,
+	F_TOKEN = 1 << 8,
+	F_REASON = 1 << 9,
+	F_VALUE = 1 << 10,
+	F_NO_ACCEPTORS_OK = 1 << 11,
+	F_REGISTER = F_JOB | F_ACCEPTORS,
+};
+
+static const uint16_t message_fields[CORE_MSG_END] = {
+	[CORE_MSG_PING] = F_SEQ | F_SUBJECT | F_RECORDS,
+	[CORE_MSG_ACK] = F_SEQ | F_SUBJECT | F_RECORDS,
+	[CORE_MSG_PING_REQ] = F_SEQ | F_SUBJECT | F_RECORDS,
+	[CORE_MSG_GOSSIP] = F_RECORDS,
+	[CORE_MSG_DIGEST] = F_DIGEST | F_RECORDS,
+	[CORE_MSG_SYNC] = F_RECORDS,
+	[CORE_MSG_PREPARE] = F_REGISTER | F_BALLOT,
+	[CORE_MSG_PROMISE] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_VALUE,
+	[CORE_MSG_NACK] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_REASON,
+	[CORE_MSG_ACCEPT] = F_REGISTER | F_BALLOT | F_VALUE,
+	[CORE_MSG_ACCEPTED] = F_REGISTER | F_BALLOT,
+	[CORE_MSG_LEARN] = F_REGISTER | F_BALLOT | F_VALUE,
+	[CORE_MSG_RENEW] = F_SEQ | F_REGISTER | F_TOKEN,
+	[CORE_MSG_RENEWED] = F_SEQ | F_REGISTER | F_TOKEN | F_ACCEPTED,
+	[CORE_MSG_LOST] = F_SEQ | F_REGISTER | F_TOKEN | F_ACCEPTED,
+	[CORE_MSG_GRANT] = F_REGISTER | F_BALLOT | F_VALUE,
+	[CORE_MSG_DONE] = F_REGISTER | F_BALLOT | F_VALUE,
+	[CORE_MSG_WHOHAS] = F_JOB,
+	[CORE_MSG_IHAVE] = F_REGISTER | F_NO_ACCEPTORS_OK,
+};
+
+int core_ballot_compare(const struct core_ballot *a, const struct core_ballot *b)
+{
+	int order = fence_token_compare(&a->number, &b->number);
+
+	if (order)
+		return order;
+	return a->life < b->life ? -1 : a->life > b->life;
+}
+
+static void walk_bytes(struct cursor *c, void *bytes, size_t size)
+{
+	if (c->bad || size > c->size - c->at) {
+		c->bad = true;
+		return;
+	}
+	if (c->out)
+		memcpy(c->out + c->at, bytes, size);
+	else
+		memcpy(bytes, c->in + c->at, size);
+	c->at += size;
+}
+
+static uint64_t walk_uint(struct cursor *c, uint64_t value, size_t width)
+{
+	uint8_t raw[8] = { 0 };
+	uint64_t result = 0;
+
+	for (size_t i = 0; i < width; i++)
+		raw[i] = (uint8_t)(value >> (8 * i));
+	walk_bytes(c, raw, width);
+	for (size_t i = 0; i < width; i++)
+		result |= (uint64_t)raw[i] << (8 * i);
+	return c->bad ? 0 : result;
+}
+
+static void walk_u64(struct cursor *c, uint64_t *value)
+{
+	uint64_t result = walk_uint(c, *value, 8);
+
+	if (!c->out)
+		*value = result;
+}
+
+static void walk_u32(struct cursor *c, uint32_t *value)
+{
+	uint64_t result = walk_uint(c, *value, 4);
+
+	if (!c->out)
+		*value = (uint32_t)result;
+}
+
+static void walk_u16(struct cursor *c, uint16_t *value)
+{
+	uint64_t result = walk_uint(c, *value, 2);
+
+	if (!c->out)
+		*value = (uint16_t)result;
+}
+
+static void walk_u8(struct cursor *c, uint8_t *value)
+{
+	walk_bytes(c, value, 1);
+}
+
+static void require(struct cursor *c, bool condition)
+{
+	if (!condition)
+		c->bad = true;
+}
+
+/* Returns the number of elements that follow; 0 once anything is wrong. */
+static uint32_t walk_count(struct cursor *c, uint32_t *count, uint32_t max)
+{
+	walk_u32(c, count);
+	require(c, *count <= max);
+	return c->bad ? 0 : *count;
+}
+
+static void walk_text(struct cursor *c, char *text, size_t size)
+{
+	walk_bytes(c, text, size);
+	require(c, !c->bad && text[size - 1] == 0);
+}
+
+static void walk_token(struct cursor *c, struct fence_token *token)
+{
+	walk_u64(c, &token->counter);
+	walk_bytes(c, &token->node, sizeof(token->node));
+	require(c, token->counter < CORE_COUNTER_MAX);
+}
+
+static void walk_ballot(struct cursor *c, struct core_ballot *ballot)
+{
+	walk_token(c, &ballot->number);
+	walk_u64(c, &ballot->life);
+}
+
+static void walk_acceptors(struct cursor *c, struct core_acceptors *set, bool empty_ok)
+{
+	uint32_t count = walk_count(c, &set->count, OV_REPLICAS_MAX);
+
+	require(c, empty_ok || count > 0);
+	for (uint32_t i = 0; i < count; i++) {
+		walk_bytes(c, &set->ids[i], sizeof(set->ids[i]));
+		for (uint32_t k = 0; k < i && !c->bad; k++)
+			require(c, !node_id_equal(&set->ids[i], &set->ids[k]));
+	}
+}
+
+static void walk_checkpoint(struct cursor *c, struct ckpt_ref *ckpt)
+{
+	uint32_t count;
+
+	walk_u64(c, &ckpt->seq);
+	require(c, ckpt->seq > 0);
+	walk_bytes(c, &ckpt->manifest, sizeof(ckpt->manifest));
+	walk_u32(c, &ckpt->manifest_size);
+	require(c, ckpt->manifest_size <= OV_PACK_MAX);
+	count = walk_count(c, &ckpt->holder_count, OV_HOLDERS_MAX);
+	for (uint32_t i = 0; i < count; i++)
+		walk_bytes(c, &ckpt->holders[i], sizeof(ckpt->holders[i]));
+	walk_u64(c, &ckpt->wall_ms);
+}
+
+static void walk_value(struct cursor *c, struct job_value *v)
+{
+	uint32_t count, status = (uint32_t)v->exit_status;
+
+	walk_bytes(c, &v->job, sizeof(v->job));
+	walk_token(c, &v->token);
+	walk_bytes(c, &v->owner, sizeof(v->owner));
+	walk_bytes(c, &v->home, sizeof(v->home));
+	walk_bytes(c, &v->target, sizeof(v->target));
+	walk_u32(c, &v->state);
+	require(c, v->state >= JOB_STATE_IDLE && v->state <= JOB_STATE_KILLED);
+	walk_u32(c, &v->fence);
+	require(c, v->fence == FENCE_STRICT || v->fence == FENCE_COMMIT);
+	walk_u32(c, &status);
+	if (!c->out)
+		v->exit_status = (int32_t)status;
+	count = walk_count(c, &v->history_count, OV_HISTORY_MAX);
+	for (uint32_t i = 0; i < count; i++) {
+		walk_checkpoint(c, &v->history[i]);
+		require(c, i == 0 || v->history[i].seq < v->history[i - 1].seq);
+	}
+	count = walk_count(c, &v->avoid_count, OV_AVOID_MAX);
+	for (uint32_t i = 0; i < count; i++)
+		walk_bytes(c, &v->avoid[i], sizeof(v->avoid[i]));
+	walk_u64(c, &v->submit_wall_ms);
+	walk_u64(c, &v->mem_bytes);
+	for (size_t i = 0; i < 4; i++)
+		walk_u64(c, &v->cpu_need[i]);
+	count = walk_count(c, &v->sealed_size, OV_SEALED_MAX);
+	walk_bytes(c, v->sealed, count);
+	require(c, (v->state == JOB_STATE_HELD) <= !node_id_is_zero(&v->owner));
+	require(c, (v->state == JOB_STATE_IDLE) <= node_id_is_zero(&v->owner));
+}
+
+static void walk_card(struct cursor *c, struct node_card *card)
+{
+	walk_u32(c, &card->version);
+	walk_u32(c, &card->reserved);
+	walk_bytes(c, &card->id, sizeof(card->id));
+	walk_bytes(c, card->tls_public, sizeof(card->tls_public));
+	walk_bytes(c, card->sign_public, sizeof(card->sign_public));
+	walk_u64(c, &card->issued_wall_ms);
+	walk_u64(c, &card->expires_wall_ms);
+	walk_text(c, card->hostname, sizeof(card->hostname));
+	walk_text(c, card->room, sizeof(card->room));
+	walk_bytes(c, card->signature, sizeof(card->signature));
+}
+
+static void walk_report(struct cursor *c, struct member_state_report *report)
+{
+	walk_u32(c, &report->flags);
+	walk_u32(c, &report->load_milli);
+	walk_u64(c, &report->mem_free_bytes);
+	walk_u64(c, &report->store_free_bytes);
+	walk_u64(c, &report->store_used_bytes);
+	for (size_t i = 0; i < 4; i++)
+		walk_u64(c, &report->cpu_features[i]);
+	walk_u32(c, &report->jobs);
+	walk_u32(c, &report->reserved);
+}
+
+static void walk_gossip(struct cursor *c, struct core_gossip *g)
+{
+	walk_bytes(c, &g->id, sizeof(g->id));
+	walk_u64(c, &g->incarnation);
+	require(c, g->incarnation > 0 && g->incarnation < CORE_COUNTER_MAX);
+	walk_u32(c, &g->state);
+	require(c, g->state >= MEMBER_ALIVE && g->state <= MEMBER_LEFT);
+	walk_u32(c, &g->full);
+	require(c, g->full <= 1 && (g->full || g->state != MEMBER_ALIVE));
+	if (c->bad || !g->full)
+		return;
+	walk_card(c, &g->card);
+	require(c, node_id_equal(&g->card.id, &g->id) && !node_id_is_zero(&g->id));
+	walk_text(c, g->addr, sizeof(g->addr));
+	walk_u16(c, &g->port);
+	walk_report(c, &g->report);
+}
+
+static void walk_register(struct cursor *c, struct core_message *m, uint32_t fields)
+{
+	if (fields & F_JOB) {
+		walk_bytes(c, &m->job, sizeof(m->job));
+		walk_u32(c, &m->epoch);
+		require(c, m->epoch == 0);
+	}
+	if (fields & F_ACCEPTORS)
+		walk_acceptors(c, &m->acceptors, fields & F_NO_ACCEPTORS_OK);
+	if (fields & F_BALLOT)
+		walk_ballot(c, &m->ballot);
+	if (fields & F_ACCEPTED)
+		walk_ballot(c, &m->accepted);
+	if (fields & F_TOKEN)
+		walk_token(c, &m->token);
+	if (fields & F_REASON) {
+		walk_u32(c, &m->reason);
+		require(c, m->reason >= CORE_NACK_PROMISED && m->reason <= CORE_NACK_FULL);
+		walk_u32(c, &m->hold_left_ms);
+	}
+	if (fields & F_VALUE) {
+		walk_value(c, &m->value);
+		require(c, !c->bad && memcmp(&m->value.job, &m->job, sizeof(m->job)) == 0);
+	}
+}
+
+static void walk_message(struct cursor *c, struct core_message *m)
+{
+	uint8_t version = WIRE_VERSION, zero = 0;
+	uint32_t fields, count;
+
+	walk_u8(c, &version);
+	walk_u8(c, &m->type);
+	walk_u8(c, &m->flags);
+	walk_u8(c, &zero);
+	require(c, !c->bad && version == WIRE_VERSION && !zero);
+	require(c, m->type > 0 && m->type < CORE_MSG_END);
+	require(c, m->flags < CORE_FLAG_READ << 1);
+	if (c->bad)
+		return;
+	fields = message_fields[m->type];
+	if (fields & F_SEQ)
+		walk_u64(c, &m->seq);
+	if (fields & F_SUBJECT)
+		walk_bytes(c, &m->subject, sizeof(m->subject));
+	if (fields & F_DIGEST)
+		walk_u64(c, &m->digest);
+	if (fields & F_RECORDS) {
+		count = walk_count(c, &m->record_count, CORE_GOSSIP_RECORDS_MAX);
+		for (uint32_t i = 0; i < count && !c->bad; i++)
+			walk_gossip(c, &m->records[i]);
+	}
+	walk_register(c, m, fields);
+}
+
+size_t core_message_encode(const struct core_message *message, void *bytes, size_t max)
+{
+	struct cursor c = { .out = bytes, .size = max };
+
+	/* A writing walk does not change the struct. */
+	walk_message(&c, (struct core_message *)(uintptr_t)message);
+	return c.bad || c.at > CORE_MESSAGE_MAX ? 0 : c.at;
+}
+
+int core_message_decode(const void *bytes, size_t size, struct core_message *ret_message)
+{
+	struct cursor c = { .in = bytes, .size = size };
+
+	if (size > CORE_MESSAGE_MAX)
+		return -EBADMSG;
+	memset(ret_message, 0, offsetof(struct core_message, records));
+	walk_message(&c, ret_message);
+	return c.bad || c.at != size ? -EBADMSG : 0;
+}
+
+uint64_t core_checksum(const void *bytes, size_t size)
+{
+	uint64_t hash = UINT64_C(0xcbf29ce484222325);
+	const uint8_t *at = bytes;
+
+	for (size_t i = 0; i < size; i++)
+		hash = (hash ^ at[i]) * UINT64_C(0x100000001b3);
+	return hash;
+}
+
+static void walk_record(struct cursor *c, struct core_record *record)
+{
+	uint32_t magic = RECORD_MAGIC, version = RECORD_VERSION;
+
+	walk_u32(c, &magic);
+	walk_u32(c, &version);
+	require(c, magic == RECORD_MAGIC && version == RECORD_VERSION);
+	walk_bytes(c, &record->job, sizeof(record->job));
+	walk_u32(c, &record->epoch);
+	require(c, record->epoch == 0);
+	walk_acceptors(c, &record->acceptors, false);
+	walk_ballot(c, &record->promised);
+	walk_ballot(c, &record->accepted);
+	require(c, core_ballot_compare(&record->accepted, &record->promised) <= 0);
+	walk_value(c, &record->value);
+	require(c, !c->bad && !memcmp(&record->value.job, &record->job, sizeof(record->job)));
+}
+
+size_t core_record_encode(const struct core_record *record, void *bytes, size_t max)
+{
+	struct cursor c = { .out = bytes, .size = max };
+	uint64_t sum;
+
+	walk_record(&c, (struct core_record *)(uintptr_t)record);
+	if (c.bad)
+		return 0;
+	sum = core_checksum(bytes, c.at);
+	walk_u64(&c, &sum);
+	return c.bad || c.at > CORE_RECORD_BYTES_MAX ? 0 : c.at;
+}
+
+int core_record_decode(const void *bytes, size_t size, struct core_record *ret_record)
+{
+	struct cursor c = { .in = bytes, .size = size };
+	uint64_t sum = 0;
+	size_t covered;
+
+	if (size > CORE_RECORD_MAX)
+		return -EBADMSG;
+	memset(ret_record, 0, sizeof(*ret_record));
+	walk_record(&c, ret_record);
+	covered = c.at;
+	walk_u64(&c, &sum);
+	return c.bad || c.at != size || sum != core_checksum(bytes, covered) ? -EBADMSG : 0;
+}
+
+int core_value_normalize(const struct job_value *value, struct job_value *ret_value)
+{
+	uint8_t bytes[CORE_RECORD_BYTES_MAX];
+	struct cursor writing = { .out = bytes, .size = sizeof(bytes) };
+	struct cursor reading = { .in = bytes };
+	struct job_value normal;
+
+	walk_value(&writing, (struct job_value *)(uintptr_t)value);
+	if (writing.bad)
+		return -EINVAL;
+	memset(&normal, 0, sizeof(normal));
+	reading.size = writing.at;
+	walk_value(&reading, &normal);
+	if (reading.bad)
+		return -EINVAL;
+	*ret_value = normal;
+	return 0;
+}

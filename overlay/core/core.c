@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "overlay/core/state.h"
+
+#include <errno.h>
+#include <string.h>
+
+_Static_assert((int)CORE_RECORD_BYTES_MAX <= (int)CORE_RECORD_MAX, "a record fits its bound");
+_Static_assert(sizeof(struct core_record) <= CORE_RECORD_BYTES_MAX - 64, "and its buffer");
+_Static_assert(CORE_GOSSIP_RECORDS_MAX *(sizeof(struct core_gossip) + 8) + 64 <= CORE_MESSAGE_MAX,
+	       "a full load of gossip fits one message");
+
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a good mix without a table. */
+uint64_t core_mix(uint64_t x)
+{
+	x += UINT64_C(0x9e3779b97f4a7c15);
+	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return x ^ (x >> 31);
+}
+
+uint64_t core_random(struct core *core)
+{
+	core->random += UINT64_C(0x9e3779b97f4a7c15);
+	return core_mix(core->random);
+}
+
+uint32_t core_below(struct core *core, uint32_t limit)
+{
+	return limit ? (uint32_t)(core_random(core) % limit) : 0;
+}
+
+void core_arm(struct core *core, uint64_t when_ms)
+{
+	if (when_ms < core->next_ms)
+		core->next_ms = when_ms;
+}
+
+static void outbox_reset(struct core *core)
+{
+	memset(&core->update, 0, sizeof(core->update));
+	core->update.writes = core->writes;
+	core->update.sends = core->sends;
+	core->update.answers = core->answers;
+	core->update.notices = core->notices;
+	core->arena_used = 0;
+	core->sealed_size = 0;
+	core->dirty_count = 0;
+}
+
+struct core_message *core_outbox_begin(struct core *core, enum core_message_type type)
+{
+	memset(&core->out, 0, offsetof(struct core_message, records));
+	core->out.type = (uint8_t)type;
+	core->sealed_size = 0;
+	return &core->out;
+}
+
+void core_outbox_seal(struct core *core)
+{
+	size_t room = sizeof(core->arena) - core->arena_used;
+
+	core->sealed = core->arena + core->arena_used;
+	core->sealed_size = core_message_encode(&core->out, core->arena + core->arena_used, room);
+	core->arena_used += core->sealed_size;
+}
+
+void core_outbox_to(struct core *core, const struct node_id *to)
+{
+	if (!core->sealed_size || core->update.send_count == CORE_SENDS_MAX)
+		return;
+	core->sends[core->update.send_count++] = (struct core_send){
+		.to = *to,
+		.size = core->sealed_size,
+		.bytes = core->sealed,
+	};
+}
+
+void core_outbox_send(struct core *core, const struct node_id *to)
+{
+	core_outbox_seal(core);
+	core_outbox_to(core, to);
+}
+
+struct core_answer *core_outbox_answer(struct core *core, uint64_t request_id, int status,
+				       const struct job_value *value)
+{
+	struct core_answer *answer;
+
+	if (core->update.answer_count == CORE_ANSWERS_MAX)
+		return NULL;
+	answer = &core->answers[core->update.answer_count++];
+	memset(answer, 0, sizeof(*answer));
+	answer->request_id = request_id;
+	answer->status = status;
+	if (value) {
+		answer->has_value = 1;
+		answer->value = *value;
+	}
+	return answer;
+}
+
+struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type type)
+{
+	struct core_notice *notice;
+
+	if (core->update.notice_count == CORE_NOTICES_MAX)
+		return NULL;
+	notice = &core->notices[core->update.notice_count++];
+	memset(notice, 0, sizeof(*notice));
+	notice->type = type;
+	return notice;
+}
+
+static void outbox_flush_writes(struct core *core)
+{
+	for (uint32_t i = 0; i < core->dirty_count; i++) {
+		struct job *job = &core->jobs[core->dirty[i]];
+		struct core_write *write = &core->writes[core->update.write_count++];
+		struct core_record record;
+
+		job->dirty = false;
+		*write = (struct core_write){ .job = job->id, .bytes = core->records[i] };
+		if (!job->has_record)
+			continue;
+		memset(&record, 0, sizeof(record));
+		record.job = job->id;
+		record.acceptors = job->acceptors;
+		record.promised = job->promised;
+		record.accepted = job->accepted;
+		record.value = job->value;
+		write->size =
+			core_record_encode(&record, core->records[i], sizeof(core->records[i]));
+	}
+	core->dirty_count = 0;
+}
+
+static void outbox_flush_notices(struct core *core)
+{
+	struct core_notice *notice;
+
+	for (uint32_t i = 0; i < core->job_high; i++) {
+		struct job *job = &core->jobs[i];
+
+		if (!job->used || !job->lost_pending)
+			continue;
+		notice = core_outbox_notice(core, CORE_LOST);
+		if (!notice)
+			return;
+		notice->value.job = job->id;
+		notice->value.token = job->lost_token;
+		job->lost_pending = false;
+	}
+	for (uint32_t i = 0; i < core->member_count; i++) {
+		struct member *member = &core->members[i];
+
+		if (!member->notify)
+			continue;
+		notice = core_outbox_notice(core, CORE_MEMBER);
+		if (!notice)
+			return;
+		notice->member = *core_member(core, i, core->now_ms);
+		member->notify = false;
+	}
+}
+
+static void handle_message(struct core *core, const struct node_id *from, struct core_message *m)
+{
+	switch (m->type) {
+	case CORE_MSG_PING:
+	case CORE_MSG_ACK:
+	case CORE_MSG_PING_REQ:
+	case CORE_MSG_GOSSIP:
+	case CORE_MSG_DIGEST:
+	case CORE_MSG_SYNC:
+		core_member_message(core, from, m);
+		break;
+	case CORE_MSG_PREPARE:
+	case CORE_MSG_ACCEPT:
+	case CORE_MSG_RENEW:
+	case CORE_MSG_LEARN:
+		core_acceptor_message(core, from, m);
+		break;
+	case CORE_MSG_PROMISE:
+	case CORE_MSG_NACK:
+	case CORE_MSG_ACCEPTED:
+		core_proposer_message(core, from, m);
+		break;
+	case CORE_MSG_RENEWED:
+	case CORE_MSG_LOST:
+		core_lease_message(core, from, m);
+		break;
+	default:
+		core_guardian_message(core, from, m);
+	}
+}
+
+/*
+ * What a node says to itself (as proposer to its own acceptor) is handled inside the step: its
+ * writes are in this very update, so they are durable before anything that follows from them
+ * leaves. Then the local messages are taken out of the update.
+ */
+static void deliver_local(struct core *core)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < core->update.send_count; i++) {
+		const struct core_send *send = &core->sends[i];
+
+		if (node_id_equal(&send->to, core_self(core)) &&
+		    core_message_decode(send->bytes, send->size, &core->in) == 0)
+			handle_message(core, core_self(core), &core->in);
+	}
+	for (uint32_t i = 0; i < core->update.send_count; i++)
+		if (!node_id_equal(&core->sends[i].to, core_self(core)))
+			core->sends[kept++] = core->sends[i];
+	core->update.send_count = kept;
+}
+
+static void tick(struct core *core)
+{
+	core->next_ms = UINT64_MAX;
+	core_member_tick(core);
+	for (uint32_t i = 0; i < core->job_high; i++) {
+		struct job *job = &core->jobs[i];
+
+		if (!job->used)
+			continue;
+		if (job->lost_pending)
+			core_arm(core, core->now_ms);
+		core_lease_tick(core, job);
+		core_guardian_tick(core, job);
+	}
+	core_proposer_tick(core);
+}
+
+static void handle_request(struct core *core, const struct core_event *event)
+{
+	switch (event->request) {
+	case CORE_REQ_HOLD:
+		core_lease_hold(core, event);
+		break;
+	case CORE_REQ_DROP:
+		core_lease_drop(core, event);
+		break;
+	default:
+		core_proposer_request(core, event);
+	}
+}
+
+static int dispatch(struct core *core, const struct core_event *event)
+{
+	int r;
+
+	switch (event->type) {
+	case CORE_EV_TICK:
+		tick(core);
+		return 0;
+	case CORE_EV_MESSAGE:
+		if (node_id_equal(&event->node, core_self(core)) || node_id_is_zero(&event->node))
+			return -EBADMSG;
+		r = core_message_decode(event->bytes, event->size, &core->in);
+		if (r < 0)
+			return r;
+		core_member_heard(core, &event->node);
+		handle_message(core, &event->node, &core->in);
+		return 0;
+	case CORE_EV_REQUEST:
+		handle_request(core, event);
+		return 0;
+	case CORE_EV_RECORD:
+		return core_acceptor_load(core, event->bytes, event->size);
+	case CORE_EV_REPORT:
+		core_member_report(core, event->report);
+		return 0;
+	case CORE_EV_LEAVE:
+		core_member_leave(core);
+		return 0;
+	case CORE_EV_GREET:
+		core_member_greet(core, event);
+		return 0;
+	}
+	return -EINVAL;
+}
+
+size_t core_size(void)
+{
+	return sizeof(struct core);
+}
+
+int core_init(struct core *core, const struct core_config *config, uint64_t now_ms)
+{
+	if (!config->verify_card || node_id_is_zero(&config->card.id) || !config->probe_ms ||
+	    !config->renew_ms || config->lease_ms <= config->renew_ms ||
+	    config->hold_ms <= config->lease_ms || !config->incarnation ||
+	    config->incarnation >= CORE_COUNTER_MAX / 2)
+		return -EINVAL;
+	core->config = *config;
+	core->now_ms = core->born_ms = now_ms;
+	core->random = config->seed;
+	outbox_reset(core);
+	return core_member_init(core);
+}
+
+int core_step(struct core *core, const struct core_event *event,
+	      const struct core_update **ret_update)
+{
+	int r;
+
+	outbox_reset(core);
+	*ret_update = &core->update;
+	if (event->now_ms > core->now_ms)
+		core->now_ms = event->now_ms;
+	core->boot_ns = event->boot_ns;
+	r = dispatch(core, event);
+	if (r < 0)
+		return r;
+	deliver_local(core);
+	outbox_flush_writes(core);
+	outbox_flush_notices(core);
+	return 0;
+}
+
+uint64_t core_deadline(const struct core *core)
+{
+	return core->next_ms;
+}

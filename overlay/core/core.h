@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The sans-IO heart of the overlay: membership, the guardian's register, leases, placement.
+ *
+ *   event -> core_step() -> update: writes, messages, answers, events for the agent
+ *
+ * No socket, no disk, no clock, no randomness but the seed, no malloc: time arrives in the event,
+ * work leaves in the update, all memory is given at init. The driver (overlay/overlay.c in the
+ * product, tests/unit and tests/sim in tests) carries updates out by one rule: *all writes of an
+ * update are durable before any of its messages, answers or events leaves*.
+ *
+ * Membership: full table; SWIM probes with suspicion and incarnation numbers; anti-entropy.
+ * A record enters the table only with a node_card that verify_card accepts.
+ * Guardian: per job a single-value Paxos register with ballots on r = min(5, live members)
+ * acceptors named at creation (successors of hash(job) on the ring, live ones first); lease test
+ * at ACCEPT (rule A1); renewals without disk writes (A2); after a restart every hold starts anew
+ * (A4). The lowest-ranked live acceptor is the job's active guardian: on a lapsed hold, an IDLE
+ * value, it picks a worker by resource match and proposes TAKEOVER naming it. It keeps telling
+ * the home host of a DONE job until COLLECTED.
+ *
+ * Threading: none; one caller at a time. Update memory is lent until the next step.
+ * Sources: SWIM (DSN'02), Lifeguard, CASPaxos, PaxosLease, Chkpt2Chkpt 3.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "overlay/types.h"
+
+struct core; /* opaque; core_size() bytes */
+
+enum {
+	CORE_MESSAGE_MAX = 16384, /* bytes of one core message */
+	CORE_RECORD_MAX = 8192,	  /* bytes of one durable acceptor record */
+};
+
+struct core_config {
+	struct node_card card; /* self */
+	char advertise_addr[OV_ADDR_MAX];
+	uint16_t port;
+	uint16_t reserved;
+	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* as in struct ov_start */
+	uint64_t seed;						    /* of all random choices */
+	uint64_t incarnation; /* larger than in any earlier life of this id (wall clock ms) */
+	/* Pure check of a card's signature and dates; ctx is the driver's. */
+	bool (*verify_card)(void *ctx, const struct node_card *card);
+	void *ctx;
+};
+
+enum core_event_type {
+	CORE_EV_TICK = 1, /* time passed: called at core_deadline() or later */
+	CORE_EV_MESSAGE,  /* bytes from an authenticated peer */
+	CORE_EV_REQUEST,  /* the agent's request */
+	CORE_EV_RECORD,	  /* a durable record read back at start, before any other event */
+	CORE_EV_REPORT,	  /* what this host says of itself */
+	CORE_EV_LEAVE,	  /* announce leaving */
+	CORE_EV_GREET,	  /* send our member record to this node (a connection to a seed came up):
+			   * node + its verified card */
+};
+
+enum core_request {
+	CORE_REQ_CREATE = 1, /* value */
+	CORE_REQ_CAS,	     /* value */
+	CORE_REQ_HOLD,	     /* value.job, value.token */
+	CORE_REQ_DROP,	     /* value.job */
+	CORE_REQ_GET,	     /* value.job */
+	CORE_REQ_TAKE,	     /* value.job, value.target */
+};
+
+struct core_event {
+	enum core_event_type type;
+	uint64_t now_ms;     /* monotonic; never goes back */
+	uint64_t boot_ns;    /* CLOCK_BOOTTIME of the same instant: only copied into leases */
+	struct node_id node; /* MESSAGE: sender; GREET: the peer */
+	const void *bytes;   /* MESSAGE, RECORD: borrowed for the call */
+	size_t size;
+	enum core_request request;
+	uint64_t request_id; /* chosen by the driver, echoed in the answer */
+	const struct job_value *value;
+	const struct member_state_report *report;
+	const struct node_card *card; /* GREET */
+	const char *addr;	      /* GREET: where it was reached, may be NULL */
+	uint16_t port;
+};
+
+struct core_send {
+	struct node_id to;
+	size_t size;
+	const void *bytes;
+};
+
+struct core_write { /* replace (size > 0) or delete (size 0) the record of this job */
+	struct job_id job;
+	size_t size;
+	const void *bytes;
+};
+
+struct core_answer {
+	uint64_t request_id;
+	int32_t status; /* as in overlay/ipc.h */
+	uint32_t has_value;
+	struct job_value value;	    /* CREATE, CAS, GET, TAKE */
+	uint64_t run_until_boot_ns; /* HOLD */
+};
+
+enum core_notice_type { CORE_LEASE = 1, CORE_LOST, CORE_GRANT, CORE_DONE, CORE_MEMBER };
+
+struct core_notice {
+	enum core_notice_type type;
+	struct job_value value; /* GRANT, DONE; job and token in LEASE, LOST */
+	uint64_t run_until_boot_ns;
+	struct member_info member;
+};
+
+struct core_update {
+	uint32_t write_count, send_count, answer_count, notice_count;
+	const struct core_write *writes;
+	const struct core_send *sends;
+	const struct core_answer *answers;
+	const struct core_notice *notices;
+};
+
+size_t core_size(void);
+
+/* memory: core_size() bytes, zeroed by the caller, aligned as malloc does. */
+int core_init(struct core *core, const struct core_config *config, uint64_t now_ms);
+
+/* 0, or -EBADMSG for an undecodable message or record (the update is then empty). */
+int core_step(struct core *core, const struct core_event *event,
+	      const struct core_update **ret_update);
+
+/* When core_step(TICK) is due next, in now_ms terms. */
+uint64_t core_deadline(const struct core *core);
+
+/* Member table: row by index (self included), or NULL past the end. Valid until the next step. */
+const struct member_info *core_member(const struct core *core, uint32_t index, uint64_t now_ms);
+const struct node_card *core_card(const struct core *core, const struct node_id *id);
+/* Address to dial; false if unknown or dead. */
+bool core_address(const struct core *core, const struct node_id *id, const char **ret_addr,
+		  uint16_t *ret_port);
+
+/* The register copies this host keeps as acceptor or owner, for OV_JOB_LIST; NULL past the end. */
+const struct job_value *core_register(const struct core *core, uint32_t index);
+
+/*
+ * Peers for a new object, best first: live, willing, enough room, never `exclude`, distinct rooms
+ * first, then ring successors of the hash weighted by free store (weighted rendezvous).
+ * Returns how many of `max` were written.
+ */
+uint32_t core_place(const struct core *core, const struct object_hash *hash, uint64_t size,
+		    const struct node_id *exclude, uint32_t max, struct node_id *ret_nodes);

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "overlay/core/state.h"
+
+#include <string.h>
+
+static uint32_t slot_of(const struct job_id *id)
+{
+	uint64_t word;
+
+	memcpy(&word, id->b, sizeof(word));
+	return (uint32_t)(core_mix(word) % CORE_INDEX_SLOTS);
+}
+
+static void index_add(struct core *core, uint32_t row)
+{
+	uint32_t slot = slot_of(&core->jobs[row].id);
+
+	while (core->job_index[slot])
+		slot = (slot + 1) % CORE_INDEX_SLOTS;
+	core->job_index[slot] = (uint16_t)(row + 1);
+}
+
+struct job *core_job_find(struct core *core, const struct job_id *id)
+{
+	for (uint32_t slot = slot_of(id); core->job_index[slot];
+	     slot = (slot + 1) % CORE_INDEX_SLOTS) {
+		struct job *job = &core->jobs[core->job_index[slot] - 1];
+
+		if (core_job_id_equal(&job->id, id))
+			return job;
+	}
+	return NULL;
+}
+
+uint32_t core_job_row(const struct core *core, const struct job *job)
+{
+	return (uint32_t)(job - core->jobs);
+}
+
+/* Only a hint may go: no record, no lease, no operation, no half-made creation. */
+static bool job_is_idle_hint(const struct core *core, const struct job *job)
+{
+	bool recent = core->now_ms < job->touched_ms + CORE_TOMBSTONE_MS;
+
+	return !job->has_record && !job->dirty && !job->lease.active && !job->lost_pending &&
+	       !core_proposer_is_busy(core, job) && !(job->attempted && recent);
+}
+
+void core_job_forget(struct core *core, struct job *job)
+{
+	if (job->max_counter > core->counter_floor)
+		core->counter_floor = job->max_counter;
+	memset(job, 0, sizeof(*job));
+	memset(core->job_index, 0, sizeof(core->job_index));
+	for (uint32_t i = 0; i < core->job_high; i++)
+		if (core->jobs[i].used)
+			index_add(core, i);
+}
+
+static struct job *job_free_row(struct core *core)
+{
+	struct job *oldest = NULL;
+
+	for (uint32_t i = 0; i < core->job_high; i++)
+		if (!core->jobs[i].used)
+			return &core->jobs[i];
+	if (core->job_high < OV_JOBS_MAX)
+		return &core->jobs[core->job_high++];
+	for (uint32_t i = 0; i < OV_JOBS_MAX; i++) {
+		struct job *job = &core->jobs[i];
+
+		if (job_is_idle_hint(core, job) &&
+		    (!oldest || job->touched_ms < oldest->touched_ms))
+			oldest = job;
+	}
+	if (oldest)
+		core_job_forget(core, oldest);
+	return oldest;
+}
+
+struct job *core_job_get(struct core *core, const struct job_id *id)
+{
+	struct job *job = core_job_find(core, id);
+
+	if (!job) {
+		job = job_free_row(core);
+		if (!job)
+			return NULL;
+		memset(job, 0, sizeof(*job));
+		job->used = true;
+		job->id = *id;
+		job->max_counter = core->counter_floor;
+		index_add(core, core_job_row(core, job));
+	}
+	job->touched_ms = core->now_ms;
+	return job;
+}
+
+bool core_job_mark_dirty(struct core *core, struct job *job)
+{
+	if (job->dirty)
+		return true;
+	if (core->dirty_count == CORE_WRITES_MAX)
+		return false;
+	core->dirty[core->dirty_count++] = core_job_row(core, job);
+	job->dirty = true;
+	return true;
+}
+
+void core_job_saw(struct job *job, const struct core_ballot *ballot)
+{
+	if (ballot->number.counter > job->max_counter)
+		job->max_counter = ballot->number.counter;
+}
+
+uint32_t core_job_quorum(const struct job *job)
+{
+	return job->acceptors.count / 2 + 1;
+}
+
+uint32_t core_job_rank(const struct job *job, const struct node_id *id)
+{
+	for (uint32_t i = 0; i < job->acceptors.count; i++)
+		if (node_id_equal(&job->acceptors.ids[i], id))
+			return i;
+	return CORE_NONE;
+}
+
+/* False if the job is known with other acceptors: they never change within an epoch. */
+bool core_job_adopt_acceptors(struct job *job, const struct core_acceptors *set)
+{
+	if (!job->acceptors.count)
+		job->acceptors = *set;
+	return memcmp(&job->acceptors, set, sizeof(*set)) == 0;
+}
+
+/* A chosen value: a fact, whatever this node thought before. */
+void core_job_learn(struct core *core, struct job *job, const struct core_ballot *ballot,
+		    const struct job_value *value)
+{
+	core_job_saw(job, ballot);
+	job->touched_ms = core->now_ms;
+	if (!job->known || core_ballot_compare(ballot, &job->known_ballot) > 0) {
+		job->known = true;
+		job->known_ballot = *ballot;
+		job->known_value = *value;
+		core_lease_check(core, job, value);
+	}
+	/*
+	 * Rule A1 need not be asked: the quorum that chose it has waited. Nor does a higher promise
+	 * stand against it: one vote more changes nothing about a ballot that is chosen already.
+	 */
+	if (job->has_record && core_ballot_compare(ballot, &job->accepted) > 0)
+		core_acceptor_set_value(core, job, ballot, value);
+}
+
+struct core_message *core_job_message(struct core *core, const struct job *job,
+				      enum core_message_type type)
+{
+	struct core_message *m = core_outbox_begin(core, type);
+
+	m->job = job->id;
+	m->acceptors = job->acceptors;
+	return m;
+}
+
+/* Asks the live members who keeps the job. */
+void core_job_locate(struct core *core, const struct job_id *id)
+{
+	struct core_message *m = core_outbox_begin(core, CORE_MSG_WHOHAS);
+	uint32_t start = core_below(core, core->member_count), told = 0;
+
+	m->job = *id;
+	core_outbox_seal(core);
+	for (uint32_t i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
+		struct member *member = &core->members[(start + i) % core->member_count];
+
+		if (member->info.is_self || member->info.state > MEMBER_SUSPECT)
+			continue;
+		core_outbox_to(core, &member->info.id);
+		told++;
+	}
+}
+
+bool core_job_value_ended(const struct job_value *value)
+{
+	return value->state == JOB_STATE_DONE || value->state == JOB_STATE_COLLECTED ||
+	       value->state == JOB_STATE_KILLED;
+}
+
+const struct job_value *core_register(const struct core *core, uint32_t index)
+{
+	for (uint32_t i = 0; i < core->job_high; i++) {
+		const struct job *job = &core->jobs[i];
+
+		if (!job->used || (!job->has_record && !job->known) || index-- > 0)
+			continue;
+		if (job->known && (!job->has_record ||
+				   core_ballot_compare(&job->known_ballot, &job->accepted) > 0))
+			return &job->known_value;
+		return &job->value;
+	}
+	return NULL;
+}

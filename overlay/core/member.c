@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The table of members: rows, their precedence, what is told to whom. The probing is in swim.c.
+ *
+ * Precedence of two records of one node: the higher incarnation; within one, the graver state.
+ * Only the node itself raises its incarnation: to refute a rumour, or when its report changed.
+ */
+#include "overlay/core/state.h"
+
+#include <string.h>
+
+enum { MINOR_SHIFT = 3 };
+
+static uint32_t slot_of(const struct node_id *id)
+{
+	uint64_t word;
+
+	memcpy(&word, id->b, sizeof(word));
+	return (uint32_t)(core_mix(word) % CORE_INDEX_SLOTS);
+}
+
+static void index_add(struct core *core, uint32_t row)
+{
+	uint32_t slot = slot_of(&core->members[row].info.id);
+
+	while (core->member_index[slot])
+		slot = (slot + 1) % CORE_INDEX_SLOTS;
+	core->member_index[slot] = (uint16_t)(row + 1);
+}
+
+struct member *core_member_find(const struct core *core, const struct node_id *id)
+{
+	for (uint32_t slot = slot_of(id); core->member_index[slot];
+	     slot = (slot + 1) % CORE_INDEX_SLOTS) {
+		const struct member *member = &core->members[core->member_index[slot] - 1];
+
+		if (node_id_equal(&member->info.id, id))
+			return (struct member *)(uintptr_t)member;
+	}
+	return NULL;
+}
+
+bool core_member_is_alive(const struct core *core, const struct node_id *id)
+{
+	const struct member *member = core_member_find(core, id);
+
+	return member && member->info.state == MEMBER_ALIVE;
+}
+
+/* A full table gives up the row that was gone for longest; self and living rows stay. */
+static struct member *member_new_row(struct core *core)
+{
+	struct member *oldest = NULL;
+
+	if (core->member_count < OV_MEMBERS_MAX)
+		return &core->members[core->member_count++];
+	for (uint32_t i = 1; i < OV_MEMBERS_MAX; i++) {
+		struct member *member = &core->members[i];
+
+		if (member->info.state >= MEMBER_DEAD &&
+		    (!oldest || member->heard_ms < oldest->heard_ms))
+			oldest = member;
+	}
+	return oldest;
+}
+
+static void fill_card(struct member *member, const struct node_card *card)
+{
+	member->card = *card;
+	memcpy(member->info.hostname, card->hostname, sizeof(card->hostname));
+	memcpy(member->info.room, card->room, sizeof(card->room));
+}
+
+static struct member *member_insert(struct core *core, const struct node_card *card)
+{
+	struct member *member = member_new_row(core);
+
+	if (!member)
+		return NULL;
+	memset(member, 0, sizeof(*member));
+	member->info.id = card->id;
+	fill_card(member, card);
+	member->heard_ms = core->now_ms;
+	member->notify = true;
+	memset(core->member_index, 0, sizeof(core->member_index));
+	for (uint32_t i = 0; i < core->member_count; i++)
+		index_add(core, i);
+	return member;
+}
+
+int core_member_init(struct core *core)
+{
+	const struct core_config *config = &core->config;
+	struct member *self = member_insert(core, &config->card);
+
+	self->info.is_self = 1;
+	self->info.state = MEMBER_ALIVE;
+	self->info.incarnation = config->incarnation;
+	memcpy(self->info.addr, config->advertise_addr, sizeof(self->info.addr));
+	self->info.addr[sizeof(self->info.addr) - 1] = 0;
+	self->info.port = config->port;
+	core->round_ms = core->now_ms;
+	core->half_ms = UINT64_MAX;
+	core->dead_ping_ms = core->now_ms + config->probe_ms;
+	core->sync_ms = core->now_ms + config->probe_ms;
+	core->next_ms = core->now_ms;
+	return 0;
+}
+
+void core_member_heard(struct core *core, const struct node_id *id)
+{
+	struct member *member = core_member_find(core, id);
+
+	if (member)
+		member->heard_ms = core->now_ms;
+}
+
+static void spread(struct core *core, struct member *member)
+{
+	uint32_t rounds = 4;
+
+	for (uint32_t n = core->member_count; n > 1; n /= 2)
+		rounds += 3;
+	member->transmits = rounds;
+}
+
+static bool fill_record(const struct member *member, struct core_gossip *ret_record)
+{
+	if (!member->info.incarnation)
+		return false; /* only greeted: it has not spoken for itself yet */
+	memset(ret_record, 0, sizeof(*ret_record));
+	ret_record->id = member->info.id;
+	ret_record->incarnation = member->info.incarnation;
+	ret_record->state = member->info.state;
+	ret_record->full = 1;
+	ret_record->card = member->card;
+	memcpy(ret_record->addr, member->info.addr, sizeof(ret_record->addr));
+	ret_record->port = member->info.port;
+	ret_record->report = member->info.report;
+	return true;
+}
+
+void core_member_add_record(struct core_message *m, const struct member *member)
+{
+	struct core_gossip *record;
+
+	if (m->record_count == CORE_GOSSIP_RECORDS_MAX)
+		return;
+	record = &m->records[m->record_count];
+	m->record_count += fill_record(member, record);
+}
+
+/* Tells everybody at once (up to a bound): what must not wait for the next probe round. */
+static void broadcast(struct core *core, struct member *about)
+{
+	struct core_message *m = core_outbox_begin(core, CORE_MSG_GOSSIP);
+	uint32_t start = core_below(core, core->member_count), told = 0;
+
+	core_member_add_record(m, about);
+	spread(core, about);
+	core_outbox_seal(core);
+	for (uint32_t i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
+		const struct member *peer = &core->members[(start + i) % core->member_count];
+
+		if (peer->info.is_self || peer->info.state > MEMBER_SUSPECT)
+			continue;
+		core_outbox_to(core, &peer->info.id);
+		told++;
+	}
+}
+
+static void refute(struct core *core, const struct core_gossip *record)
+{
+	struct member *self = &core->members[0];
+
+	if (record->incarnation < self->info.incarnation)
+		return;
+	if (record->incarnation == self->info.incarnation &&
+	    (record->state == self->info.state || core->left))
+		return;
+	self->info.incarnation = record->incarnation + 1;
+	broadcast(core, self);
+}
+
+void core_member_set_state(struct core *core, struct member *member, uint32_t state)
+{
+	if (member->info.state == state)
+		return;
+	member->info.state = state;
+	member->notify = true;
+	if (state == MEMBER_SUSPECT) {
+		member->suspect_until_ms = core->now_ms + core->config.suspect_ms;
+		core_arm(core, member->suspect_until_ms);
+	}
+	if (member->info.incarnation)
+		spread(core, member);
+}
+
+/* The row for a record that may be believed, or NULL. A new card is verified once. */
+static struct member *row_of_record(struct core *core, const struct core_gossip *record)
+{
+	const struct core_config *config = &core->config;
+	struct member *member = core_member_find(core, &record->id);
+	bool same = member && memcmp(&member->card, &record->card, sizeof(record->card)) == 0;
+
+	if (!record->full || same)
+		return member;
+	if (member && record->card.issued_wall_ms < member->card.issued_wall_ms)
+		return member;
+	if (!config->verify_card(config->ctx, &record->card))
+		return NULL;
+	if (member)
+		fill_card(member, &record->card);
+	else
+		member = member_insert(core, &record->card);
+	return member;
+}
+
+void core_member_apply(struct core *core, const struct core_gossip *record)
+{
+	struct member *member;
+	struct member_info *info;
+	bool newer;
+
+	if (node_id_equal(&record->id, core_self(core))) {
+		refute(core, record);
+		return;
+	}
+	member = row_of_record(core, record);
+	if (!member)
+		return;
+	info = &member->info;
+	newer = record->incarnation > info->incarnation;
+	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state))
+		return;
+	info->incarnation = record->incarnation;
+	if (newer && record->full) {
+		const struct member_state_report *report = &record->report;
+
+		member->notify |= info->report.flags != report->flags ||
+				  info->report.jobs != report->jobs ||
+				  memcmp(info->addr, record->addr, sizeof(info->addr)) != 0;
+		memcpy(info->addr, record->addr, sizeof(info->addr));
+		info->port = record->port;
+		info->report = *report;
+		member->grants = 0;
+	}
+	if (newer && record->state == MEMBER_ALIVE && info->state != MEMBER_ALIVE)
+		member->heard_ms = core->now_ms; /* somebody vouches for it */
+	core_member_set_state(core, member, record->state);
+	spread(core, member);
+}
+
+/* Load and memory drift all the time; only a real step is worth gossip of its own. */
+static bool differs_much(uint64_t a, uint64_t b)
+{
+	uint64_t larger = a > b ? a : b, step = a > b ? a - b : b - a;
+
+	return step > larger >> MINOR_SHIFT;
+}
+
+void core_member_report(struct core *core, const struct member_state_report *report)
+{
+	struct member *self = &core->members[0];
+	struct member_state_report old = self->info.report;
+	bool major = old.flags != report->flags || old.jobs != report->jobs ||
+		     memcmp(old.cpu_features, report->cpu_features, sizeof(old.cpu_features)) != 0;
+
+	self->info.report = *report;
+	self->grants = 0;
+	if (major) {
+		self->info.incarnation++;
+		self->notify = true;
+		broadcast(core, self);
+		core->self_minor = false;
+	} else if (differs_much(old.load_milli, report->load_milli) ||
+		   differs_much(old.mem_free_bytes, report->mem_free_bytes) ||
+		   differs_much(old.store_free_bytes, report->store_free_bytes)) {
+		core->self_minor = true;
+		core_arm(core, core->minor_ms);
+	}
+}
+
+static void send_table(struct core *core, const struct node_id *to, uint8_t flags)
+{
+	struct core_message *m = core_outbox_begin(core, CORE_MSG_SYNC);
+
+	for (uint32_t i = 0; i < core->member_count; i++) {
+		if (m->record_count == CORE_GOSSIP_RECORDS_MAX) {
+			core_outbox_send(core, to);
+			m = core_outbox_begin(core, CORE_MSG_SYNC);
+		}
+		core_member_add_record(m, &core->members[i]);
+	}
+	m->flags = flags; /* the last part asks for the answer */
+	core_outbox_send(core, to);
+}
+
+void core_member_sync(struct core *core, const struct node_id *to, bool want_reply)
+{
+	send_table(core, to, want_reply ? CORE_FLAG_WANT_REPLY : 0);
+}
+
+void core_member_greet(struct core *core, const struct core_event *event)
+{
+	const struct core_config *config = &core->config;
+	struct member *member = core_member_find(core, &event->node);
+	size_t length = 0;
+
+	if (node_id_equal(&event->node, core_self(core)))
+		return;
+	if (!member && event->card && node_id_equal(&event->card->id, &event->node) &&
+	    config->verify_card(config->ctx, event->card)) {
+		member = member_insert(core, event->card);
+		if (member)
+			member->info.state = MEMBER_ALIVE;
+	}
+	if (!member)
+		return;
+	if (!member->info.incarnation && event->addr) {
+		while (length < sizeof(member->info.addr) - 1 && event->addr[length])
+			length++;
+		memset(member->info.addr, 0, sizeof(member->info.addr));
+		memcpy(member->info.addr, event->addr, length);
+		member->info.port = event->port;
+	}
+	member->heard_ms = core->now_ms;
+	core_member_sync(core, &event->node, true);
+}
+
+void core_member_leave(struct core *core)
+{
+	struct member *self = &core->members[0];
+
+	core->left = true;
+	self->info.incarnation++;
+	self->info.state = MEMBER_LEFT;
+	broadcast(core, self);
+}
+
+const struct member_info *core_member(const struct core *core, uint32_t index, uint64_t now_ms)
+{
+	struct member *member;
+
+	if (index >= core->member_count)
+		return NULL;
+	member = (struct member *)(uintptr_t)&core->members[index];
+	member->info.silent_ms = 0;
+	if (!member->info.is_self && now_ms > member->heard_ms)
+		member->info.silent_ms = now_ms - member->heard_ms;
+	return &member->info;
+}
+
+const struct node_card *core_card(const struct core *core, const struct node_id *id)
+{
+	const struct member *member = core_member_find(core, id);
+
+	return member ? &member->card : NULL;
+}
+
+bool core_address(const struct core *core, const struct node_id *id, const char **ret_addr,
+		  uint16_t *ret_port)
+{
+	const struct member *member = core_member_find(core, id);
+
+	if (!member || member->info.is_self || member->info.state == MEMBER_LEFT ||
+	    !member->info.addr[0] || !member->info.port)
+		return false;
+	*ret_addr = member->info.addr;
+	*ret_port = member->info.port;
+	return true;
+}

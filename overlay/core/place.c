@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Who keeps a register, who takes a job, who stores an object. Choices are hints: the register and
+ * the manifest record what was chosen, so nothing here need ever be computed again elsewhere.
+ *
+ * Acceptors: the ring successors of hash(job). Objects: weighted rendezvous, score = w / -ln(u)
+ * with u = hash(object, node) in (0, 1) and w = free store, in whole numbers so that every host
+ * and every simulation agrees.
+ */
+#include "overlay/core/state.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum {
+	GRANT_MEMORY_MS = 10000, /* how long a grant counts as load that is not reported yet */
+	STORE_SHARE = 2,	 /* an object may take half of what is free; PAST refuses earlier */
+};
+
+static uint64_t word_at(const uint8_t *bytes)
+{
+	uint64_t word = 0;
+
+	for (size_t i = 0; i < 8; i++)
+		word = word << 8 | bytes[i];
+	return word;
+}
+
+static void ring_point(const struct job_id *id, uint64_t point[2])
+{
+	point[0] = core_mix(word_at(id->b) ^ core_mix(word_at(id->b + 8)));
+	point[1] = core_mix(point[0] ^ word_at(id->b));
+}
+
+/* Clockwise distance from point to id on the ring of 2^128. */
+static void ring_distance(const uint64_t point[2], const struct node_id *id, uint64_t distance[2])
+{
+	uint64_t high = word_at(id->b), low = word_at(id->b + 8);
+
+	distance[1] = low - point[1];
+	distance[0] = high - point[0] - (low < point[1]);
+}
+
+void core_place_acceptors(const struct core *core, const struct job_id *id,
+			  struct core_acceptors *ret_set)
+{
+	uint64_t point[2], last[2] = { 0, 0 };
+	struct core_acceptors set;
+
+	memset(&set, 0, sizeof(set));
+	ring_point(id, point);
+	while (set.count < OV_REPLICAS_MAX) {
+		const struct member *best = NULL;
+		uint64_t best_at[2] = { 0, 0 };
+
+		for (uint32_t i = 0; i < core->member_count; i++) {
+			const struct member *member = &core->members[i];
+			uint64_t at[2];
+
+			if (member->info.state != MEMBER_ALIVE || !member->info.incarnation)
+				continue;
+			ring_distance(point, &member->info.id, at);
+			if (set.count &&
+			    (at[0] < last[0] || (at[0] == last[0] && at[1] <= last[1])))
+				continue;
+			if (best &&
+			    (at[0] > best_at[0] || (at[0] == best_at[0] && at[1] > best_at[1])))
+				continue;
+			best = member;
+			memcpy(best_at, at, sizeof(at));
+		}
+		if (!best)
+			break;
+		set.ids[set.count++] = best->info.id;
+		memcpy(last, best_at, sizeof(last));
+	}
+	*ret_set = set;
+}
+
+static bool is_named(const struct node_id *id, const struct node_id *list, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (node_id_equal(id, &list[i]))
+			return true;
+	return false;
+}
+
+bool core_place_can_run(const struct member *member, const struct job_value *value)
+{
+	const struct member_state_report *report = &member->info.report;
+
+	for (size_t i = 0; i < 4; i++)
+		if ((report->cpu_features[i] & value->cpu_need[i]) != value->cpu_need[i])
+			return false;
+	if (report->mem_free_bytes / (1 + member->grants) < value->mem_bytes)
+		return false;
+	return value->fence != FENCE_STRICT || !(report->flags & MEMBER_LOSES_CLOCK);
+}
+
+static bool is_worker(struct core *core, struct member *member, const struct job_value *value)
+{
+	uint32_t flags = member->info.report.flags;
+
+	if (member->grants && core->now_ms >= member->granted_ms + GRANT_MEMORY_MS)
+		member->grants = 0;
+	return member->info.state == MEMBER_ALIVE && flags & MEMBER_TAKES_JOBS &&
+	       !(flags & MEMBER_VACATING) && core_place_can_run(member, value) &&
+	       !is_named(&member->info.id, value->avoid, value->avoid_count);
+}
+
+/* Smaller is better; ties fall by hash, so that guardians of different jobs spread them. */
+static uint64_t worker_cost(const struct member *member, const struct job_value *value, bool lapsed)
+{
+	const struct member_state_report *report = &member->info.report;
+	uint64_t load = report->load_milli + UINT64_C(1000) * (report->jobs + member->grants);
+	uint64_t tie = core_mix(word_at(member->info.id.b) ^ word_at(value->job.b)) >> 56;
+
+	if (load >= UINT64_C(1) << 40)
+		load = (UINT64_C(1) << 40) - 1;
+	if (lapsed && node_id_equal(&member->info.id, &value->owner))
+		load += UINT64_C(1) << 40;
+	return load << 8 | tie;
+}
+
+int core_place_worker(struct core *core, const struct job_value *value, bool lapsed,
+		      struct node_id *ret_worker)
+{
+	struct member *best = NULL;
+	uint64_t best_cost = 0;
+
+	for (uint32_t i = 0; i < core->member_count; i++) {
+		struct member *member = &core->members[i];
+		uint64_t cost;
+
+		if (!is_worker(core, member, value))
+			continue;
+		cost = worker_cost(member, value, lapsed);
+		if (node_id_equal(&member->info.id, &value->target))
+			cost = 0;
+		if (best && cost >= best_cost)
+			continue;
+		best = member;
+		best_cost = cost;
+	}
+	if (!best)
+		return -EHOSTUNREACH;
+	*ret_worker = best->info.id;
+	return 0;
+}
+
+void core_place_granted(struct core *core, const struct node_id *worker)
+{
+	struct member *member = core_member_find(core, worker);
+
+	if (!member)
+		return;
+	member->grants++;
+	member->granted_ms = core->now_ms;
+}
+
+/* -log2(u / 2^64) in 1/65536, for u > 0: bit by bit, squaring the mantissa. */
+static uint64_t minus_log2(uint64_t u)
+{
+	uint64_t whole = 63, mantissa, fraction = 0;
+
+	while (!(u >> whole))
+		whole--;
+	mantissa = (u << (63 - whole)) >> 32; /* 1.0 is 2^31 */
+	for (uint32_t bit = 0; bit < 16; bit++) {
+		mantissa = mantissa * mantissa >> 31;
+		fraction <<= 1;
+		if (mantissa >> 32) {
+			mantissa >>= 1;
+			fraction |= 1;
+		}
+	}
+	return (64 << 16) - (whole << 16) - fraction;
+}
+
+static uint64_t object_score(const struct member *member, const struct object_hash *hash)
+{
+	uint64_t key = core_mix(word_at(hash->b) ^ core_mix(word_at(member->info.id.b)) ^
+				word_at(member->info.id.b + 8));
+	uint64_t weight = member->info.report.store_free_bytes >> 20;
+	uint64_t distance = minus_log2(key | 1);
+
+	if (weight >= UINT64_C(1) << 32)
+		weight = (UINT64_C(1) << 32) - 1;
+	return ((weight + 1) << 20) / (distance + 1);
+}
+
+/* Each call of this finds the best row below the last one: max is small, no memory is needed. */
+static const struct member *next_holder(const struct core *core, const struct object_hash *hash,
+					uint64_t size, const struct node_id *exclude,
+					const struct node_id *taken, uint32_t taken_count,
+					bool new_room)
+{
+	const struct member *best = NULL;
+	uint64_t best_score = 0;
+
+	for (uint32_t i = 0; i < core->member_count; i++) {
+		const struct member *member = &core->members[i];
+		const struct member_state_report *report = &member->info.report;
+		bool known_room = false;
+		uint64_t score;
+
+		if (member->info.state != MEMBER_ALIVE || !(report->flags & MEMBER_STORES_PACKS) ||
+		    report->flags & MEMBER_VACATING ||
+		    report->store_free_bytes / STORE_SHARE < size ||
+		    (exclude && node_id_equal(&member->info.id, exclude)) ||
+		    is_named(&member->info.id, taken, taken_count))
+			continue;
+		for (uint32_t k = 0; new_room && k < taken_count; k++) {
+			const struct member *other = core_member_find(core, &taken[k]);
+
+			known_room |= other && !memcmp(other->info.room, member->info.room,
+						       sizeof(member->info.room));
+		}
+		score = object_score(member, hash);
+		if (known_room || (best && score <= best_score))
+			continue;
+		best = member;
+		best_score = score;
+	}
+	return best;
+}
+
+uint32_t core_place(const struct core *core, const struct object_hash *hash, uint64_t size,
+		    const struct node_id *exclude, uint32_t max, struct node_id *ret_nodes)
+{
+	uint32_t count = 0;
+	bool new_room = true;
+
+	while (count < max) {
+		const struct member *next =
+			next_holder(core, hash, size, exclude, ret_nodes, count, new_room);
+
+		if (next)
+			ret_nodes[count++] = next->info.id;
+		else if (new_room)
+			new_room = false;
+		else
+			break;
+	}
+	return count;
+}

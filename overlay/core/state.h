@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The inside of struct core, shared by the core's own sources only.
+ *
+ *   core.c      the door: step, outbox, local delivery      member.c   table of members
+ *   swim.c      probes, suspicion, anti-entropy         place.c    rings and choices
+ *   job.c       table of jobs, acceptor sets, learning      acceptor.c rules A1, A2, A4
+ *   proposer.c  operations on the register                  lease.c    the owner's renewals
+ *   guardian.c  lapsed, idle and ended jobs
+ *
+ * All times are now_ms of the events unless a name says boot_ns. No function here blocks or fails
+ * for lack of room in the outbox: a message that does not fit is lost, as on a network.
+ */
+#pragma once
+
+#include "overlay/core/codec.h"
+#include "overlay/ipc.h"
+
+enum {
+	CORE_OPS_MAX = 128,	    /* operations in flight on one node */
+	CORE_PROBES = 3,	    /* members probed in one round */
+	CORE_RELAYS_MAX = 32,	    /* probes on behalf of others */
+	CORE_SENDS_MAX = 2048,	    /* messages of one step */
+	CORE_ARENA_BYTES = 1 << 20, /* and their bytes */
+	CORE_WRITES_MAX = 64,
+	CORE_ANSWERS_MAX = 64,
+	CORE_NOTICES_MAX = 64,
+	CORE_BROADCAST_MAX = 64, /* members told at once; the rest hear it by gossip */
+	CORE_INDEX_SLOTS = 4096, /* hash index, > 2 * the larger table */
+
+	CORE_OP_TIMEOUT_MS = 8000,	    /* then -EAGAIN */
+	CORE_RESEND_MS = 500,		    /* of a lost message */
+	CORE_SETTLE_MS = 150,		    /* wait for promises beyond the quorum */
+	CORE_RANK_MS = 2000,		    /* guardian of rank n waits n times this long */
+	CORE_SETTLED_MS = 5000,		    /* since start: the member table is filled by then */
+	CORE_GUARD_RETRY_MS = 1000,	    /* no worker fits: look again */
+	CORE_CONFIRM_MS = 10000,	    /* does the register say something newer? */
+	CORE_DONE_NOTICE_MS = 3000,	    /* tell the home host again */
+	CORE_TOMBSTONE_MS = 10 * 60 * 1000, /* ended jobs are remembered at least so long */
+	CORE_MINOR_REPORT_MS = 5000,	    /* gossip of mere load and memory changes */
+};
+
+enum { CORE_NONE = UINT32_MAX };
+
+struct member {
+	struct member_info info;
+	struct node_card card;
+	uint64_t heard_ms;
+	uint64_t suspect_until_ms;
+	uint64_t probed_ms;
+	uint32_t transmits; /* how often this row still rides along */
+	uint32_t grants;    /* jobs we gave it since its last report */
+	uint64_t granted_ms;
+	bool notify; /* the agent has yet to hear of the change */
+};
+
+struct probe {
+	bool active, acked, indirect;
+	struct node_id target;
+	uint64_t seq;
+};
+
+struct relay {
+	struct node_id origin, target;
+	uint64_t origin_seq, seq, until_ms;
+};
+
+/* The owner's side of a lease. */
+struct lease {
+	bool active, waiting, had_quorum;
+	struct fence_token token;
+	uint64_t seq;
+	uint64_t sent_ms, sent_boot_ns; /* of this round's first message: rule O1 */
+	uint64_t resend_ms;
+	uint64_t run_until_ms;
+	uint32_t acked, lost; /* masks over the acceptors, this round */
+	uint64_t request_id;
+	uint64_t answer_by_ms;
+};
+
+struct job {
+	bool used, has_record, dirty, known, attempted, lost_pending;
+	struct job_id id;
+	struct core_acceptors acceptors; /* count 0: not known yet */
+	uint64_t max_counter;		 /* of any ballot seen or made */
+	uint64_t attempt_counter;	 /* of our CREATE, in this life */
+	uint64_t attempt_hash;
+	uint64_t touched_ms;
+
+	/* acceptor: durable */
+	struct core_ballot promised, accepted;
+	struct job_value value;
+	/* acceptor: volatile */
+	uint64_t hold_until_ms, changed_ms;
+	uint64_t guard_ms, grant_ms, done_ms, confirm_ms, unknown_since_ms;
+	bool renewed;
+
+	/* newest value known to be chosen (owner, home, proposer) */
+	struct core_ballot known_ballot;
+	struct job_value known_value;
+
+	struct lease lease;
+	struct fence_token lost_token;
+};
+
+enum op_kind { OP_CREATE = 1, OP_CAS, OP_GET, OP_TAKE, OP_TAKEOVER };
+enum op_phase { OP_WAIT = 1, OP_LOCATE, OP_READ, OP_PREPARE, OP_ACCEPT, OP_BACKOFF };
+
+struct op {
+	bool used, has_request, finishing;
+	bool then_grant; /* GET: tell the agent that it owns what was read */
+	enum op_kind kind;
+	enum op_phase phase;
+	uint32_t job; /* index */
+	uint32_t tries;
+	uint64_t request_id;
+	uint64_t order; /* ops of one job run in this order */
+	uint64_t deadline_ms, resend_ms, settle_ms, start_ms;
+	struct core_ballot ballot;
+	uint32_t promised, accepted, busy, unknown; /* masks over the acceptors */
+	uint32_t hold_left_ms;
+	struct fence_token expected; /* TAKEOVER: the incarnation seen lapsed */
+	struct node_id old_owner;
+	struct job_value wish;	  /* CAS, CREATE; target in TAKE */
+	struct job_value sending; /* ACCEPT */
+	struct core_ballot seen[OV_REPLICAS_MAX];
+	struct job_value values[OV_REPLICAS_MAX];
+	uint8_t denied[OV_MEMBERS_MAX / 8]; /* members that do not know the job */
+};
+
+struct core {
+	struct core_config config;
+	uint64_t now_ms, boot_ns, next_ms, born_ms;
+	uint64_t random, seq;
+
+	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
+	uint32_t member_count;
+	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
+	struct probe probes[CORE_PROBES];
+	struct relay relays[CORE_RELAYS_MAX];
+	uint32_t relay_next;
+	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
+	bool half_done, left, self_minor;
+
+	struct job jobs[OV_JOBS_MAX];
+	uint32_t job_high; /* rows at and above were never used */
+	uint16_t job_index[CORE_INDEX_SLOTS];
+	uint64_t counter_floor; /* ballots of forgotten rows */
+	struct op ops[CORE_OPS_MAX];
+	uint64_t op_order;
+
+	struct core_update update;
+	struct core_send sends[CORE_SENDS_MAX];
+	struct core_write writes[CORE_WRITES_MAX];
+	struct core_answer answers[CORE_ANSWERS_MAX];
+	struct core_notice notices[CORE_NOTICES_MAX];
+	uint32_t dirty[CORE_WRITES_MAX];
+	uint32_t dirty_count;
+	size_t arena_used;
+	const uint8_t *sealed;
+	size_t sealed_size;
+	uint8_t arena[CORE_ARENA_BYTES];
+	uint8_t records[CORE_WRITES_MAX][CORE_RECORD_BYTES_MAX];
+	struct core_message in, out;
+};
+
+static inline const struct node_id *core_self(const struct core *core)
+{
+	return &core->config.card.id;
+}
+
+static inline bool core_job_id_equal(const struct job_id *a, const struct job_id *b)
+{
+	return __builtin_memcmp(a, b, sizeof(*a)) == 0;
+}
+
+/* core.c */
+uint64_t core_mix(uint64_t x);
+uint64_t core_random(struct core *core);
+uint32_t core_below(struct core *core, uint32_t limit); /* 0 if limit is 0 */
+void core_arm(struct core *core, uint64_t when_ms);
+struct core_message *core_outbox_begin(struct core *core, enum core_message_type type);
+void core_outbox_seal(struct core *core); /* encode what was begun, once for many receivers */
+void core_outbox_to(struct core *core, const struct node_id *to);
+void core_outbox_send(struct core *core, const struct node_id *to); /* seal + to */
+struct core_answer *core_outbox_answer(struct core *core, uint64_t request_id, int status,
+				       const struct job_value *value);
+struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type type);
+
+/* member.c: the table */
+struct member *core_member_find(const struct core *core, const struct node_id *id);
+bool core_member_is_alive(const struct core *core, const struct node_id *id);
+int core_member_init(struct core *core);
+void core_member_heard(struct core *core, const struct node_id *id);
+void core_member_apply(struct core *core, const struct core_gossip *record);
+void core_member_set_state(struct core *core, struct member *member, uint32_t state);
+void core_member_add_record(struct core_message *m, const struct member *member);
+void core_member_sync(struct core *core, const struct node_id *to, bool want_reply);
+void core_member_report(struct core *core, const struct member_state_report *report);
+void core_member_greet(struct core *core, const struct core_event *event);
+void core_member_leave(struct core *core);
+
+/* swim.c: the probing */
+void core_member_message(struct core *core, const struct node_id *from, struct core_message *m);
+void core_member_tick(struct core *core);
+
+/* job.c */
+struct job *core_job_find(struct core *core, const struct job_id *id);
+struct job *core_job_get(struct core *core,
+			 const struct job_id *id); /* makes a row; NULL if full */
+uint32_t core_job_row(const struct core *core, const struct job *job);
+void core_job_forget(struct core *core, struct job *job);
+bool core_job_mark_dirty(struct core *core, struct job *job); /* false: no room for its write now */
+void core_job_saw(struct job *job, const struct core_ballot *ballot);
+uint32_t core_job_quorum(const struct job *job);
+uint32_t core_job_rank(const struct job *job, const struct node_id *id); /* or CORE_NONE */
+bool core_job_adopt_acceptors(struct job *job, const struct core_acceptors *set);
+void core_job_learn(struct core *core, struct job *job, const struct core_ballot *ballot,
+		    const struct job_value *value);
+struct core_message *core_job_message(struct core *core, const struct job *job,
+				      enum core_message_type type);
+void core_job_locate(struct core *core, const struct job_id *id);
+bool core_job_value_ended(const struct job_value *value);
+
+/* acceptor.c */
+bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
+			     const struct job_value *value);
+bool core_acceptor_holds(const struct core *core, const struct job *job);
+int core_acceptor_load(struct core *core, const void *bytes, size_t size);
+void core_acceptor_message(struct core *core, const struct node_id *from, struct core_message *m);
+
+/* proposer.c */
+void core_proposer_request(struct core *core, const struct core_event *event);
+void core_proposer_takeover(struct core *core, struct job *job);
+/* Learns what is chosen; then_grant: and gives it to the agent if this host owns it. */
+void core_proposer_confirm(struct core *core, struct job *job, bool then_grant);
+bool core_proposer_is_busy(const struct core *core, const struct job *job);
+void core_proposer_message(struct core *core, const struct node_id *from, struct core_message *m);
+void core_proposer_located(struct core *core, const struct job *job);
+void core_proposer_denied(struct core *core, const struct node_id *from, const struct job_id *id);
+void core_proposer_tick(struct core *core);
+/* What the value becomes: 1 it is so already, 0 propose *ret_value, or -errno. */
+int core_proposer_apply(const struct job_value *current, const struct job_value *wish,
+			struct job_value *ret_value);
+
+/* lease.c */
+void core_lease_hold(struct core *core, const struct core_event *event);
+void core_lease_drop(struct core *core, const struct core_event *event);
+void core_lease_message(struct core *core, const struct node_id *from, struct core_message *m);
+void core_lease_check(struct core *core, struct job *job, const struct job_value *chosen);
+void core_lease_tick(struct core *core, struct job *job);
+
+/* guardian.c */
+void core_guardian_message(struct core *core, const struct node_id *from, struct core_message *m);
+void core_guardian_tick(struct core *core, struct job *job);
+void core_guardian_grant(struct core *core, struct job *job);
+void core_guardian_granted(struct core *core, const struct job_value *value);
+
+/* place.c */
+void core_place_acceptors(const struct core *core, const struct job_id *id,
+			  struct core_acceptors *ret_set);
+/* -EHOSTUNREACH if nobody fits. `lapsed`: the owner went silent, prefer another. */
+int core_place_worker(struct core *core, const struct job_value *value, bool lapsed,
+		      struct node_id *ret_worker);
+void core_place_granted(struct core *core, const struct node_id *worker);
+bool core_place_can_run(const struct member *member, const struct job_value *value);

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Events into the core, updates out of it, by its one rule: the writes of an update are durable
+ * before any of its messages, answers or notices leaves.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define LOG_TAG "overlay"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+#include "overlay/half.h"
+#include "overlay/net/internal.h"
+
+enum { TIMER_FAR_MS = 3600 * 1000 };
+
+static bool verify_card(void *ctx, const struct node_card *card)
+{
+	struct overlay *overlay = ctx;
+
+	return net_tls_card_valid(card, overlay->cluster_public, now_wall_ms());
+}
+
+static void answer(struct overlay *overlay, const struct core_answer *row)
+{
+	struct request *request = request_find(overlay, row->request_id);
+
+	if (!request)
+		return;
+	if (request->msg.op == OV_JOB_HOLD) {
+		struct ov_lease lease = { .job = request->msg.u.job.job,
+					  .token = request->msg.u.job.token,
+					  .run_until_boot_ns = row->run_until_boot_ns };
+
+		request->msg.u.lease = lease;
+	} else if (row->has_value) {
+		request->msg.u.value = row->value;
+	}
+	request_finish(request, row->status, -1);
+}
+
+static void notify(struct overlay *overlay, const struct core_notice *notice)
+{
+	struct ov_msg msg = { 0 };
+
+	switch (notice->type) {
+	case CORE_LEASE:
+		msg.op = OV_EV_LEASE;
+		msg.u.lease = (struct ov_lease){ .job = notice->value.job,
+						 .token = notice->value.token,
+						 .run_until_boot_ns = notice->run_until_boot_ns };
+		break;
+	case CORE_LOST:
+		msg.op = OV_EV_LOST;
+		msg.u.job =
+			(struct ov_job){ .job = notice->value.job, .token = notice->value.token };
+		break;
+	case CORE_GRANT:
+		msg.op = OV_EV_GRANT;
+		msg.u.value = notice->value;
+		break;
+	case CORE_DONE:
+		msg.op = OV_EV_DONE;
+		msg.u.value = notice->value;
+		break;
+	case CORE_MEMBER:
+		msg.op = OV_EV_MEMBER;
+		msg.u.member = notice->member;
+		break;
+	default:
+		return;
+	}
+	overlay_event(overlay, &msg);
+}
+
+/* A suspect gets its message over a new connection: the old one may be the reason. */
+static void reset_suspects(struct overlay *overlay, const struct core_update *update)
+{
+	for (uint32_t i = 0; i < update->notice_count; i++) {
+		const struct member_info *member = &update->notices[i].member;
+
+		if (update->notices[i].type != CORE_MEMBER || member->is_self)
+			continue;
+		if (member->state == MEMBER_SUSPECT || member->state == MEMBER_DEAD)
+			net_reset(overlay->net, &member->id, member->state == MEMBER_DEAD);
+	}
+}
+
+static void set_timer(struct overlay *overlay)
+{
+	uint64_t deadline_ms = core_deadline(overlay->core);
+	uint64_t far_ms = net_now_ms() + TIMER_FAR_MS;
+	int r;
+
+	/*
+	 * "Never" (the core has left) is looked at once an hour: a time near the end of the scale
+	 * plus its accuracy overflows in sd-event, which then sets its timerfd to -1 (-EINVAL).
+	 */
+	if (deadline_ms > far_ms)
+		deadline_ms = far_ms;
+	r = sd_event_source_set_time(overlay->core_timer, deadline_ms * 1000);
+	if (r >= 0)
+		r = sd_event_source_set_enabled(overlay->core_timer, SD_EVENT_ONESHOT);
+	if (r < 0) {
+		log_errno(r, "timer");
+		sd_event_exit(overlay->event, 1);
+	}
+}
+
+static int step(struct overlay *overlay, struct core_event *event)
+{
+	const struct core_update *update;
+	int r;
+
+	/* Read together: core copies one by the other's distance to a deadline. */
+	event->now_ms = net_now_ms();
+	event->boot_ns = now_boot_ns();
+	r = core_step(overlay->core, event, &update);
+	if (r < 0)
+		return r;
+	r = store_write_records(overlay->store, update->writes, update->write_count);
+	if (r < 0) {
+		/*
+		 * The core has promised in memory what is not on the disk. Nothing of it has left:
+		 * to stop here is the same as a crash before the step.
+		 */
+		log_errno(r, "registers: write: count=%u", update->write_count);
+		_exit(1);
+	}
+	reset_suspects(overlay, update);
+	for (uint32_t i = 0; i < update->send_count; i++)
+		net_send(overlay->net, &update->sends[i].to, update->sends[i].bytes,
+			 update->sends[i].size);
+	for (uint32_t i = 0; i < update->answer_count; i++)
+		answer(overlay, &update->answers[i]);
+	for (uint32_t i = 0; i < update->notice_count; i++)
+		notify(overlay, &update->notices[i]);
+	set_timer(overlay);
+	return 0;
+}
+
+static int on_core_timer(sd_event_source *source, uint64_t usec, void *arg)
+{
+	struct core_event event = { .type = CORE_EV_TICK };
+	struct overlay *overlay = arg;
+
+	(void)source;
+	(void)usec;
+	if (net_now_ms() < core_deadline(overlay->core)) {
+		set_timer(overlay);
+		return 0;
+	}
+	return step(overlay, &event) < 0 ? -EIO : 0;
+}
+
+static int feed_record(void *ctx, const struct job_id *job, const void *bytes, size_t size)
+{
+	struct core_event event = { .type = CORE_EV_RECORD, .bytes = bytes, .size = size };
+	struct overlay *overlay = ctx;
+	const struct core_update *update;
+
+	(void)job;
+	event.now_ms = net_now_ms();
+	event.boot_ns = now_boot_ns();
+	return core_step(overlay->core, &event, &update);
+}
+
+static bool start_sane(const struct ov_start *start)
+{
+	return memchr(start->listen_addr, '\0', sizeof(start->listen_addr)) &&
+	       memchr(start->advertise_addr, '\0', sizeof(start->advertise_addr)) &&
+	       start->port != 0 && start->probe_ms > 0 && start->suspect_ms > 0 &&
+	       start->renew_ms > 0 && start->lease_ms > start->renew_ms &&
+	       start->hold_ms > start->lease_ms;
+}
+
+static int start_core(struct overlay *overlay, const struct ov_identity *identity,
+		      const struct ov_start *start)
+{
+	struct core_config config = { .card = identity->card,
+				      .port = start->port,
+				      .probe_ms = start->probe_ms,
+				      .suspect_ms = start->suspect_ms,
+				      .renew_ms = start->renew_ms,
+				      .lease_ms = start->lease_ms,
+				      .hold_ms = start->hold_ms,
+				      .verify_card = verify_card,
+				      .ctx = overlay };
+	int r;
+
+	memcpy(config.advertise_addr, start->advertise_addr, sizeof(config.advertise_addr));
+	if (getrandom(&config.seed, sizeof(config.seed), 0) != sizeof(config.seed))
+		return -EIO;
+	r = store_next_incarnation(overlay->store, now_wall_ms(), &config.incarnation);
+	if (r < 0)
+		return r;
+	overlay->core = calloc(1, core_size());
+	if (!overlay->core)
+		return -ENOMEM;
+	r = core_init(overlay->core, &config, net_now_ms());
+	if (r < 0)
+		return r;
+	/* A register that cannot be read must not be answered for: better no member than amnesia. */
+	return store_each_record(overlay->store, feed_record, overlay);
+}
+
+int driver_start(struct overlay *overlay, const struct ov_identity *identity,
+		 const struct ov_start *start)
+{
+	struct core_event tick = { .type = CORE_EV_TICK };
+	int r;
+
+	if (overlay->core)
+		return -EALREADY;
+	if (!start_sane(start))
+		return -EINVAL;
+	memcpy(overlay->cluster_public, identity->cluster_public, sizeof(overlay->cluster_public));
+	if (!verify_card(overlay, &identity->card))
+		return -EBADMSG;
+	overlay->self = identity->card.id;
+	r = start_core(overlay, identity, start);
+	if (r == 0)
+		r = net_start(overlay->net, identity, start);
+	if (r == 0)
+		r = sd_event_add_time(overlay->event, &overlay->core_timer, CLOCK_MONOTONIC, 0,
+				      1000, on_core_timer, overlay);
+	if (r < 0) {
+		free(overlay->core);
+		overlay->core = NULL;
+		return r;
+	}
+	/* Leases and probes go before packs. */
+	(void)sd_event_source_set_priority(overlay->core_timer, -10);
+	store_set_limits(overlay->store, start->quota_bytes, start->reserve_bytes);
+	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
+		 identity->seed_count);
+	return step(overlay, &tick);
+}
+
+void driver_stop(struct overlay *overlay)
+{
+	sd_event_source_disable_unref(overlay->core_timer);
+	free(overlay->core);
+	overlay->core = NULL;
+}
+
+void driver_request(struct request *request, enum core_request kind)
+{
+	struct overlay *overlay = request->overlay;
+	struct core_event event = { .type = CORE_EV_REQUEST,
+				    .request = kind,
+				    .request_id = request->id };
+	struct job_value value = request->msg.u.value;
+	uint64_t id = request->id;
+	int r;
+
+	if (kind == CORE_REQ_HOLD || kind == CORE_REQ_DROP) {
+		struct ov_job job = request->msg.u.job;
+
+		memset(&value, 0, sizeof(value));
+		value.job = job.job;
+		value.token = job.token;
+	}
+	event.value = &value;
+	r = step(overlay, &event);
+	if (r == 0 && kind != CORE_REQ_DROP)
+		return;
+	/* A drop is done when the core has heard of it. */
+	request = request_find(overlay, id);
+	if (request)
+		request_finish(request, r, -1);
+}
+
+void driver_report(struct overlay *overlay)
+{
+	struct core_event event = { .type = CORE_EV_REPORT, .report = &overlay->report };
+	struct store_stats stats;
+
+	if (!overlay->core || !overlay->reported)
+		return;
+	/* The store's numbers are this half's to say. */
+	store_get_stats(overlay->store, &stats);
+	overlay->report.store_used_bytes = stats.object_bytes;
+	overlay->report.store_free_bytes = store_room_bytes(overlay->store);
+	overlay->report_ms = net_now_ms();
+	(void)step(overlay, &event);
+}
+
+void driver_leave(struct overlay *overlay)
+{
+	struct core_event event = { .type = CORE_EV_LEAVE };
+
+	(void)step(overlay, &event);
+}
+
+void driver_greet(struct overlay *overlay, const struct node_card *card, const char *addr,
+		  uint16_t port)
+{
+	struct core_event event = { .type = CORE_EV_GREET,
+				    .node = card->id,
+				    .card = card,
+				    .addr = addr,
+				    .port = addr ? port : 0 };
+
+	(void)step(overlay, &event);
+}
+
+void driver_message(struct overlay *overlay, const struct node_id *from, const void *bytes,
+		    size_t size)
+{
+	struct core_event event = {
+		.type = CORE_EV_MESSAGE, .node = *from, .bytes = bytes, .size = size
+	};
+
+	if (step(overlay, &event) == -EBADMSG)
+		log_debug("message: from=%02x%02x size=%zu: not understood", from->b[0], from->b[1],
+			  size);
+}
+
+uint32_t driver_live_peers(struct overlay *overlay, struct node_id **ret_nodes)
+{
+	struct node_id *nodes = malloc(OV_MEMBERS_MAX * sizeof(*nodes));
+	static const uint32_t states[] = { MEMBER_ALIVE, MEMBER_SUSPECT };
+	const struct member_info *row;
+	uint64_t now = net_now_ms();
+	uint32_t count = 0;
+
+	*ret_nodes = nodes;
+	if (!nodes)
+		return 0;
+	for (size_t s = 0; s < ARRAY_SIZE(states); s++) {
+		for (uint32_t i = 0; (row = core_member(overlay->core, i, now)); i++) {
+			if (row->state == states[s] && !row->is_self && count < OV_MEMBERS_MAX)
+				nodes[count++] = row->id;
+		}
+	}
+	return count;
+}
+
+int driver_registers(struct overlay *overlay, int *ret_memfd, uint32_t *ret_count)
+{
+	_cleanup_close_ int fd = memfd_new("registers");
+	const struct job_value *value;
+	uint32_t count = 0;
+	int r = fd < 0 ? fd : 0;
+
+	while (r == 0 && count < OV_JOBS_MAX && (value = core_register(overlay->core, count))) {
+		r = write_full(fd, value, sizeof(*value));
+		count++;
+	}
+	if (r == 0)
+		r = memfd_seal(fd);
+	if (r < 0)
+		return r;
+	*ret_count = count;
+	*ret_memfd = take_fd(fd);
+	return 0;
+}

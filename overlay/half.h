@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The inside of the overlay half, shared by overlay/{overlay,channel,driver,objects,relay,serve}.c.
+ *
+ *   channel.c  datagrams of the agent: channels, requests in flight, answers
+ *   driver.c   events into the core, updates out of it
+ *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
+ *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
+ *
+ * A request in flight is a struct request, known by its id; whoever finishes something later
+ * looks it up again, as its channel may have been closed meanwhile.
+ */
+#pragma once
+
+#include <sys/queue.h>
+#include <systemd/sd-event.h>
+
+#include "overlay/net/net.h"
+#include "overlay/overlay.h"
+#include "overlay/store/store.h"
+#include "overlay/store/worker.h"
+
+enum {
+	OVERLAY_CHANNELS_MAX = 64,
+	OVERLAY_REQUESTS_MAX = 512,
+	OVERLAY_EVENTS_SOFT_MAX = 1024, /* unread by the agent: repeated news are dropped */
+	OVERLAY_EVENTS_MAX = 4096,	/* unread by the agent: it does not live any more */
+	OVERLAY_REQUEST_MS = 60 * 1000,
+	OVERLAY_LEAVE_MS = 300, /* for the last messages to leave */
+	OVERLAY_PUT_STALL_MS = 10 * 1000,
+	OVERLAY_GET_STALL_MS = 4 * 1000,
+	OVERLAY_LIST_STALL_MS = 3 * 1000,
+	OVERLAY_ORDER_MS_MAX = 120 * 1000,
+	OVERLAY_PUT_CANDIDATES_MAX = 32,
+	OVERLAY_FAN_WIDTH = 16,
+	OVERLAY_LIST_MAX = 4 * OV_JOBS_MAX,
+	OVERLAY_READS_MAX = 32, /* objects being read for peers */
+};
+
+/* call_id of an order to ourselves, which has no peer to answer. */
+#define OVERLAY_LOCAL_CALL (UINT64_C(1) << 63)
+
+struct queued_msg {
+	STAILQ_ENTRY(queued_msg) next;
+	int fd;
+	struct ov_msg msg;
+};
+
+struct channel {
+	LIST_ENTRY(channel) entry;
+	struct overlay *overlay;
+	int fd;
+	bool is_main;
+	sd_event_source *io;
+	STAILQ_HEAD(, queued_msg) queue;
+	unsigned int queued;
+};
+
+struct request {
+	LIST_ENTRY(request) entry;
+	struct overlay *overlay;
+	struct channel *channel;
+	uint64_t id;
+	uint64_t deadline_ms;
+	int deadline_status;
+	int fd;	     /* what the agent sent along, or -1 */
+	void *state; /* of the operation; cancel() frees it */
+	void (*cancel)(struct request *request);
+	struct ov_msg msg;
+};
+
+struct overlay {
+	sd_event *event;
+	sd_event_source *core_timer, *sweep;
+	struct channel *main;
+	LIST_HEAD(, channel) channels;
+	unsigned int channel_count;
+	LIST_HEAD(, request) requests;
+	unsigned int request_count;
+	uint64_t next_id;
+	struct store *store;
+	struct store_worker *worker;
+	struct net *net;
+	unsigned int reads; /* objects being read for peers */
+	/* from OV_CLUSTER_START on */
+	struct core *core;
+	struct node_id self;
+	uint8_t cluster_public[32];
+	uint64_t started_ms;
+	struct member_state_report report;
+	bool reported;
+	uint64_t report_ms;
+};
+
+extern const struct net_handlers overlay_net_handlers;
+
+/* channel.c */
+int channel_add(struct overlay *overlay, int fd_take, bool is_main);
+void channels_close(struct overlay *overlay);
+/* An event for the agent. Repeated ones (leases, members) may be dropped if it does not read. */
+void overlay_event(struct overlay *overlay, const struct ov_msg *msg);
+struct request *request_find(struct overlay *overlay, uint64_t id);
+/* Answers with request->msg.u as it stands, frees the request; fd_take may be -1. */
+void request_finish(struct request *request, int status, int fd_take);
+void requests_sweep(struct overlay *overlay, uint64_t now_ms);
+
+/* driver.c */
+int driver_start(struct overlay *overlay, const struct ov_identity *identity,
+		 const struct ov_start *start);
+/* A core request: answered by the core, at once or later. */
+void driver_request(struct request *request, enum core_request kind);
+void driver_report(struct overlay *overlay);
+void driver_leave(struct overlay *overlay);
+void driver_greet(struct overlay *overlay, const struct node_card *card, const char *addr,
+		  uint16_t port);
+void driver_message(struct overlay *overlay, const struct node_id *from, const void *bytes,
+		    size_t size);
+void driver_stop(struct overlay *overlay);
+/* Other members that may be alive, best first; returns the count. The caller frees. */
+uint32_t driver_live_peers(struct overlay *overlay, struct node_id **ret_nodes);
+/* The registers kept here, as a memfd of struct job_value[]. */
+int driver_registers(struct overlay *overlay, int *ret_memfd, uint32_t *ret_count);
+
+/* fan.c: the same call to several members, a few at a time, until enough have said yes. */
+struct fan;
+
+struct fan_leg {
+	struct fan *fan;
+	struct node_id node;
+	uint64_t id;
+	bool active, retried;
+	void *state; /* owner's, one per leg; see fan_ops.begin */
+};
+
+struct fan_ops {
+	/* Part of a reply's stream; optional. */
+	int (*data)(struct fan_leg *leg, uint32_t total, const uint8_t *bytes, size_t size);
+	/* Another try starts on this leg: forget the last one's data; optional. */
+	void (*begin)(struct fan_leg *leg);
+	/* One target answered or failed; true counts as a yes. */
+	bool (*result)(struct fan_leg *leg, int status);
+	/* All over; may free the fan with fan_free(). Never called from within fan_start(). */
+	void (*finished)(struct fan *fan);
+};
+
+struct fan {
+	struct overlay *overlay;
+	const struct fan_ops *ops;
+	void *owner;
+	struct net_call call;
+	int stream_fd; /* borrowed */
+	uint32_t stall_ms;
+	uint32_t wanted, width;	 /* yeses; calls at a time, at most OVERLAY_FAN_WIDTH */
+	struct node_id *targets; /* freed by fan_free() */
+	uint32_t target_count;
+	/* private */
+	uint32_t next, active, yes;
+	sd_event_source *finish;
+	struct fan_leg legs[OVERLAY_FAN_WIDTH];
+};
+
+int fan_start(struct fan *fan);
+void fan_free(struct fan *fan);
+
+/* objects.c, relay.c: the operations; each finishes its request */
+void object_put(struct request *request);
+void object_get(struct request *request);
+void object_retain(struct request *request);
+void relay_list(struct request *request);
+void relay_order(struct request *request);
+void relay_order_reply(struct overlay *overlay, const struct ov_msg *msg);
+void relay_join(struct request *request);
+void relay_join_reply(struct overlay *overlay, const struct ov_msg *msg);
+
+/* A file of the other half: its size if it is a regular file of at most `max` bytes. */
+int memfd_size(int fd, uint64_t max, uint64_t *ret_size);

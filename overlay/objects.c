@@ -1,0 +1,613 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Objects: copies to peers, back from peers, and what peers may forget. */
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define LOG_TAG "overlay"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+#include "overlay/half.h"
+
+enum { IO_BYTES = 256 << 10 };
+
+/* --- PUT ------------------------------------------------------------------------------- */
+
+struct put_op {
+	struct request *request;
+	struct fan fan;
+	int worst; /* why the last peer refused */
+};
+
+static void put_free(struct put_op *op)
+{
+	fan_free(&op->fan);
+	free(op);
+}
+
+static void put_cancel(struct request *request)
+{
+	put_free(request->state);
+}
+
+static bool put_result(struct fan_leg *leg, int status)
+{
+	struct put_op *op = leg->fan->owner;
+	struct ov_object *object = &op->request->msg.u.object;
+
+	if (status < 0) {
+		log_debug("put: peer=%02x%02x status=%d", leg->node.b[0], leg->node.b[1], status);
+		/* -ESTALE is the register's word alone, and no single peer's. */
+		if (op->worst != -ENOSPC)
+			op->worst = status == -ENOSPC ? -ENOSPC : -EHOSTUNREACH;
+		return false;
+	}
+	object->holders[object->holder_count++] = leg->node;
+	return true;
+}
+
+static void put_finished(struct fan *fan)
+{
+	struct put_op *op = fan->owner;
+	struct request *request = op->request;
+	int status = request->msg.u.object.holder_count > 0 ? 0 : op->worst;
+
+	request_finish(request, status, -1);
+}
+
+static const struct fan_ops put_ops = { .result = put_result, .finished = put_finished };
+
+/* Put into the own store: only a host that is alone does so. */
+struct local_put {
+	struct store_task task;
+	struct overlay *overlay;
+	uint64_t request_id;
+	struct ov_object object;
+	int fd;
+	int status;
+};
+
+static void local_put_run(struct store_task *task)
+{
+	struct local_put *local = container_of(task, struct local_put, task);
+	_cleanup_free_ uint8_t *buf = malloc(IO_BYTES);
+	struct store_put *put = NULL;
+	uint32_t done = 0;
+	int r = buf ? 0 : -ENOMEM;
+
+	if (r == 0)
+		r = store_put_begin(local->overlay->store, &local->object, &put);
+	while (r == 0 && done < local->object.size) {
+		uint32_t left = local->object.size - done;
+		uint32_t part = left < IO_BYTES ? left : IO_BYTES;
+
+		r = pread_full(local->fd, buf, part, (off_t)done);
+		if (r == 0)
+			r = store_put_write(put, buf, part);
+		done += part;
+	}
+	if (r == 0)
+		r = store_put_commit(put);
+	else
+		store_put_abort(put);
+	local->status = r;
+}
+
+static void local_put_done(struct store_task *task)
+{
+	struct local_put *local = container_of(task, struct local_put, task);
+	struct request *request = request_find(local->overlay, local->request_id);
+
+	if (request && !task->cancelled) {
+		if (local->status == 0) {
+			request->msg.u.object.holders[0] = local->overlay->self;
+			request->msg.u.object.holder_count = 1;
+		}
+		request_finish(request, local->status, -1);
+	}
+	close_fdp(&local->fd);
+	free(local);
+}
+
+static void put_alone(struct request *request)
+{
+	struct local_put *local = calloc(1, sizeof(*local));
+	int r = local ? 0 : -ENOMEM;
+
+	if (r == 0) {
+		local->task.run = local_put_run;
+		local->task.done = local_put_done;
+		local->overlay = request->overlay;
+		local->request_id = request->id;
+		local->object = request->msg.u.object;
+		local->fd = fcntl(request->fd, F_DUPFD_CLOEXEC, 3);
+		r = local->fd < 0 ? -errno : 0;
+	}
+	if (r == 0)
+		r = store_worker_submit(request->overlay->worker, &local->task);
+	if (r == 0)
+		return;
+	if (local)
+		close_fdp(&local->fd);
+	free(local);
+	request_finish(request, r, -1);
+}
+
+static int put_check(const struct request *request)
+{
+	const struct ov_object *object = &request->msg.u.object;
+	uint64_t size = 0;
+	int r = memfd_size(request->fd, OV_PACK_MAX, &size);
+
+	if (r < 0)
+		return r;
+	if (size == 0 || size != object->size || !memfd_is_sealed(request->fd))
+		return -EINVAL;
+	if (object->copies == 0 || object->copies > OV_HOLDERS_MAX)
+		return -EINVAL;
+	return 0;
+}
+
+static int put_start(struct request *request, struct node_id *candidates_take, uint32_t count)
+{
+	struct ov_object *object = &request->msg.u.object;
+	struct put_op *op = calloc(1, sizeof(*op));
+
+	if (!op) {
+		free(candidates_take);
+		return -ENOMEM;
+	}
+	op->request = request;
+	op->worst = -EHOSTUNREACH;
+	op->fan = (struct fan){
+		.overlay = request->overlay,
+		.ops = &put_ops,
+		.owner = op,
+		.call = { .op = NET_OP_PUT, .stream_size = object->size, .object = *object },
+		.stream_fd = request->fd,
+		.stall_ms = OVERLAY_PUT_STALL_MS,
+		.wanted = object->copies,
+		.width = object->copies,
+		.targets = candidates_take,
+		.target_count = count
+	};
+	request->state = op;
+	request->cancel = put_cancel;
+	return fan_start(&op->fan);
+}
+
+void object_put(struct request *request)
+{
+	struct overlay *overlay = request->overlay;
+	struct ov_object *object = &request->msg.u.object;
+	struct node_id *nodes = NULL, *live = NULL;
+	uint32_t count = 0, live_count;
+	int r = put_check(request);
+
+	object->holder_count = 0;
+	memset(object->holders, 0, sizeof(object->holders));
+	if (r == 0) {
+		nodes = malloc(OVERLAY_PUT_CANDIDATES_MAX * sizeof(*nodes));
+		r = nodes ? 0 : -ENOMEM;
+	}
+	if (r == 0)
+		count = core_place(overlay->core, &object->hash, object->size, &overlay->self,
+				   OVERLAY_PUT_CANDIDATES_MAX, nodes);
+	if (r == 0 && count == 0) {
+		free(nodes);
+		live_count = driver_live_peers(overlay, &live);
+		free(live);
+		if (live_count == 0) {
+			put_alone(request);
+			return;
+		}
+		/* There are others, and none of them has room or is willing. */
+		request_finish(request, -ENOSPC, -1);
+		return;
+	}
+	if (r == 0)
+		r = put_start(request, nodes, count);
+	else
+		free(nodes);
+	if (r < 0)
+		request_finish(request, r, -1);
+}
+
+/* --- GET ------------------------------------------------------------------------------- */
+
+struct get_op {
+	struct request *request;
+	struct fan fan;
+	bool local_tried, local_first;
+	int memfd;
+	uint32_t received;
+	EVP_MD_CTX *digest;
+};
+
+static void get_cancel(struct request *request)
+{
+	struct get_op *op = request->state;
+
+	fan_free(&op->fan);
+	close_fdp(&op->memfd);
+	EVP_MD_CTX_free(op->digest);
+	free(op);
+}
+
+static void get_begin(struct fan_leg *leg)
+{
+	struct get_op *op = leg->fan->owner;
+
+	close_fdp(&op->memfd);
+	op->memfd = -1;
+	op->received = 0;
+}
+
+static int get_data(struct fan_leg *leg, uint32_t total, const uint8_t *bytes, size_t size)
+{
+	struct get_op *op = leg->fan->owner;
+	uint32_t wanted = op->request->msg.u.object.size;
+
+	if (op->memfd < 0) {
+		if (wanted != 0 && total != wanted) {
+			store_count_bad(op->request->overlay->store);
+			return -EBADMSG;
+		}
+		op->memfd = memfd_new("object");
+		if (op->memfd < 0)
+			return op->memfd;
+		if (EVP_DigestInit_ex(op->digest, EVP_sha256(), NULL) != 1)
+			return -ENOMEM;
+	}
+	if (EVP_DigestUpdate(op->digest, bytes, size) != 1)
+		return -ENOMEM;
+	op->received += (uint32_t)size;
+	return write_full(op->memfd, bytes, size);
+}
+
+static bool get_result(struct fan_leg *leg, int status)
+{
+	struct get_op *op = leg->fan->owner;
+	struct ov_object *object = &op->request->msg.u.object;
+	struct object_hash found = { 0 };
+	unsigned int size = sizeof(found.b);
+
+	if (status < 0) {
+		log_debug("get: peer=%02x%02x status=%d", leg->node.b[0], leg->node.b[1], status);
+		return false;
+	}
+	if (op->memfd < 0 || EVP_DigestFinal_ex(op->digest, found.b, &size) != 1 ||
+	    memcmp(&found, &object->hash, sizeof(found)) != 0) {
+		store_count_bad(op->request->overlay->store);
+		log_warn("get: peer=%02x%02x: wrong hash", leg->node.b[0], leg->node.b[1]);
+		return false;
+	}
+	object->size = op->received;
+	object->holder_count = 1;
+	object->holders[0] = leg->node;
+	return memfd_seal(op->memfd) == 0;
+}
+
+struct local_get {
+	struct store_task task;
+	struct overlay *overlay;
+	uint64_t request_id;
+	struct object_hash hash;
+	int fd, status;
+	uint32_t size;
+};
+
+static void local_get_run(struct store_task *task)
+{
+	struct local_get *local = container_of(task, struct local_get, task);
+
+	local->status = store_get(local->overlay->store, &local->hash, &local->fd, &local->size);
+}
+
+static void get_from_peers(struct request *request);
+
+static void local_get_done(struct store_task *task)
+{
+	struct local_get *local = container_of(task, struct local_get, task);
+	struct request *request = request_find(local->overlay, local->request_id);
+	struct get_op *op = request ? request->state : NULL;
+
+	if (op && !task->cancelled) {
+		if (local->status == 0) {
+			request->msg.u.object.size = local->size;
+			request->msg.u.object.holder_count = 1;
+			request->msg.u.object.holders[0] = local->overlay->self;
+			request_finish(request, 0, take_fd(local->fd));
+		} else if (op->local_first) {
+			get_from_peers(request);
+		} else {
+			request_finish(request, -ENOENT, -1);
+		}
+	}
+	close_fdp(&local->fd);
+	free(local);
+}
+
+static int get_local(struct request *request)
+{
+	struct get_op *op = request->state;
+	struct local_get *local = calloc(1, sizeof(*local));
+	int r;
+
+	if (!local)
+		return -ENOMEM;
+	op->local_tried = true;
+	local->task.run = local_get_run;
+	local->task.done = local_get_done;
+	local->overlay = request->overlay;
+	local->request_id = request->id;
+	local->hash = request->msg.u.object.hash;
+	local->fd = -1;
+	r = store_worker_submit(request->overlay->worker, &local->task);
+	if (r < 0)
+		free(local);
+	return r;
+}
+
+static void get_finished(struct fan *fan)
+{
+	struct get_op *op = fan->owner;
+	struct request *request = op->request;
+
+	if (fan->yes > 0) {
+		request_finish(request, 0, take_fd(op->memfd));
+		return;
+	}
+	/* Nobody else has it: the own store, if it was not asked first. */
+	if (op->local_tried || get_local(request) < 0)
+		request_finish(request, -ENOENT, -1);
+}
+
+static const struct fan_ops get_ops = { .data = get_data,
+					.begin = get_begin,
+					.result = get_result,
+					.finished = get_finished };
+
+static void get_from_peers(struct request *request)
+{
+	struct get_op *op = request->state;
+	int r = fan_start(&op->fan);
+
+	if (r < 0)
+		request_finish(request, r, -1);
+}
+
+static bool is_among(const struct node_id *nodes, uint32_t count, const struct node_id *node)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		if (node_id_equal(&nodes[i], node))
+			return true;
+	}
+	return false;
+}
+
+static void shuffle(struct node_id *nodes, uint32_t count)
+{
+	for (uint32_t i = count; i > 1; i--) {
+		uint32_t other = 0;
+		struct node_id swap = nodes[i - 1];
+
+		if (getrandom(&other, sizeof(other), 0) != sizeof(other))
+			return;
+		other %= i;
+		nodes[i - 1] = nodes[other];
+		nodes[other] = swap;
+	}
+}
+
+/* Live named holders in random order, then the other live members. */
+static int get_targets(struct overlay *overlay, const struct ov_object *object,
+		       struct node_id **ret_targets, uint32_t *ret_count)
+{
+	_cleanup_free_ struct node_id *live = NULL;
+	struct node_id *targets;
+	uint32_t live_count = driver_live_peers(overlay, &live), count = 0;
+
+	targets = malloc((live_count + 1) * sizeof(*targets));
+	if (!targets || !live) {
+		free(targets);
+		return -ENOMEM;
+	}
+	for (uint32_t i = 0; i < live_count; i++) {
+		if (is_among(object->holders, object->holder_count, &live[i]))
+			targets[count++] = live[i];
+	}
+	shuffle(targets, count);
+	for (uint32_t i = 0; i < live_count; i++) {
+		if (!is_among(object->holders, object->holder_count, &live[i]))
+			targets[count++] = live[i];
+	}
+	*ret_targets = targets;
+	*ret_count = count;
+	return 0;
+}
+
+void object_get(struct request *request)
+{
+	struct overlay *overlay = request->overlay;
+	struct ov_object *object = &request->msg.u.object;
+	struct get_op *op = calloc(1, sizeof(*op));
+	int r = op ? 0 : -ENOMEM;
+
+	if (r == 0) {
+		op->request = request;
+		op->memfd = -1;
+		op->fan = (struct fan){ .overlay = overlay,
+					.ops = &get_ops,
+					.owner = op,
+					.call = { .op = NET_OP_GET, .object = *object },
+					.stream_fd = -1,
+					.stall_ms = OVERLAY_GET_STALL_MS,
+					.wanted = 1,
+					.width = 1 };
+		request->state = op;
+		request->cancel = get_cancel;
+		op->digest = EVP_MD_CTX_new();
+		r = op->digest ? 0 : -ENOMEM;
+	}
+	if (r == 0 && (object->holder_count > OV_HOLDERS_MAX || object->size > OV_PACK_MAX))
+		r = -EINVAL;
+	if (r == 0)
+		r = get_targets(overlay, object, &op->fan.targets, &op->fan.target_count);
+	if (r == 0 && is_among(object->holders, object->holder_count, &overlay->self)) {
+		op->local_first = true;
+		r = get_local(request);
+		if (r == 0)
+			return;
+	}
+	if (r == 0)
+		r = fan_start(&op->fan);
+	if (r < 0)
+		request_finish(request, r, -1);
+}
+
+/* --- RETAIN ---------------------------------------------------------------------------- */
+
+struct retain_op {
+	struct request *request;
+	struct fan fan;
+	bool stale, silent;
+};
+
+static void retain_cancel(struct request *request)
+{
+	struct retain_op *op = request->state;
+
+	fan_free(&op->fan);
+	free(op);
+}
+
+static bool retain_result(struct fan_leg *leg, int status)
+{
+	struct retain_op *op = leg->fan->owner;
+
+	if (status == -ESTALE)
+		op->stale = true;
+	else if (status < 0)
+		op->silent = true;
+	return status == 0;
+}
+
+/* Some peer did not hear of it: it keeps too much until the next retain. */
+static void retain_finished(struct fan *fan)
+{
+	struct retain_op *op = fan->owner;
+	int status = 0;
+
+	if (fan->yes == 0 && op->stale)
+		status = -ESTALE;
+	else if (op->silent)
+		status = -EAGAIN;
+	request_finish(op->request, status, -1);
+}
+
+static const struct fan_ops retain_ops = { .result = retain_result, .finished = retain_finished };
+
+struct local_retain {
+	struct store_task task;
+	struct overlay *overlay;
+	struct ov_retain retain;
+	struct object_hash *hashes;
+};
+
+static void local_retain_run(struct store_task *task)
+{
+	struct local_retain *local = container_of(task, struct local_retain, task);
+	uint32_t dropped = 0;
+	int r = store_retain(local->overlay->store, &local->retain, local->hashes, &dropped);
+
+	if (r < 0)
+		log_debug("retain: own store: status=%d", r);
+}
+
+static void local_retain_done(struct store_task *task)
+{
+	struct local_retain *local = container_of(task, struct local_retain, task);
+
+	free(local->hashes);
+	free(local);
+}
+
+/* The own store too; its answer is not waited for. */
+static int retain_local(struct request *request)
+{
+	const struct ov_retain *retain = &request->msg.u.retain;
+	size_t size = retain->count * sizeof(struct object_hash);
+	struct local_retain *local = calloc(1, sizeof(*local));
+	int r;
+
+	if (!local)
+		return -ENOMEM;
+	local->task.run = local_retain_run;
+	local->task.done = local_retain_done;
+	local->overlay = request->overlay;
+	local->retain = *retain;
+	local->hashes = malloc(size + 1);
+	r = local->hashes ? 0 : -ENOMEM;
+	if (r == 0 && size > 0)
+		r = pread_full(request->fd, local->hashes, size, 0);
+	if (r == 0)
+		r = store_worker_submit(request->overlay->worker, &local->task);
+	if (r < 0)
+		local_retain_done(&local->task);
+	return r;
+}
+
+static int retain_check(const struct request *request)
+{
+	const struct ov_retain *retain = &request->msg.u.retain;
+	uint64_t size = 0;
+	int r;
+
+	if (retain->count > STORE_RETAIN_MAX)
+		return -EINVAL;
+	if (retain->count == 0)
+		return 0;
+	r = memfd_size(request->fd, STORE_RETAIN_MAX * sizeof(struct object_hash), &size);
+	if (r < 0)
+		return r;
+	return size == retain->count * sizeof(struct object_hash) ? 0 : -EINVAL;
+}
+
+void object_retain(struct request *request)
+{
+	const struct ov_retain *retain = &request->msg.u.retain;
+	uint32_t stream_size = (uint32_t)(retain->count * sizeof(struct object_hash));
+	struct retain_op *op = NULL;
+	int r = retain_check(request);
+
+	if (r == 0)
+		r = retain_local(request);
+	if (r == 0) {
+		op = calloc(1, sizeof(*op));
+		r = op ? 0 : -ENOMEM;
+	}
+	if (r < 0) {
+		request_finish(request, r, -1);
+		return;
+	}
+	op->request = request;
+	op->fan = (struct fan){
+		.overlay = request->overlay,
+		.ops = &retain_ops,
+		.owner = op,
+		.call = { .op = NET_OP_RETAIN, .stream_size = stream_size, .retain = *retain },
+		.stream_fd = request->fd,
+		.stall_ms = OVERLAY_PUT_STALL_MS,
+		.wanted = UINT32_MAX
+	};
+	request->state = op;
+	request->cancel = retain_cancel;
+	op->fan.target_count = driver_live_peers(request->overlay, &op->fan.targets);
+	r = fan_start(&op->fan);
+	if (r < 0)
+		request_finish(request, r, -1);
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* What peers ask of this host. Everything that waits for the disk goes through the worker. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LOG_TAG "overlay"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+#include "overlay/half.h"
+#include "overlay/net/tls.h"
+
+/* A peer's call on its way through the worker; as `sink` it collects the stream before. */
+struct service {
+	struct store_task task;
+	struct overlay *overlay;
+	uint64_t served;
+	uint16_t op; /* enum net_op */
+	struct store_put *put;
+	struct ov_retain retain;
+	uint8_t *hashes;
+	size_t hashes_size;
+	struct object_hash hash;
+	int fd, status;
+	uint32_t size;
+};
+
+static void service_free(struct service *service)
+{
+	store_put_abort(service->put);
+	free(service->hashes);
+	close_fdp(&service->fd);
+	free(service);
+}
+
+static void service_run(struct store_task *task)
+{
+	struct service *service = container_of(task, struct service, task);
+	struct store *store = service->overlay->store;
+	uint32_t dropped = 0;
+
+	switch (service->op) {
+	case NET_OP_PUT:
+		service->status = store_put_commit(take_ptr(service->put));
+		break;
+	case NET_OP_GET:
+		service->status = store_get(store, &service->hash, &service->fd, &service->size);
+		break;
+	default:
+		service->status = store_retain(store, &service->retain,
+					       (const struct object_hash *)service->hashes,
+					       &dropped);
+	}
+}
+
+static void service_done(struct store_task *task)
+{
+	struct service *service = container_of(task, struct service, task);
+	struct overlay *overlay = service->overlay;
+
+	if (service->op == NET_OP_GET)
+		overlay->reads--;
+	if (!task->cancelled)
+		net_reply(overlay->net, service->served, service->status, NULL, 0, service->fd,
+			  service->size);
+	service_free(service);
+}
+
+static struct service *service_new(struct overlay *overlay, uint64_t served, uint16_t op)
+{
+	struct service *service = calloc(1, sizeof(*service));
+
+	if (!service)
+		return NULL;
+	service->task.run = service_run;
+	service->task.done = service_done;
+	service->overlay = overlay;
+	service->served = served;
+	service->op = op;
+	service->fd = -1;
+	return service;
+}
+
+static int serve_put(struct overlay *overlay, uint64_t served, const struct net_call *call,
+		     void **ret_sink)
+{
+	struct service *service = service_new(overlay, served, call->op);
+	int r;
+
+	if (!service)
+		return -ENOMEM;
+	r = store_put_begin(overlay->store, &call->object, &service->put);
+	if (r < 0) {
+		service_free(service);
+		return r;
+	}
+	*ret_sink = service;
+	return 0;
+}
+
+static int serve_get(struct overlay *overlay, uint64_t served, const struct net_call *call)
+{
+	struct service *service;
+	int r;
+
+	if (overlay->reads >= OVERLAY_READS_MAX)
+		return -EAGAIN;
+	service = service_new(overlay, served, call->op);
+	if (!service)
+		return -ENOMEM;
+	service->hash = call->object.hash;
+	r = store_worker_submit(overlay->worker, &service->task);
+	if (r < 0)
+		service_free(service);
+	else
+		overlay->reads++;
+	return r;
+}
+
+static int serve_retain(struct overlay *overlay, uint64_t served, const struct net_call *call,
+			void **ret_sink)
+{
+	struct service *service;
+	int r;
+
+	if (call->retain.count > STORE_RETAIN_MAX)
+		return -EBADMSG;
+	service = service_new(overlay, served, call->op);
+	if (!service)
+		return -ENOMEM;
+	service->retain = call->retain;
+	service->hashes = malloc(call->stream_size + 1);
+	if (!service->hashes) {
+		service_free(service);
+		return -ENOMEM;
+	}
+	if (call->stream_size > 0) {
+		*ret_sink = service;
+		return 0;
+	}
+	r = store_worker_submit(overlay->worker, &service->task);
+	if (r < 0)
+		service_free(service);
+	return r;
+}
+
+static int serve_list(struct overlay *overlay, uint64_t served)
+{
+	_cleanup_close_ int fd = -1;
+	uint32_t count = 0;
+	int r = driver_registers(overlay, &fd, &count);
+
+	if (r < 0)
+		return r;
+	net_reply(overlay->net, served, 0, NULL, 0, fd,
+		  (uint32_t)(count * sizeof(struct job_value)));
+	return 0;
+}
+
+static int serve_order(struct overlay *overlay, uint64_t served, const struct node_id *from,
+		       const struct net_call *call)
+{
+	struct ov_msg event = { .op = OV_EV_ORDER };
+	struct ov_order *order = &event.u.order;
+
+	order->node = *from;
+	order->call_id = served;
+	order->timeout_ms = call->order_timeout_ms;
+	order->size = call->order_size;
+	if (call->order_size > 0)
+		memcpy(order->bytes, call->order_bytes, call->order_size);
+	overlay_event(overlay, &event);
+	return 0;
+}
+
+static int on_call(void *ctx, uint64_t served, const struct node_id *from,
+		   const struct net_call *call, void **ret_sink)
+{
+	struct overlay *overlay = ctx;
+
+	switch (call->op) {
+	case NET_OP_PUT:
+		return serve_put(overlay, served, call, ret_sink);
+	case NET_OP_GET:
+		return serve_get(overlay, served, call);
+	case NET_OP_RETAIN:
+		return serve_retain(overlay, served, call, ret_sink);
+	case NET_OP_ORDER:
+		return serve_order(overlay, served, from, call);
+	case NET_OP_LIST:
+		return serve_list(overlay, served);
+	default:
+		return -EBADMSG;
+	}
+}
+
+static int on_data(void *ctx, void *sink, const uint8_t *bytes, size_t size)
+{
+	struct service *service = sink;
+
+	(void)ctx;
+	if (service->op == NET_OP_PUT)
+		return store_put_write(service->put, bytes, size);
+	/* The stream is as long as its call said, and so is the buffer. */
+	memcpy(service->hashes + service->hashes_size, bytes, size);
+	service->hashes_size += size;
+	return 0;
+}
+
+static void on_whole(void *ctx, uint64_t served, void *sink)
+{
+	struct service *service = sink;
+	struct overlay *overlay = ctx;
+	int r = store_worker_submit(overlay->worker, &service->task);
+
+	if (r < 0) {
+		service_free(service);
+		net_reply(overlay->net, served, r, NULL, 0, -1, 0);
+	}
+}
+
+static void on_gone(void *ctx, void *sink)
+{
+	(void)ctx;
+	service_free(sink);
+}
+
+static bool on_verify(void *ctx, const struct node_card *card)
+{
+	struct overlay *overlay = ctx;
+
+	return net_tls_card_valid(card, overlay->cluster_public, now_wall_ms());
+}
+
+static bool on_address(void *ctx, const struct node_id *node, const char **ret_addr,
+		       uint16_t *ret_port)
+{
+	struct overlay *overlay = ctx;
+
+	return overlay->core && core_address(overlay->core, node, ret_addr, ret_port);
+}
+
+static void on_connected(void *ctx, const struct node_card *card, const char *addr, uint16_t port)
+{
+	driver_greet(ctx, card, addr, port);
+}
+
+static void on_message(void *ctx, const struct node_id *from, const void *bytes, size_t size)
+{
+	driver_message(ctx, from, bytes, size);
+}
+
+static void on_join(void *ctx, uint64_t served, const uint8_t token_id[static 16],
+		    const uint8_t *bytes, size_t size)
+{
+	struct ov_msg event = { .op = OV_EV_JOIN };
+	struct ov_join *join = &event.u.join;
+
+	join->call_id = served;
+	memcpy(join->token_id, token_id, sizeof(join->token_id));
+	join->size = (uint32_t)size;
+	if (size > 0)
+		memcpy(join->bytes, bytes, size);
+	overlay_event(ctx, &event);
+}
+
+const struct net_handlers overlay_net_handlers = {
+	.verify_card = on_verify,
+	.address = on_address,
+	.connected = on_connected,
+	.message = on_message,
+	.call = on_call,
+	.data = on_data,
+	.whole = on_whole,
+	.gone = on_gone,
+	.join = on_join,
+};

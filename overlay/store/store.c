@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "overlay/store/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "agent/util/io.h"
+#include "overlay/store/internal.h"
+
+int store_lmdb_errno(int r)
+{
+	if (r > 0)
+		return -r;
+	switch (r) {
+	case 0:
+		return 0;
+	case MDB_NOTFOUND:
+		return -ENOENT;
+	case MDB_MAP_FULL:
+		return -ENOSPC;
+	default:
+		return -EIO;
+	}
+}
+
+void store_object_path(const struct object_hash *hash, char path[static 3 + 64 + 1])
+{
+	hex_encode(hash->b, 1, path);
+	path[2] = '/';
+	hex_encode(hash->b, sizeof(hash->b), path + 3);
+}
+
+int store_env_open(const char *state_dir, const char *name, MDB_env **ret_env)
+{
+	char path[4096];
+	MDB_env *env = NULL;
+	int r;
+
+	if (snprintf(path, sizeof(path), "%s/%s", state_dir, name) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	r = mdb_env_create(&env);
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_env_set_mapsize(env, STORE_MAP_BYTES);
+	if (!r)
+		r = mdb_env_set_maxdbs(env, 4);
+	if (!r)
+		r = mdb_env_open(env, path, MDB_NOTLS, 0600);
+	if (r) {
+		mdb_env_close(env);
+		return store_lmdb_errno(r);
+	}
+	*ret_env = env;
+	return 0;
+}
+
+static int open_tables(struct store *store)
+{
+	MDB_txn *txn = NULL;
+	int r = mdb_txn_begin(store->index, NULL, 0, &txn);
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_dbi_open(txn, "objects", MDB_CREATE, &store->objects);
+	if (!r)
+		r = mdb_dbi_open(txn, "refs", MDB_CREATE, &store->refs);
+	if (!r)
+		r = mdb_dbi_open(txn, "fences", MDB_CREATE, &store->fences);
+	if (r) {
+		mdb_txn_abort(txn);
+		return store_lmdb_errno(r);
+	}
+	r = mdb_txn_commit(txn);
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_txn_begin(store->registers, NULL, 0, &txn);
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_dbi_open(txn, "records", MDB_CREATE, &store->records);
+	if (!r)
+		r = mdb_dbi_open(txn, "meta", MDB_CREATE, &store->meta);
+	if (r) {
+		mdb_txn_abort(txn);
+		return store_lmdb_errno(r);
+	}
+	return store_lmdb_errno(mdb_txn_commit(txn));
+}
+
+static int open_folder(int dirfd, const char *name)
+{
+	int fd;
+
+	if (mkdirat(dirfd, name, 0700) < 0 && errno != EEXIST)
+		return -errno;
+	fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_folders(struct store *store, const char *state_dir)
+{
+	_cleanup_close_ int state = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (state < 0)
+		return -errno;
+	store->objects_fd = open_folder(state, "objects");
+	if (store->objects_fd < 0)
+		return store->objects_fd;
+	store->tmp_fd = open_folder(store->objects_fd, "tmp");
+	if (store->tmp_fd < 0)
+		return store->tmp_fd;
+	for (unsigned int i = 0; i < 256; i++) {
+		char name[3];
+
+		snprintf(name, sizeof(name), "%02x", i);
+		if (mkdirat(store->objects_fd, name, 0700) < 0 && errno != EEXIST)
+			return -errno;
+	}
+	return fsync(store->objects_fd) < 0 || fsync(state) < 0 ? -errno : 0;
+}
+
+int store_open(const char *state_dir, struct store **ret_store)
+{
+	struct store *store = calloc(1, sizeof(*store));
+	int r;
+
+	if (!store)
+		return -ENOMEM;
+	store->objects_fd = store->tmp_fd = -1;
+	pthread_mutex_init(&store->lock, NULL);
+	r = open_folders(store, state_dir);
+	if (r == 0)
+		r = store_env_open(state_dir, "index", &store->index);
+	if (r == 0)
+		r = store_env_open(state_dir, "registers", &store->registers);
+	if (r == 0)
+		r = open_tables(store);
+	if (r == 0)
+		r = store_reconcile(store);
+	if (r < 0) {
+		store_close(store);
+		return r;
+	}
+	*ret_store = store;
+	return 0;
+}
+
+void store_close(struct store *store)
+{
+	if (!store)
+		return;
+	if (store->index)
+		mdb_env_close(store->index);
+	if (store->registers)
+		mdb_env_close(store->registers);
+	close_fdp(&store->objects_fd);
+	close_fdp(&store->tmp_fd);
+	pthread_mutex_destroy(&store->lock);
+	free(store);
+}
+
+void store_set_limits(struct store *store, uint64_t quota_bytes, uint64_t reserve_bytes)
+{
+	pthread_mutex_lock(&store->lock);
+	store->quota_bytes = quota_bytes;
+	store->reserve_bytes = reserve_bytes;
+	pthread_mutex_unlock(&store->lock);
+}
+
+void store_get_stats(struct store *store, struct store_stats *ret_stats)
+{
+	pthread_mutex_lock(&store->lock);
+	*ret_stats = store->stats;
+	pthread_mutex_unlock(&store->lock);
+}
+
+void store_count_bad(struct store *store)
+{
+	pthread_mutex_lock(&store->lock);
+	store->stats.bad_objects++;
+	pthread_mutex_unlock(&store->lock);
+}
+
+int store_write_records(struct store *store, const struct core_write *writes, uint32_t count)
+{
+	MDB_txn *txn = NULL;
+	int r;
+
+	if (count == 0)
+		return 0;
+	r = mdb_txn_begin(store->registers, NULL, 0, &txn);
+	if (r)
+		return store_lmdb_errno(r);
+	for (uint32_t i = 0; i < count && !r; i++) {
+		MDB_val key = { sizeof(writes[i].job), (void *)&writes[i].job };
+		MDB_val value = { writes[i].size, (void *)writes[i].bytes };
+
+		if (writes[i].size > 0) {
+			r = mdb_put(txn, store->records, &key, &value, 0);
+		} else {
+			r = mdb_del(txn, store->records, &key, NULL);
+			if (r == MDB_NOTFOUND)
+				r = 0;
+		}
+	}
+	if (r) {
+		mdb_txn_abort(txn);
+		return store_lmdb_errno(r);
+	}
+	return store_lmdb_errno(mdb_txn_commit(txn));
+}
+
+int store_each_record(struct store *store,
+		      int (*each)(void *ctx, const struct job_id *job, const void *bytes,
+				  size_t size),
+		      void *ctx)
+{
+	MDB_txn *txn = NULL;
+	MDB_cursor *cursor = NULL;
+	MDB_val key, value;
+	int r = mdb_txn_begin(store->registers, NULL, MDB_RDONLY, &txn), fault = 0;
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_cursor_open(txn, store->records, &cursor);
+	if (!r) {
+		r = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
+		while (!r && !fault) {
+			if (key.mv_size != sizeof(struct job_id) || value.mv_size > CORE_RECORD_MAX)
+				fault = -EBADMSG;
+			else
+				fault = each(ctx, key.mv_data, value.mv_data, value.mv_size);
+			r = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+		}
+		mdb_cursor_close(cursor);
+	}
+	mdb_txn_abort(txn);
+	if (fault)
+		return fault;
+	return r == MDB_NOTFOUND ? 0 : store_lmdb_errno(r);
+}
+
+int store_next_incarnation(struct store *store, uint64_t wall_ms, uint64_t *ret_incarnation)
+{
+	static const char name[] = "incarnation";
+	MDB_val key = { sizeof(name), (void *)name }, value;
+	MDB_txn *txn = NULL;
+	uint64_t next = wall_ms, last;
+	int r = mdb_txn_begin(store->registers, NULL, 0, &txn);
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_get(txn, store->meta, &key, &value);
+	if (!r && value.mv_size == sizeof(last)) {
+		memcpy(&last, value.mv_data, sizeof(last));
+		/* The wall clock may have been set back since. */
+		if (next <= last)
+			next = last + 1;
+	}
+	if (!r || r == MDB_NOTFOUND) {
+		value = (MDB_val){ sizeof(next), &next };
+		r = mdb_put(txn, store->meta, &key, &value, 0);
+	}
+	if (r) {
+		mdb_txn_abort(txn);
+		return store_lmdb_errno(r);
+	}
+	r = mdb_txn_commit(txn);
+	if (r)
+		return store_lmdb_errno(r);
+	*ret_incarnation = next;
+	return 0;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What this host keeps for others: objects (packs and manifests, ciphertext only) and the durable
+ * records of the registers for which it is an acceptor.
+ *
+ *   <state_dir>/objects/<2 hex>/<64 hex>   one file per object, content only, named by SHA-256
+ *   <state_dir>/objects/tmp/               objects that are still arriving; emptied at open
+ *   <state_dir>/index/                     LMDB: objects, refs (job + hash), fences (job)
+ *   <state_dir>/registers/                 LMDB: records (job), meta
+ *
+ * An object stays while any job refers to it. A put is answered only after file, folder and
+ * index are on the disk; a record likewise. Every read hashes the whole object again: a rotten
+ * one is deleted and counted, never handed out.
+ *
+ * Limits: OV_PACK_MAX bytes per object, quota_bytes in all (those still arriving included), and
+ * reserve_bytes of the file system stay free. Errors: -ENOSPC refused for one of these,
+ * -ESTALE the token is older than one seen for the job, -EBADMSG wrong hash, -ENOENT, -EIO.
+ * Threading: all functions may be called from any thread; one struct store_put by one thread at
+ * a time. The registers have an environment of their own, so that a record never waits for the
+ * disk behind a pack.
+ */
+#pragma once
+
+#include "overlay/core/core.h"
+#include "overlay/ipc.h"
+
+struct store;
+struct store_put;
+
+enum {
+	STORE_RETAIN_MAX = 65536, /* hashes that one retain names */
+	STORE_ARRIVING_MAX = 64,  /* objects that arrive at one time */
+};
+
+struct store_stats {
+	uint64_t objects, object_bytes;
+	uint64_t bad_objects; /* wrong hash, on receipt or on read, since open */
+};
+
+/* Opens or makes the store below state_dir and sets right what a crash left behind. */
+int store_open(const char *state_dir, struct store **ret_store) __attribute__((warn_unused_result));
+void store_close(struct store *store);
+
+/* Before this is called the quota is 0: every put is refused. */
+void store_set_limits(struct store *store, uint64_t quota_bytes, uint64_t reserve_bytes);
+void store_get_stats(struct store *store, struct store_stats *ret_stats);
+/* What another put could have: the smaller of quota and disk. */
+uint64_t store_room_bytes(struct store *store);
+/* A peer sent an object with a wrong hash that never came to this store. */
+void store_count_bad(struct store *store);
+
+/* An arriving object: begin, write its bytes in order, then commit or abort; both free it. */
+int store_put_begin(struct store *store, const struct ov_object *object, struct store_put **ret_put)
+	__attribute__((warn_unused_result));
+int store_put_write(struct store_put *put, const void *bytes, size_t size)
+	__attribute__((warn_unused_result));
+int store_put_commit(struct store_put *put) __attribute__((warn_unused_result));
+void store_put_abort(struct store_put *put);
+
+/* Into a sealed memfd that the caller owns. */
+int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
+	      uint32_t *ret_size) __attribute__((warn_unused_result));
+
+/*
+ * Drops the job's references with seq <= upto_seq to all but the named hashes, then the objects
+ * that nobody refers to. retain->count hashes, in any order.
+ */
+int store_retain(struct store *store, const struct ov_retain *retain,
+		 const struct object_hash *hashes, uint32_t *ret_dropped)
+	__attribute__((warn_unused_result));
+
+/* All writes of one core update in one durable transaction. */
+int store_write_records(struct store *store, const struct core_write *writes, uint32_t count)
+	__attribute__((warn_unused_result));
+/* Calls each(ctx, ...) for every record; stops at its first error and returns that. */
+int store_each_record(struct store *store,
+		      int (*each)(void *ctx, const struct job_id *job, const void *bytes,
+				  size_t size),
+		      void *ctx) __attribute__((warn_unused_result));
+/* A number larger than any returned before, at least wall_ms; durable. */
+int store_next_incarnation(struct store *store, uint64_t wall_ms, uint64_t *ret_incarnation)
+	__attribute__((warn_unused_result));

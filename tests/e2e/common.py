@@ -1,0 +1,257 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What every end-to-end test shares: one lab per file, checks that print what they check, skips.
+
+A test file holds functions test_*(lab) and ends with main(globals()). They run in the order of
+their definition in one lab, until one fails. Exit code: 0 passed, 1 failed, 77 skipped.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lab"))
+
+# pylint: disable=wrong-import-position,unused-import
+import traces                                             # noqa: E402
+from lab import Lab                                       # noqa: E402
+from host import CliError, ROOT                           # noqa: E402
+from traces import LabError, wait_for, command_of, kill   # noqa: E402
+
+SKIP_CODE = 77
+RUNNING = ("running", "checkpointing")
+ENDED = ("done", "collected", "killed", "lost")
+
+
+class Failed(Exception):
+    pass
+
+
+class Skipped(Exception):
+    pass
+
+
+def check(condition, what):
+    if not condition:
+        raise Failed(what)
+    print(f"  ok: {what}", flush=True)
+
+
+def check_equal(value, expected, what):
+    if value != expected:
+        raise Failed(f"{what}: {value!r:.300} instead of {expected!r:.300}")
+    print(f"  ok: {what}", flush=True)
+
+
+def note(text):
+    print(f"  -- {text}", flush=True)
+
+
+def refused(call, *words):
+    """The error text of a command that has to fail, which must hold all these words."""
+    try:
+        answer = call()
+    except CliError as error:
+        lower = error.text.lower()
+        missing = [word for word in words if word.lower() not in lower]
+        if missing:
+            raise Failed(f"the error does not mention {missing}: {error.text.strip()}") from error
+        return error.text.strip()
+    raise Failed(f"not refused, but answered: {answer}")
+
+
+# ---- jobs ----
+
+class Job:
+    """A job as its user sees it; every question goes to whichever host is named."""
+
+    def __init__(self, lab, home, name, user):
+        self.lab, self.home, self.name, self.user = lab, home, name, user
+
+    def ask(self, verb, *arguments, at=None, **more):
+        at = at or (self.home if self.home.pid else next(h for h in self.lab.hosts if h.pid))
+        return at.decamp(verb, *arguments, user=self.user, **more)
+
+    def show(self, at=None):
+        return self.ask("show", self.name, at=at)
+
+    def state(self, at=None):
+        return self.show(at)["state"]
+
+    def host(self, at=None):
+        return self.lab[self.show(at)["host"]]
+
+    def wait_state(self, states, seconds=30, at=None):
+        states = (states,) if isinstance(states, str) else states
+
+        def there():
+            try:
+                shown = self.show(at)
+            except CliError:
+                return None
+            return shown if shown["state"] in states else None
+        try:
+            return wait_for(there, seconds, f"{self.name}: state {' or '.join(states)}", 0.2)
+        except LabError as error:
+            raise Failed(f"{error}; now: {json.dumps(self.show(at))[:600]}") from error
+
+    def wait_seq(self, seq, seconds=30, at=None):
+        def there():
+            shown = self.show(at)
+            if shown["state"] in ENDED:
+                raise Failed(f"{self.name}: ended before checkpoint {seq}: {shown}")
+            return shown if shown["seq"] >= seq else None
+        try:
+            return wait_for(there, seconds, f"{self.name}: checkpoint {seq}", 0.2)
+        except LabError as error:
+            raise Failed(f"{error}; now: {json.dumps(self.show(at))[:600]}") from error
+
+    def wait_host(self, hosts, seconds=30, at=None):
+        """Until it runs on one of these hosts, by what decamp says and by the process table."""
+        names = [host.name for host in hosts]
+
+        def there():
+            try:
+                shown = self.show(at)
+            except CliError:
+                return None
+            return shown["host"] in names and shown["state"] in RUNNING and self.lab[shown["host"]]
+        try:
+            return wait_for(there, seconds, f"{self.name}: run on {' or '.join(names)}", 0.2)
+        except LabError as error:
+            raise Failed(f"{error}; now: {json.dumps(self.show(at))[:600]}") from error
+
+    def wait_collected(self, seconds=60, at=None):
+        shown = self.wait_state(("collected", "lost", "killed"), seconds, at)
+        if shown["state"] != "collected":
+            raise Failed(f"{self.name}: {shown['state']}: {shown.get('message')}")
+        return shown
+
+    def kill(self):
+        try:
+            self.ask("kill", self.name)
+        except CliError:
+            pass
+
+
+def submit(lab, home, name, argv, *options, user=None, cwd=None):
+    user = user or lab.user
+    cwd = cwd or make_folder(home, name, user)
+    home.decamp("run", "--name", name, "--cwd", cwd, *options, "--", *argv, user=user, cwd=cwd)
+    return Job(lab, home, name, user)
+
+
+def make_folder(home, name, user):
+    """An empty directory in the user's home."""
+    folder = ("/root/" if user == "root" else f"/home/{user}/") + name
+    path = home.path(folder)
+    path.mkdir(exist_ok=True)
+    os.chown(path, *[0 if user == "root" else os.stat(path.parent).st_uid] * 2)
+    return folder
+
+
+COUNTER = """\
+import sys, time
+marker, steps, pause, megabytes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+state = bytearray(megabytes << 20)
+x = 12345
+out = open("out.txt", "a")
+for step in range(steps):
+    for _ in range(2000):
+        x = (x * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        state[x % len(state)] = x >> 56
+    out.write(f"{step} {x:016x} {sum(state[:4096])}\\n")
+    out.flush()
+    print(step, flush=True)
+    end = time.monotonic() + pause
+    while time.monotonic() < end:
+        time.sleep(max(0, min(0.05, end - time.monotonic())))
+print("finished", x)
+"""
+
+
+def counter_argv(marker, steps, pause=0.02, megabytes=4):
+    """A deterministic program: a line per step in out.txt, state in memory, `finished` at the end."""
+    return ["/usr/bin/python3", "-c", COUNTER, marker, str(steps), str(pause), str(megabytes)]
+
+
+def counter_output(steps, megabytes=4):
+    """What out.txt of such a program holds after an undisturbed run."""
+    state = bytearray(megabytes << 20)
+    x = 12345
+    lines = []
+    for step in range(steps):
+        for _ in range(2000):
+            x = (x * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+            state[x % len(state)] = x >> 56
+        lines.append(f"{step} {x:016x} {sum(state[:4096])}\n")
+    return "".join(lines).encode()
+
+
+def check_counter(job, steps, megabytes=4, folder=None):
+    """The results are at home and byte-identical to those of an undisturbed run."""
+    home = job.home.path(folder or f"{home_of(job.user)}/{job.name}")
+    check_equal((home / "out.txt").read_bytes(), counter_output(steps, megabytes),
+                f"{job.name}: out.txt is at home and identical to an undisturbed run")
+
+
+def home_of(user):
+    return "/root" if user == "root" else f"/home/{user}"
+
+
+# ---- frame ----
+
+def run_tests(lab, tests):
+    for name, test in tests:
+        print(f"{name}: {(test.__doc__ or '').strip()}", flush=True)
+        start = time.monotonic()
+        test(lab)
+        print(f"{name}: passed in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def main(namespace, hosts=5, cluster=True, settings=None, needs=()):
+    """Run all test_* functions of a file in one lab; never returns."""
+    name = Path(namespace["__file__"]).stem
+    words = sys.argv[1:]
+    tests = [(key, value) for key, value in namespace.items() if key.startswith("test_")
+             and (not words or any(word in key for word in words))]
+    sys.exit(guarded(lambda: in_lab(name, tests, hosts, cluster, settings, needs)))
+
+
+def guarded(action):
+    try:
+        action()
+    except Skipped as reason:
+        print(f"SKIP: {reason}")
+        return SKIP_CODE
+    except (Failed, LabError) as error:
+        print(f"FAILED: {error}")
+        traceback.print_exc(limit=-4)
+        return 1
+    return 0
+
+
+def in_lab(name, tests, hosts, cluster, settings, needs):
+    if os.geteuid():
+        raise Skipped("a lab needs root")
+    for program in needs:
+        if not any(os.access(f"{d}/{program}", os.X_OK) for d in os.defpath.split(":")[1:]):
+            raise Skipped(f"{program} is not installed")
+    lab = Lab(hosts, name, settings)
+    try:
+        with lab:
+            lab.user = "root"
+            if cluster:
+                lab.start_daemons()
+                lab.make_cluster()
+                lab.user = lab.job_user()
+            run_tests(lab, tests)
+    except BaseException:
+        print(f"logs: {lab.log_dir}", flush=True)
+        raise
+    lab.assert_clean()
+    print(f"{name}: nothing is left behind", flush=True)

@@ -1,0 +1,57 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A process that was started elsewhere becomes a job and outlives its host."""
+
+from common import (Job, check, check_equal, counter_argv, counter_output, home_of, main,
+                    make_folder, wait_for)
+
+STEPS = 500
+
+
+def test_adopt(lab):
+    """It keeps its PID, loses its host, and comes back with its memory."""
+    host = lab[1]
+    folder = make_folder(host, "adopt", lab.user)
+    started = host.spawn(["setsid", *counter_argv("mark-1", STEPS, 0.05)], user=lab.user,
+                         cwd=folder)
+    pid = wait_for(lambda: [p for p in host.pids("mark-1")], 5, "the process")[0]
+    inner = host.inner_pid(pid)
+    check(host.decamp("check", inner, user=lab.user)["ok"], "check says that it can be adopted")
+    host.decamp("adopt", "--name", "adopted", "--every", "2", inner, user=lab.user)
+    job = Job(lab, host, "adopted", lab.user)
+    job.wait_seq(2)
+    check(started.running() and host.pids("mark-1") == [pid], "it runs on as the same process")
+    host.power_cut()
+    other = job.wait_host(lab.hosts[1:], at=lab[2])
+    there = wait_for(lambda: other.pids("mark-1"), 5, "its process")[0]
+    with open(f"/proc/{there}/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("NSpid:"))
+    check_equal(int(line.split()[-1]), inner, f"on {other.name} it has its old PID")
+    host.boot()
+    host.start_daemon()
+    host.wait_daemon()
+    job.wait_collected()
+    path = f"{home_of(lab.user)}/adopt"
+    found = [file for file in (host.path(path) / "out.txt",
+                               *host.path(path).glob("*decamp-results*/**/out.txt"))
+             if file.exists() and file.read_bytes() == counter_output(STEPS)]
+    check(found, "its whole output is at home")
+
+
+def test_adopt_twice(lab):
+    """A process can be adopted once, and its end is told."""
+    host = lab[2]
+    folder = make_folder(host, "short", lab.user)
+    host.spawn(["setsid", *counter_argv("mark-2", 120, 0.05)], user=lab.user, cwd=folder)
+    pid = wait_for(lambda: host.pids("mark-2"), 5, "the process")[0]
+    inner = host.inner_pid(pid)
+    host.decamp("adopt", "--name", "short", inner, user=lab.user)
+    done = host.run([lab.build / "decamp", "adopt", str(inner)], user=lab.user, check=False)
+    check(done.returncode != 0 and str(inner) in done.stderr, "a second adoption is refused")
+    job = Job(lab, host, "short", lab.user)
+    shown = job.wait_state(("done", "collected"), 60)
+    check(shown["state"] in ("done", "collected"), "it ends as a job")
+
+
+if __name__ == "__main__":
+    main(globals())

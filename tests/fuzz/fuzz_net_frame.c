@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// sources: overlay/net/frame.c
+/* What a peer may send after the TLS record layer: frames of each phase and their bodies. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "overlay/net/frame.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+
+static void decode_body(const struct net_frame *frame)
+{
+	uint8_t again[NET_CALL_MAX > NET_REPLY_MAX ? NET_CALL_MAX : NET_REPLY_MAX];
+	struct node_card card;
+	struct net_reply reply;
+	struct net_call call;
+
+	switch (frame->type) {
+	case NET_HELLO:
+		memcpy(&card, frame->body, sizeof(card));
+		(void)net_card_sane(&card);
+		break;
+	case NET_CALL:
+		if (net_call_decode(frame->body, frame->size, &call) == 0 &&
+		    (net_call_encode(&call, again) != frame->size ||
+		     memcmp(again, frame->body, frame->size) != 0))
+			abort();
+		break;
+	case NET_REPLY:
+		if (net_reply_decode(frame->body, frame->size, &reply) == 0 &&
+		    net_reply_encode(&reply, again) != frame->size)
+			abort();
+		break;
+	default:
+		break;
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
+{
+	struct job_value value;
+
+	for (int phase = 0; phase < NET_PHASE_COUNT; phase++) {
+		size_t used = 0;
+		struct net_frame frame;
+
+		while (net_frame_decode((enum net_phase)phase, bytes + used, size - used, &frame) ==
+		       1) {
+			if (frame.body + frame.size > bytes + size ||
+			    NET_HEADER_SIZE + frame.size > net_frame_room((enum net_phase)phase))
+				abort();
+			decode_body(&frame);
+			used += NET_HEADER_SIZE + frame.size;
+		}
+	}
+	if (size >= sizeof(value)) {
+		memcpy(&value, bytes, sizeof(value));
+		if (net_value_sane(&value) && value.sealed_size > sizeof(value.sealed))
+			abort();
+	}
+	return 0;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The judge of the registers. It reads what acceptors write to their disks, nothing else, and
+ * keeps for every job all ballots with who ever accepted them. A value is chosen once a quorum
+ * accepted it. Broken invariants abort with a line that names the job and the ballots.
+ *
+ *   I2  one value per ballot; chosen values form one chain
+ *   I4  tokens strictly increase along it, a checkpoint number never falls, an end is final
+ *   a takeover keeps the whole history: what was committed stays readable
+ */
+#pragma once
+
+#include "overlay/core/codec.h"
+#include "tests/sim/simnet.h"
+
+enum { CHECKER_JOBS_MAX = 32 };
+
+struct checker_ballot {
+	struct core_ballot ballot;
+	struct job_value value;
+	uint32_t accepted; /* mask over the acceptors */
+	bool chosen;
+};
+
+struct checker_job {
+	struct job_id id;
+	struct core_acceptors acceptors;
+	struct checker_ballot *ballots; /* sorted */
+	uint32_t count, room;
+};
+
+struct checker {
+	const struct simnet *net;
+	struct checker_job jobs[CHECKER_JOBS_MAX];
+	uint32_t job_count;
+	uint64_t chosen_count;
+};
+
+void checker_init(struct checker *checker, const struct simnet *net);
+void checker_deinit(struct checker *checker);
+void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write);
+/* The newest chosen value of a job, or NULL. */
+const struct job_value *checker_current(const struct checker *checker, const struct job_id *job);
+/* A success was reported for this value: its checkpoint must be among the chosen ones. */
+void checker_committed(const struct checker *checker, const struct job_value *value);
+void checker_fail(const struct checker *checker, const struct job_id *job, const char *what)
+	__attribute__((noreturn));

@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "tests/sim/hosts.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "overlay/ipc.h"
+
+enum { POLL_MS = 50 };
+
+enum request_kind {
+	KIND_CREATE = 1,
+	KIND_HOLD,
+	KIND_CAS,
+	KIND_COLLECT,
+	KIND_GET,
+	KIND_TAKE,
+	KIND_KILL
+};
+
+static uint64_t request_id(enum request_kind kind, uint32_t job, uint32_t life)
+{
+	return (uint64_t)life << 32 | (uint64_t)job << 8 | kind;
+}
+
+static void ask(struct hosts *hosts, uint32_t node, enum core_request request,
+		enum request_kind kind, uint32_t job, const struct job_value *value)
+{
+	simnet_request(hosts->net, node, request, value,
+		       request_id(kind, job, hosts->net->nodes[node].life));
+}
+
+static bool is_running(const struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	const struct host_job *hj = &hosts->at[node][job];
+
+	return hj->phase == HOST_RUNNING &&
+	       simnet_boot_ns(hosts->net, node) < hj->run_until_boot_ns;
+}
+
+uint32_t hosts_running(const struct hosts *hosts, uint32_t job)
+{
+	for (uint32_t i = 0; i < hosts->net->node_count; i++)
+		if (is_running(hosts, i, job))
+			return i;
+	return SIMNET_NODES_MAX;
+}
+
+static void check_one_owner(void *ctx)
+{
+	const struct hosts *hosts = ctx;
+
+	for (uint32_t job = 0; job < hosts->job_count; job++) {
+		uint32_t count = 0;
+
+		for (uint32_t i = 0; i < hosts->net->node_count; i++)
+			count += is_running(hosts, i, job);
+		if (count > 1 && hosts->jobs[job].strict)
+			checker_fail(&hosts->checker, &hosts->jobs[job].id,
+				     "I1: two hosts run it at once");
+	}
+}
+
+static uint32_t job_index(const struct hosts *hosts, const struct job_id *id)
+{
+	for (uint32_t i = 0; i < hosts->job_count; i++)
+		if (!memcmp(&hosts->jobs[i].id, id, sizeof(*id)))
+			return i;
+	checker_fail(&hosts->checker, id, "a job that nobody submitted");
+}
+
+static void stop(struct hosts *hosts, struct host_job *hj)
+{
+	hosts->losses++;
+	hj->phase = HOST_NONE;
+	hj->busy = false;
+}
+
+static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice)
+{
+	struct hosts *hosts = ctx;
+	const struct job_value *value = &notice->value;
+	struct host_job *hj;
+
+	if (notice->type == CORE_MEMBER)
+		return;
+	hj = &hosts->at[node][job_index(hosts, &value->job)];
+	switch (notice->type) {
+	case CORE_GRANT:
+		if (hj->phase != HOST_NONE && fence_token_compare(&hj->token, &value->token) >= 0)
+			return;
+		hosts->grants++;
+		hj->phase = HOST_WANTED;
+		hj->busy = false;
+		hj->token = value->token;
+		hj->value = *value;
+		break;
+	case CORE_LEASE:
+		if (fence_token_compare(&hj->token, &value->token) != 0)
+			return;
+		hj->run_until_boot_ns = notice->run_until_boot_ns;
+		if (hj->phase == HOST_WAITING)
+			hj->phase = HOST_RUNNING;
+		break;
+	case CORE_LOST:
+		if (fence_token_compare(&hj->token, &value->token) == 0)
+			stop(hosts, hj);
+		break;
+	case CORE_DONE:
+		hj->collect = true;
+		hj->results = *value;
+		break;
+	default:
+		break;
+	}
+}
+
+static void cas_answered(struct hosts *hosts, uint32_t node, uint32_t job,
+			 const struct core_answer *answer)
+{
+	struct host_job *hj = &hosts->at[node][job];
+
+	hj->busy = false;
+	hj->next_ms = hosts->net->now_ms + 20 + simnet_below(hosts->net, 2 * hosts->checkpoint_ms);
+	switch (answer->status) {
+	case 0:
+		checker_committed(&hosts->checker, &answer->value);
+		hosts->commits++;
+		hj->value = answer->value;
+		memset(&hj->wish, 0, sizeof(hj->wish));
+		if (hj->phase == HOST_LEAVING)
+			hj->phase = HOST_NONE;
+		break;
+	case -EAGAIN:
+	case -ENOENT: /* nobody in reach knows it: no proof that nobody does */
+		hj->next_ms = hosts->net->now_ms + 200;
+		break;
+	case -ESTALE:
+		stop(hosts, hj);
+		break;
+	default:
+		fprintf(stderr, "sim: status %d on host %u\n", answer->status, node);
+		checker_fail(&hosts->checker, &hosts->jobs[job].id, "an unexpected CAS status");
+	}
+}
+
+static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer)
+{
+	struct hosts *hosts = ctx;
+	uint32_t job = (uint32_t)(answer->request_id >> 8 & 0xffffff);
+	struct host_job *hj = &hosts->at[node][job];
+
+	if (answer->request_id >> 32 != hosts->net->nodes[node].life)
+		return;
+	switch ((enum request_kind)(answer->request_id & 0xff)) {
+	case KIND_CREATE:
+		hosts->jobs[job].create_status = answer->status;
+		if (answer->status == 0) {
+			hosts->jobs[job].created = true;
+			hj->phase = HOST_WANTED;
+			hj->token = answer->value.token;
+			hj->value = answer->value;
+		}
+		break;
+	case KIND_HOLD:
+		hj->rehold = answer->status == -EAGAIN;
+		if (answer->status == -ESTALE && hj->phase != HOST_LEAVING)
+			stop(hosts, hj);
+		break;
+	case KIND_CAS:
+		if (hj->busy)
+			cas_answered(hosts, node, job, answer);
+		break;
+	case KIND_COLLECT:
+		hj->collect = answer->status == -EAGAIN || answer->status == -ENOENT;
+		break;
+	case KIND_GET:
+		hosts->jobs[job].got_status = answer->status;
+		hosts->jobs[job].got = answer->value;
+		hosts->jobs[job].got_count++;
+		break;
+	case KIND_KILL:
+		hosts->jobs[job].kill_status = answer->status;
+		break;
+	case KIND_TAKE:
+		hosts->jobs[job].take_status = answer->status;
+		hosts->jobs[job].take_count++;
+		break;
+	default:
+		break;
+	}
+}
+
+static void on_wrote(void *ctx, uint32_t node, const struct core_write *write)
+{
+	struct hosts *hosts = ctx;
+
+	checker_wrote(&hosts->checker, node, write);
+}
+
+static void add_checkpoint(struct job_value *value)
+{
+	struct ckpt_ref *ckpt = &value->history[0];
+	uint64_t seq = value->history_count ? ckpt->seq + 1 : 1;
+
+	memmove(&value->history[1], &value->history[0],
+		(OV_HISTORY_MAX - 1) * sizeof(value->history[0]));
+	memset(ckpt, 0, sizeof(*ckpt));
+	ckpt->seq = seq;
+	ckpt->manifest_size = 1000;
+	memcpy(ckpt->manifest.b, &value->token.counter, 8);
+	memcpy(ckpt->manifest.b + 8, &seq, 8);
+	if (value->history_count < OV_HISTORY_MAX)
+		value->history_count++;
+}
+
+static void leave(struct host_job *hj, enum job_state state)
+{
+	hj->phase = HOST_LEAVING; /* frozen before a word is said */
+	hj->wish = hj->value;
+	hj->wish.state = state;
+	if (state == JOB_STATE_IDLE)
+		memset(&hj->wish.owner, 0, sizeof(hj->wish.owner));
+	hj->busy = false;
+}
+
+void hosts_release(struct hosts *hosts, uint32_t node, uint32_t job, uint32_t target)
+{
+	struct host_job *hj = &hosts->at[node][job];
+
+	leave(hj, JOB_STATE_IDLE);
+	if (target < SIMNET_NODES_MAX)
+		hj->wish.target = hosts->net->nodes[target].card.id;
+	hj->next_ms = 0;
+}
+
+void hosts_end(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	leave(&hosts->at[node][job], JOB_STATE_DONE);
+	hosts->at[node][job].next_ms = 0;
+}
+
+static void decide(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct simnet *net = hosts->net;
+	struct host_job *hj = &hosts->at[node][job];
+	uint32_t draw = simnet_below(net, 1000000), target = SIMNET_NODES_MAX;
+
+	if (hj->wish.state) /* an unknown outcome: the same again */
+		return;
+	if (draw < hosts->done_ppm) {
+		hosts_end(hosts, node, job);
+	} else if (draw < hosts->done_ppm + hosts->release_ppm) {
+		if (hosts->aim)
+			target = simnet_below(net, net->node_count);
+		hosts_release(hosts, node, job, target);
+	} else {
+		hj->wish = hj->value;
+		add_checkpoint(&hj->wish);
+	}
+}
+
+static void poll_job(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct host_job *hj = &hosts->at[node][job];
+	struct job_value done;
+
+	if (hj->collect) {
+		done = hj->results;
+		done.state = JOB_STATE_COLLECTED;
+		hj->collect = false;
+		ask(hosts, node, CORE_REQ_CAS, KIND_COLLECT, job, &done);
+	}
+	if (hj->phase == HOST_WANTED || (hj->phase == HOST_RUNNING && hj->rehold)) {
+		if (hj->phase == HOST_WANTED) {
+			hj->phase = HOST_WAITING;
+			hj->run_until_boot_ns = 0;
+			memset(&hj->wish, 0, sizeof(hj->wish));
+		}
+		hj->rehold = false;
+		hj->value.token = hj->token;
+		ask(hosts, node, CORE_REQ_HOLD, KIND_HOLD, job, &hj->value);
+	}
+	if (hj->busy || hosts->net->now_ms < hj->next_ms)
+		return;
+	if (is_running(hosts, node, job))
+		decide(hosts, node, job);
+	if ((is_running(hosts, node, job) || hj->phase == HOST_LEAVING) && hj->wish.state) {
+		hj->busy = true;
+		ask(hosts, node, CORE_REQ_CAS, KIND_CAS, job, &hj->wish);
+	}
+}
+
+static void poll_host(void *ctx, uint64_t node)
+{
+	struct hosts *hosts = ctx;
+
+	for (uint32_t job = 0; job < hosts->job_count; job++)
+		if (hosts->net->nodes[node].core)
+			poll_job(hosts, (uint32_t)node, job);
+	simnet_at(hosts->net, hosts->net->now_ms + POLL_MS, poll_host, hosts, node);
+}
+
+static void after_daemon_died(struct hosts *hosts, uint32_t node, bool reboot)
+{
+	for (uint32_t job = 0; job < hosts->job_count; job++) {
+		struct host_job *hj = &hosts->at[node][job];
+
+		if (reboot) {
+			memset(hj, 0, sizeof(*hj));
+			continue;
+		}
+		hj->busy = hj->collect = false;
+		if (hj->phase == HOST_WAITING)
+			hj->phase = HOST_WANTED;
+		hj->rehold = hj->phase == HOST_RUNNING;
+	}
+}
+
+void hosts_crash(struct hosts *hosts, uint32_t node, bool reboot)
+{
+	simnet_crash(hosts->net, node);
+	after_daemon_died(hosts, node, reboot);
+}
+
+static void on_crashed(void *ctx, uint32_t node)
+{
+	struct hosts *hosts = ctx;
+
+	after_daemon_died(hosts, node, simnet_chance(hosts->net, 500000));
+}
+
+uint32_t hosts_submit(struct hosts *hosts, uint32_t node, bool strict)
+{
+	struct job_value value = {
+		.owner = hosts->net->nodes[node].card.id,
+		.home = hosts->net->nodes[node].card.id,
+		.state = JOB_STATE_HELD,
+		.fence = strict ? FENCE_STRICT : FENCE_COMMIT,
+		.mem_bytes = 1 << 20,
+		.sealed_size = 16,
+	};
+	uint32_t index = hosts->job_count;
+
+	for (uint32_t k = 0; k < sizeof(value.job.b); k++)
+		value.job.b[k] = (uint8_t)simnet_random(hosts->net);
+	hosts->jobs[index].id = value.job;
+	hosts->jobs[index].home = node;
+	hosts->jobs[index].strict = strict;
+	hosts->jobs[index].create_status = 1;
+	hosts->job_count++;
+	ask(hosts, node, CORE_REQ_CREATE, KIND_CREATE, index, &value);
+	return index;
+}
+
+void hosts_get(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct job_value value = { .job = hosts->jobs[job].id };
+
+	ask(hosts, node, CORE_REQ_GET, KIND_GET, job, &value);
+}
+
+void hosts_take(struct hosts *hosts, uint32_t node, uint32_t job, uint32_t target)
+{
+	struct job_value value = {
+		.job = hosts->jobs[job].id,
+		.target = hosts->net->nodes[target].card.id,
+	};
+
+	ask(hosts, node, CORE_REQ_TAKE, KIND_TAKE, job, &value);
+}
+
+/* Kills what the last hosts_get() saw. */
+void hosts_kill(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct job_value value = hosts->jobs[job].got;
+
+	value.state = JOB_STATE_KILLED;
+	hosts->jobs[job].killed = true;
+	ask(hosts, node, CORE_REQ_CAS, KIND_KILL, job, &value);
+}
+
+struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_rates *rates)
+{
+	struct hosts *hosts = calloc(1, sizeof(*hosts));
+	struct simnet_hooks hooks = {
+		.ctx = hosts,
+		.answer = on_answer,
+		.notice = on_notice,
+		.wrote = on_wrote,
+		.crashed = on_crashed,
+		.after = check_one_owner,
+	};
+
+	if (!hosts)
+		abort();
+	hosts->net = simnet_create(seed, count, rates, &hooks);
+	checker_init(&hosts->checker, hosts->net);
+	hosts->checkpoint_ms = 4000;
+	return hosts;
+}
+
+void hosts_destroy(struct hosts *hosts)
+{
+	checker_deinit(&hosts->checker);
+	simnet_destroy(hosts->net);
+	free(hosts);
+}
+
+void hosts_start(struct hosts *hosts)
+{
+	for (uint32_t i = 0; i < hosts->net->node_count; i++) {
+		simnet_start(hosts->net, i, 0);
+		simnet_at(hosts->net, hosts->net->now_ms + 1 + i, poll_host, hosts, i);
+	}
+	simnet_run(hosts->net, hosts->net->now_ms + 6000);
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What agents do with the core, on every host of a net: hold a job, commit checkpoints, leave,
+ * end, bring results home. After every event it checks I1: of a strict job, at most one host has
+ * it running with its lease not over by that host's own clock.
+ */
+#pragma once
+
+#include "tests/sim/checker.h"
+
+enum { HOSTS_JOBS_MAX = 24 };
+
+enum host_phase {
+	HOST_NONE,
+	HOST_WANTED,  /* granted or created: ask for the lease */
+	HOST_WAITING, /* asked */
+	HOST_RUNNING, /* as long as the lease lasts */
+	HOST_LEAVING, /* frozen or ended; `wish` goes into the register until that succeeds */
+};
+
+struct host_job {
+	enum host_phase phase;
+	bool busy;   /* a request is in flight */
+	bool rehold; /* the daemon restarted: ask again with the same token */
+	bool collect;
+	struct fence_token token;
+	struct job_value value, wish, results;
+	uint64_t run_until_boot_ns;
+	uint64_t next_ms;
+};
+
+struct hosts_job {
+	struct job_id id;
+	uint32_t home;
+	bool strict, created, killed;
+	int create_status;
+	struct job_value got; /* last answer to hosts_get() */
+	int got_status;
+	uint64_t got_count;
+	int take_status;
+	uint64_t take_count;
+	int kill_status;
+};
+
+struct hosts {
+	struct simnet *net;
+	struct checker checker;
+	struct hosts_job jobs[HOSTS_JOBS_MAX];
+	uint32_t job_count;
+	struct host_job at[SIMNET_NODES_MAX][HOSTS_JOBS_MAX];
+	/* per million and decision of a running job; the rest are checkpoints */
+	uint32_t release_ppm, done_ppm;
+	uint32_t checkpoint_ms; /* mean */
+	bool aim;		/* releases name a random target */
+	uint64_t commits, losses, grants;
+};
+
+struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_rates *rates);
+void hosts_destroy(struct hosts *hosts);
+/* Starts all hosts and lets them meet. */
+void hosts_start(struct hosts *hosts);
+
+/* A new job on that host; returns its index. */
+uint32_t hosts_submit(struct hosts *hosts, uint32_t node, bool strict);
+void hosts_get(struct hosts *hosts, uint32_t node, uint32_t job);
+void hosts_take(struct hosts *hosts, uint32_t node, uint32_t job, uint32_t target);
+void hosts_kill(struct hosts *hosts, uint32_t node, uint32_t job);
+/* The owner freezes it and gives it up; target may be SIMNET_NODES_MAX. */
+void hosts_release(struct hosts *hosts, uint32_t node, uint32_t job, uint32_t target);
+void hosts_end(struct hosts *hosts, uint32_t node, uint32_t job);
+
+/* `reboot`: the jobs die too; else only the daemon goes and the job runs to its deadline. */
+void hosts_crash(struct hosts *hosts, uint32_t node, bool reboot);
+
+/* The host where the job runs now, or SIMNET_NODES_MAX. */
+uint32_t hosts_running(const struct hosts *hosts, uint32_t job);

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "overlay_host.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <openssl/evp.h>
+#include <openssl/rand.h>
+#include <openssl/sha.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay/net/tls.h"
+#include "overlay/overlay.h"
+
+enum { TEST_UID = 65534, CALL_MS = 20000 };
+
+#ifdef __SANITIZE_ADDRESS__
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
+void host_sleep_ms(unsigned int ms)
+{
+	struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000 };
+
+	nanosleep(&ts, NULL);
+}
+
+void cluster_make(struct test_cluster *cluster)
+{
+	assert_int_equal(RAND_bytes(cluster->secret, sizeof(cluster->secret)), 1);
+	assert_int_equal(RAND_bytes(cluster->id, sizeof(cluster->id)), 1);
+	assert_int_equal(net_tls_public_of(cluster->secret, cluster->public), 0);
+}
+
+void cluster_sign(const struct test_cluster *cluster, struct node_card *card)
+{
+	EVP_PKEY *key = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, cluster->secret,
+						     sizeof(cluster->secret));
+	EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+	size_t size = sizeof(card->signature);
+
+	assert_int_equal(EVP_DigestSignInit(ctx, NULL, NULL, NULL, key), 1);
+	assert_int_equal(EVP_DigestSign(ctx, card->signature, &size, (unsigned char *)card,
+					offsetof(struct node_card, signature)),
+			 1);
+	EVP_MD_CTX_free(ctx);
+	EVP_PKEY_free(key);
+}
+
+static uint16_t free_port(void)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t size = sizeof(addr);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&addr, size), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&addr, &size), 0);
+	close(fd);
+	return ntohs(addr.sin_port);
+}
+
+void host_make(struct test_host *host, const struct test_cluster *cluster, uint8_t number)
+{
+	struct node_card *card = &host->identity.card;
+
+	memset(host, 0, sizeof(*host));
+	host->main = host->side = -1;
+	assert_int_equal(RAND_bytes(host->identity.tls_secret, 32), 1);
+	memcpy(host->identity.cluster_public, cluster->public, 32);
+	memcpy(host->identity.cluster_id, cluster->id, 16);
+	card->version = 1;
+	card->id.b[0] = (uint8_t)(number * 37);
+	card->id.b[15] = number;
+	assert_int_equal(net_tls_public_of(host->identity.tls_secret, card->tls_public), 0);
+	card->issued_wall_ms = now_wall_ms();
+	card->expires_wall_ms = card->issued_wall_ms + 3600 * 1000;
+	snprintf(card->hostname, sizeof(card->hostname), "host%u", number);
+	snprintf(card->room, sizeof(card->room), "room%u", number);
+	cluster_sign(cluster, card);
+	host->port = free_port();
+	strcpy(host->dir, "/tmp/overlay-test-XXXXXX");
+	assert_non_null(mkdtemp(host->dir));
+	if (geteuid() == 0)
+		assert_int_equal(chown(host->dir, TEST_UID, TEST_UID), 0);
+}
+
+void host_run(struct test_host *host)
+{
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	host->pid = fork();
+	assert_true(host->pid >= 0);
+	if (host->pid == 0) {
+		struct overlay_config config = { .main_channel = pair[1],
+						 .uid = TEST_UID,
+						 .gid = TEST_UID,
+						 .state_dir = host->dir,
+						 .no_seccomp = SANITIZED };
+
+		_exit(overlay_main(&config));
+	}
+	close(pair[1]);
+	host->main = pair[0];
+	host->side = ov_open_channel(host->main);
+	assert_true(host->side >= 0);
+}
+
+int host_call(struct test_host *host, struct ov_msg *msg, int fd, int *ret_fd)
+{
+	msg->call = 77;
+	return ov_call(host->side, msg, fd, ret_fd, CALL_MS);
+}
+
+int host_start(struct test_host *host, const struct test_host *seed)
+{
+	struct ov_msg msg = { .op = OV_CLUSTER_START };
+	struct ov_start *start = &msg.u.start;
+	int fd = memfd_new("identity"), r;
+
+	assert_true(fd >= 0);
+	host->identity.seed_count = 0;
+	if (seed) {
+		strcpy(host->identity.seeds[0].addr, "127.0.0.1");
+		host->identity.seeds[0].port = seed->port;
+		host->identity.seed_count = 1;
+	}
+	assert_int_equal(write_full(fd, &host->identity, sizeof(host->identity)), 0);
+	assert_int_equal(memfd_seal(fd), 0);
+	strcpy(start->listen_addr, "127.0.0.1");
+	strcpy(start->advertise_addr, "127.0.0.1");
+	start->port = host->port;
+	start->probe_ms = 200;
+	start->suspect_ms = 1000;
+	start->renew_ms = 300;
+	start->lease_ms = 2000;
+	start->hold_ms = 2600;
+	start->quota_bytes = 1 << 30;
+	r = host_call(host, &msg, fd, NULL);
+	close(fd);
+	if (r == 0) {
+		msg = (struct ov_msg){ .op = OV_REPORT };
+		msg.u.report.flags = MEMBER_TAKES_JOBS | MEMBER_STORES_PACKS;
+		msg.u.report.mem_free_bytes = 1 << 30;
+		assert_int_equal(host_call(host, &msg, -1, NULL), 0);
+	}
+	return r;
+}
+
+void host_kill(struct test_host *host)
+{
+	int status;
+
+	assert_int_equal(kill(host->pid, SIGKILL), 0);
+	assert_int_equal(waitpid(host->pid, &status, 0), host->pid);
+	close(host->main);
+	close(host->side);
+	host->pid = 0;
+}
+
+void host_end(struct test_host *host)
+{
+	int status = 0;
+
+	if (host->pid > 0) {
+		close(host->side);
+		close(host->main);
+		assert_int_equal(waitpid(host->pid, &status, 0), host->pid);
+		host->pid = 0;
+	}
+	assert_int_equal(remove_tree_at(AT_FDCWD, host->dir), 0);
+	assert_int_equal(status, 0);
+}
+
+void host_event(struct test_host *host, uint32_t op, struct ov_msg *ret_msg, int timeout_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+
+	for (;;) {
+		uint64_t now = now_boot_ns();
+		int fd = -1;
+
+		assert_true(now < deadline);
+		assert_int_equal(recv_with_fd(host->main, ret_msg, sizeof(*ret_msg), &fd,
+					      (int)((deadline - now) / 1000000) + 1),
+				 sizeof(*ret_msg));
+		if (fd >= 0)
+			close(fd);
+		if (ret_msg->op == op)
+			return;
+	}
+}
+
+uint32_t host_count_members(struct test_host *host, uint32_t state)
+{
+	struct ov_msg msg = { .op = OV_MEMBERS };
+	uint32_t count = 0;
+	int fd = -1;
+
+	assert_int_equal(host_call(host, &msg, -1, &fd), 0);
+	for (uint64_t i = 0; i < msg.u.count; i++) {
+		struct member_info row;
+
+		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
+		count += row.state == state;
+	}
+	close(fd);
+	return count;
+}
+
+void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, int timeout_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+
+	while (host_count_members(host, state) != count) {
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(50);
+	}
+}
+
+int object_make(uint32_t size, uint8_t salt, struct ov_object *ret_object)
+{
+	uint8_t *bytes = malloc(size);
+	uint32_t x = 2463534242u + salt;
+	int fd = memfd_new("test");
+
+	assert_non_null(bytes);
+	assert_true(fd >= 0);
+	for (uint32_t i = 0; i < size; i++) {
+		x ^= x << 13;
+		x ^= x >> 17;
+		x ^= x << 5;
+		bytes[i] = (uint8_t)x;
+	}
+	memset(ret_object, 0, sizeof(*ret_object));
+	SHA256(bytes, size, ret_object->hash.b);
+	ret_object->size = size;
+	ret_object->seq = 1;
+	ret_object->job.b[0] = 1;
+	ret_object->token.counter = 1;
+	assert_int_equal(write_full(fd, bytes, size), 0);
+	assert_int_equal(memfd_seal(fd), 0);
+	free(bytes);
+	return fd;
+}
+
+int host_put(struct test_host *host, int fd, struct ov_object *object, uint32_t copies)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_PUT };
+	int r;
+
+	msg.u.object = *object;
+	msg.u.object.copies = copies;
+	r = host_call(host, &msg, fd, NULL);
+	if (r == 0)
+		*object = msg.u.object;
+	return r;
+}
+
+void host_get_checked(struct test_host *host, const struct ov_object *object)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_GET };
+	uint8_t *bytes = malloc(object->size);
+	struct object_hash hash;
+	int fd = -1;
+
+	msg.u.object = *object;
+	assert_non_null(bytes);
+	assert_int_equal(host_call(host, &msg, -1, &fd), 0);
+	assert_true(memfd_is_sealed(fd));
+	assert_int_equal(pread_full(fd, bytes, object->size, 0), 0);
+	SHA256(bytes, object->size, hash.b);
+	assert_memory_equal(&hash, &object->hash, sizeof(hash));
+	close(fd);
+	free(bytes);
+}

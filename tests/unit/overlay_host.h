@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * For tests: a made-up cluster on loopback, each host a real overlay half in a process and a
+ * folder of its own. Everything asserts (cmocka); nothing is left behind after host_end().
+ */
+#pragma once
+
+#include <sys/types.h>
+
+#include "overlay/ipc.h"
+
+struct test_cluster {
+	uint8_t secret[32], public[32], id[16]; /* Ed25519 key that signs cards */
+};
+
+struct test_host {
+	pid_t pid;
+	int main, side; /* the agent's ends; side: for calls */
+	uint16_t port;
+	char dir[64];
+	struct ov_identity identity;
+};
+
+void cluster_make(struct test_cluster *cluster);
+void cluster_sign(const struct test_cluster *cluster, struct node_card *card);
+/* A host with a key, a card and a free port; not running. `number` makes its id. */
+void host_make(struct test_host *host, const struct test_cluster *cluster, uint8_t number);
+void host_run(struct test_host *host);
+/* Serve and gossip; seed may be NULL. Returns the answer's status. */
+int host_start(struct test_host *host, const struct test_host *seed);
+void host_kill(struct test_host *host); /* SIGKILL; its folder stays */
+void host_end(struct test_host *host);	/* by closing the channels: must exit 0; folder removed */
+
+int host_call(struct test_host *host, struct ov_msg *msg, int fd, int *ret_fd);
+/* The next event of this kind on the main channel. */
+void host_event(struct test_host *host, uint32_t op, struct ov_msg *ret_msg, int timeout_ms);
+uint32_t host_count_members(struct test_host *host, uint32_t state);
+void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, int timeout_ms);
+
+/* A sealed memfd of `size` bytes grown from `salt`, and what a PUT says of it. */
+int object_make(uint32_t size, uint8_t salt, struct ov_object *ret_object);
+int host_put(struct test_host *host, int fd, struct ov_object *object, uint32_t copies);
+void host_get_checked(struct test_host *host, const struct ov_object *object);
+void host_sleep_ms(unsigned int ms);

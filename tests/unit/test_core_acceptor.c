@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One acceptor, spoken to by hand: each rule of the register where a whole cluster would hide it.
+ * The test is proposer and owner; P and Q are two of the three acceptors named in each message.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "overlay/core/codec.h"
+
+enum { HOLD_MS = 22000, LEASE_MS = 20000 };
+
+static const struct node_id self = { { 1 } }, p = { { 2 } }, q = { { 3 } };
+static const struct job_id job = { { 9 } };
+
+struct bench {
+	struct core *core;
+	uint64_t now_ms;
+	uint8_t disk[CORE_RECORD_MAX];
+	size_t disk_size;
+	struct core_message reply, message;
+	bool replied;
+};
+
+static bool any_card(void *ctx, const struct node_card *card)
+{
+	(void)ctx;
+	(void)card;
+	return true;
+}
+
+static void read_update(struct bench *b, const struct core_update *update)
+{
+	b->replied = false;
+	for (uint32_t i = 0; i < update->write_count; i++) {
+		b->disk_size = update->writes[i].size;
+		memcpy(b->disk, update->writes[i].bytes, b->disk_size);
+	}
+	for (uint32_t i = 0; i < update->send_count; i++) {
+		assert_int_equal(core_message_decode(update->sends[i].bytes, update->sends[i].size,
+						     &b->reply),
+				 0);
+		b->replied |= b->reply.type >= CORE_MSG_PREPARE;
+	}
+}
+
+static void start(struct bench *b, uint64_t life)
+{
+	struct core_config config = {
+		.card.id = self,
+		.probe_ms = 1000,
+		.suspect_ms = 4000,
+		.renew_ms = 5000,
+		.lease_ms = LEASE_MS,
+		.hold_ms = HOLD_MS,
+		.incarnation = life,
+		.verify_card = any_card,
+	};
+	struct core_event event = { .type = CORE_EV_RECORD, .now_ms = b->now_ms };
+	const struct core_update *update;
+
+	free(b->core);
+	b->core = calloc(1, core_size());
+	assert_non_null(b->core);
+	assert_int_equal(core_init(b->core, &config, b->now_ms), 0);
+	event.bytes = b->disk;
+	event.size = b->disk_size;
+	if (b->disk_size)
+		assert_int_equal(core_step(b->core, &event, &update), 0);
+}
+
+static struct bench *bench(void)
+{
+	struct bench *b = calloc(1, sizeof(*b));
+
+	assert_non_null(b);
+	b->now_ms = 1000;
+	start(b, 1);
+	return b;
+}
+
+static void end(struct bench *b)
+{
+	free(b->core);
+	free(b);
+}
+
+/* Returns the type of the answer, or 0. */
+static int say(struct bench *b, const struct node_id *from, struct core_message *m)
+{
+	static uint8_t bytes[CORE_MESSAGE_MAX];
+	struct core_event event = {
+		.type = CORE_EV_MESSAGE,
+		.now_ms = b->now_ms,
+		.boot_ns = b->now_ms * UINT64_C(1000000),
+		.node = *from,
+		.bytes = bytes,
+	};
+	const struct core_update *update;
+
+	m->job = m->value.job = job;
+	m->acceptors.count = 3;
+	m->acceptors.ids[0] = p;
+	m->acceptors.ids[1] = self;
+	m->acceptors.ids[2] = q;
+	event.size = core_message_encode(m, bytes, sizeof(bytes));
+	assert_true(event.size > 0);
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	read_update(b, update);
+	return b->replied ? b->reply.type : 0;
+}
+
+static struct core_ballot ballot(uint64_t counter, const struct node_id *node, uint64_t life)
+{
+	return (struct core_ballot){ .number = { .counter = counter, .node = *node },
+				     .life = life };
+}
+
+static int say_prepare(struct bench *b, struct core_ballot at, uint8_t flags)
+{
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_PREPARE;
+	b->message.flags = flags;
+	b->message.ballot = at;
+	return say(b, &at.number.node, &b->message);
+}
+
+static int say_accept(struct bench *b, struct core_ballot at, const struct node_id *owner,
+		      uint64_t token, uint32_t state)
+{
+	struct job_value *value = &b->message.value;
+
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_ACCEPT;
+	b->message.ballot = at;
+	if (owner)
+		value->owner = *owner;
+	value->token.counter = token;
+	value->state = state;
+	value->fence = FENCE_STRICT;
+	return say(b, &at.number.node, &b->message);
+}
+
+static int say_renew(struct bench *b, const struct node_id *owner, uint64_t token)
+{
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_RENEW;
+	b->message.token.counter = token;
+	b->message.seq = 77;
+	return say(b, owner, &b->message);
+}
+
+static void create(struct bench *b)
+{
+	assert_int_equal(say_accept(b, ballot(1, &p, 5), &p, 1, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	assert_true(b->disk_size > 0);
+}
+
+static void rule_a1_refuses_at_accept(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	b->now_ms += HOLD_MS - 1;
+	assert_int_equal(say_accept(b, ballot(2, &q, 5), &q, 2, JOB_STATE_HELD), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	assert_int_equal(b->reply.hold_left_ms, 1);
+	/* The same owner under another token is another incarnation. */
+	assert_int_equal(say_accept(b, ballot(2, &q, 5), &p, 2, JOB_STATE_HELD), CORE_MSG_NACK);
+	/* Its own checkpoint, its end and its release are not. */
+	assert_int_equal(say_accept(b, ballot(2, &p, 5), &p, 1, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	b->now_ms += 1;
+	assert_int_equal(say_accept(b, ballot(3, &q, 5), &q, 3, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	end(b);
+}
+
+static void a_release_need_not_wait(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(say_accept(b, ballot(2, &p, 5), NULL, 1, JOB_STATE_IDLE),
+			 CORE_MSG_ACCEPTED);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_LOST);
+	assert_int_equal(say_accept(b, ballot(3, &q, 5), &q, 3, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	end(b);
+}
+
+static void rule_a2_matches_owner_and_token(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	b->now_ms += 10000;
+	b->disk_size = 0;
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_RENEWED);
+	assert_int_equal(b->disk_size, 0); /* no write */
+	assert_int_equal(say_renew(b, &q, 1), CORE_MSG_LOST);
+	assert_int_equal(say_renew(b, &p, 2), CORE_MSG_LOST);
+	b->now_ms += HOLD_MS - 1; /* counted from the renewal */
+	assert_int_equal(say_accept(b, ballot(2, &q, 5), &q, 2, JOB_STATE_HELD), CORE_MSG_NACK);
+	b->now_ms += 1;
+	assert_int_equal(say_accept(b, ballot(2, &q, 5), &q, 2, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_LOST);
+	end(b);
+}
+
+static void rule_a4_restart_holds_anew(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	b->now_ms += 10 * HOLD_MS;
+	start(b, 2);
+	b->now_ms += HOLD_MS - 1;
+	assert_int_equal(say_accept(b, ballot(2, &q, 5), &q, 2, JOB_STATE_HELD), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	end(b);
+}
+
+static void promises_are_kept_and_durable(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(say_prepare(b, ballot(5, &q, 5), 0), CORE_MSG_PROMISE);
+	assert_int_equal(b->reply.accepted.number.counter, 1);
+	for (uint64_t life = 2; life < 4; life++) {
+		assert_int_equal(say_prepare(b, ballot(4, &p, 5), 0), CORE_MSG_NACK);
+		assert_int_equal(b->reply.reason, CORE_NACK_PROMISED);
+		assert_int_equal(b->reply.accepted.number.counter, 5);
+		assert_int_equal(say_accept(b, ballot(4, &p, 5), &p, 1, JOB_STATE_HELD),
+				 CORE_MSG_NACK);
+		/* An earlier life of the same proposer is another proposer. */
+		assert_int_equal(say_accept(b, ballot(5, &q, 4), &p, 1, JOB_STATE_HELD),
+				 CORE_MSG_NACK);
+		assert_int_equal(say_prepare(b, ballot(5, &q, 5), 0), CORE_MSG_PROMISE);
+		start(b, life);
+	}
+	assert_int_equal(say_accept(b, ballot(5, &q, 5), &p, 1, JOB_STATE_DONE), CORE_MSG_ACCEPTED);
+	start(b, 5);
+	assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_PROMISE);
+	assert_int_equal(b->reply.value.state, JOB_STATE_DONE);
+	end(b);
+}
+
+static void takeovers_do_not_disturb_a_held_job(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(say_prepare(b, ballot(5, &q, 5), CORE_FLAG_TAKEOVER), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	/* Nothing was promised. */
+	assert_int_equal(say_prepare(b, ballot(3, &p, 5), 0), CORE_MSG_PROMISE);
+	/* Reading promises nothing either. */
+	assert_int_equal(say_prepare(b, ballot(9, &q, 5), CORE_FLAG_READ), CORE_MSG_PROMISE);
+	assert_int_equal(say_accept(b, ballot(3, &p, 5), &p, 1, JOB_STATE_HELD), CORE_MSG_ACCEPTED);
+	end(b);
+}
+
+static void without_a_record_nothing_is_promised(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	assert_int_equal(say_prepare(b, ballot(5, &q, 5), 0), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_UNKNOWN);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_LOST);
+	assert_int_equal(b->reply.accepted.number.counter, 0);
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_LEARN;
+	b->message.ballot = ballot(5, &q, 5);
+	b->message.value.owner = p;
+	b->message.value.state = JOB_STATE_HELD;
+	b->message.value.fence = FENCE_STRICT;
+	assert_int_equal(say(b, &q, &b->message), 0);
+	assert_int_equal(b->disk_size, 0);
+	assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_NACK);
+	end(b);
+}
+
+/* O1: the lease counts from the sending of the round, however late its answers come. */
+static void rule_o1_counts_from_sending(void **state)
+{
+	struct bench *b = bench();
+	struct job_value value = { .job = job, .token.counter = 1 };
+	struct core_event event = {
+		.type = CORE_EV_REQUEST,
+		.request = CORE_REQ_HOLD,
+		.request_id = 4,
+		.value = &value,
+	};
+	const struct core_update *update;
+
+	(void)state;
+	assert_int_equal(say_accept(b, ballot(1, &self, 5), &self, 1, JOB_STATE_HELD),
+			 CORE_MSG_ACCEPTED);
+	event.now_ms = b->now_ms;
+	event.boot_ns = UINT64_C(500) * 1000000000;
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	read_update(b, update);
+	assert_int_equal(b->reply.type, CORE_MSG_RENEW);
+	assert_int_equal(update->answer_count, 0); /* one of three is no quorum */
+
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_RENEWED;
+	b->message.token.counter = 1;
+	b->message.seq = b->reply.seq;
+	b->message.job = job;
+	b->message.acceptors = b->reply.acceptors;
+	b->message.accepted = ballot(1, &self, 5);
+	event.type = CORE_EV_MESSAGE;
+	event.node = q;
+	event.now_ms += 4000;
+	event.boot_ns += UINT64_C(4000) * 1000000;
+	static uint8_t bytes[CORE_MESSAGE_MAX];
+	event.size = core_message_encode(&b->message, bytes, sizeof(bytes));
+	event.bytes = bytes;
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	assert_int_equal(update->answer_count, 1);
+	assert_int_equal(update->answers[0].status, 0);
+	assert_true(update->answers[0].run_until_boot_ns ==
+		    UINT64_C(500) * 1000000000 + UINT64_C(1000000) * LEASE_MS);
+	end(b);
+}
+
+static void strange_bytes_are_refused(void **state)
+{
+	struct bench *b = bench();
+	struct core_event event = { .type = CORE_EV_MESSAGE, .node = p, .bytes = "x", .size = 1 };
+	const struct core_update *update;
+
+	(void)state;
+	assert_int_equal(core_step(b->core, &event, &update), -EBADMSG);
+	assert_int_equal(update->send_count + update->write_count, 0);
+	event.type = CORE_EV_RECORD;
+	assert_int_equal(core_step(b->core, &event, &update), -EBADMSG);
+	end(b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(rule_a1_refuses_at_accept),
+		cmocka_unit_test(a_release_need_not_wait),
+		cmocka_unit_test(rule_a2_matches_owner_and_token),
+		cmocka_unit_test(rule_a4_restart_holds_anew),
+		cmocka_unit_test(promises_are_kept_and_durable),
+		cmocka_unit_test(takeovers_do_not_disturb_a_held_job),
+		cmocka_unit_test(without_a_record_nothing_is_promised),
+		cmocka_unit_test(rule_o1_counts_from_sending),
+		cmocka_unit_test(strange_bytes_are_refused),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

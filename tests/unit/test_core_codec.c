@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "overlay/core/codec.h"
+
+static struct core_message message, decoded;
+static uint8_t bytes[CORE_MESSAGE_MAX], again[CORE_MESSAGE_MAX];
+
+static void fill_value(struct job_value *value, const struct job_id *job)
+{
+	memset(value, 0, sizeof(*value));
+	value->job = *job;
+	value->token.counter = 7;
+	memset(value->owner.b, 2, sizeof(value->owner.b));
+	memset(value->home.b, 3, sizeof(value->home.b));
+	value->state = JOB_STATE_HELD;
+	value->fence = FENCE_STRICT;
+	value->exit_status = -1;
+	value->history_count = 2;
+	value->history[0].seq = 9;
+	value->history[0].holder_count = OV_HOLDERS_MAX;
+	value->history[1].seq = 8;
+	value->avoid_count = OV_AVOID_MAX;
+	value->sealed_size = OV_SEALED_MAX;
+	memset(value->sealed, 0xa5, sizeof(value->sealed));
+}
+
+static void fill_message(uint8_t type)
+{
+	memset(&message, 0, sizeof(message));
+	message.type = type;
+	message.seq = 0x1122334455667788;
+	memset(message.job.b, 1, sizeof(message.job.b));
+	message.acceptors.count = 3;
+	for (uint8_t i = 0; i < 3; i++)
+		message.acceptors.ids[i].b[0] = i;
+	message.ballot.number.counter = 12;
+	message.ballot.life = 99;
+	message.accepted.number.counter = 11;
+	message.reason = CORE_NACK_BUSY;
+	message.hold_left_ms = 22000;
+	fill_value(&message.value, &message.job);
+	message.record_count = CORE_GOSSIP_RECORDS_MAX;
+	for (uint32_t i = 0; i < message.record_count; i++) {
+		struct core_gossip *record = &message.records[i];
+
+		record->id.b[0] = 1;
+		record->id.b[1] = (uint8_t)i;
+		record->incarnation = i + 1;
+		record->state = MEMBER_ALIVE;
+		record->full = 1;
+		record->card.id = record->id;
+		strcpy(record->card.hostname, "lab-7");
+		strcpy(record->addr, "192.0.2.7");
+		record->port = 7000;
+		record->report.mem_free_bytes = 1 << 30;
+	}
+}
+
+static void every_type_survives(void **state)
+{
+	(void)state;
+	for (uint8_t type = 1; type < CORE_MSG_END; type++) {
+		size_t size;
+
+		fill_message(type);
+		size = core_message_encode(&message, bytes, sizeof(bytes));
+		assert_true(size > 0 && size <= CORE_MESSAGE_MAX);
+		assert_int_equal(core_message_decode(bytes, size, &decoded), 0);
+		assert_int_equal(core_message_encode(&decoded, again, sizeof(again)), size);
+		assert_memory_equal(bytes, again, size);
+	}
+}
+
+static void short_and_trailing_are_refused(void **state)
+{
+	(void)state;
+	for (uint8_t type = 1; type < CORE_MSG_END; type++) {
+		size_t size;
+
+		fill_message(type);
+		message.record_count = 2;
+		size = core_message_encode(&message, bytes, sizeof(bytes));
+		for (size_t cut = 0; cut < size; cut++) {
+			void *exact = malloc(cut ? cut : 1);
+
+			memcpy(exact, bytes, cut);
+			assert_int_equal(core_message_decode(exact, cut, &decoded), -EBADMSG);
+			free(exact);
+		}
+		bytes[size] = 0;
+		assert_int_equal(core_message_decode(bytes, size + 1, &decoded), -EBADMSG);
+	}
+}
+
+/* Whatever a changed byte makes of a message, it is refused or encodes to itself. */
+static void every_flipped_byte_is_handled(void **state)
+{
+	(void)state;
+	for (uint8_t type = 1; type < CORE_MSG_END; type++) {
+		size_t size, length;
+
+		fill_message(type);
+		message.record_count = 1;
+		size = core_message_encode(&message, bytes, sizeof(bytes));
+		for (size_t at = 0; at < size; at++) {
+			bytes[at] ^= 0xff;
+			if (core_message_decode(bytes, size, &decoded) == 0) {
+				length = core_message_encode(&decoded, again, sizeof(again));
+				assert_int_equal(length, size);
+				assert_memory_equal(bytes, again, size);
+			}
+			bytes[at] ^= 0xff;
+		}
+	}
+}
+
+static void fill_record(struct core_record *record)
+{
+	memset(record, 0, sizeof(*record));
+	record->job.b[0] = 1;
+	record->acceptors.count = 1;
+	record->promised.number.counter = 5;
+	record->accepted.number.counter = 4;
+	fill_value(&record->value, &record->job);
+}
+
+static void every_torn_record_is_refused(void **state)
+{
+	struct core_record record, back;
+	size_t size;
+
+	(void)state;
+	fill_record(&record);
+	size = core_record_encode(&record, bytes, sizeof(bytes));
+	assert_true(size > 0 && size <= CORE_RECORD_BYTES_MAX);
+	assert_int_equal(core_record_decode(bytes, size, &back), 0);
+	assert_memory_equal(&record, &back, sizeof(record));
+	for (size_t at = 0; at < size; at++) {
+		bytes[at] ^= 1;
+		assert_int_equal(core_record_decode(bytes, size, &back), -EBADMSG);
+		bytes[at] ^= 1;
+		assert_int_equal(core_record_decode(bytes, at, &back), -EBADMSG);
+	}
+}
+
+static void impossible_values_are_refused(void **state)
+{
+	struct job_value good, bad, out;
+	struct job_id job = { { 4 } };
+
+	(void)state;
+	fill_value(&good, &job);
+	assert_int_equal(core_value_normalize(&good, &out), 0);
+	assert_memory_equal(&good, &out, sizeof(out));
+
+	bad = good;
+	bad.state = JOB_STATE_KILLED + 1;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.state = JOB_STATE_IDLE; /* but has an owner */
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	memset(&bad.owner, 0, sizeof(bad.owner)); /* held by nobody */
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.history[1].seq = bad.history[0].seq;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.sealed_size = OV_SEALED_MAX + 1;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.history[0].holder_count = OV_HOLDERS_MAX + 1;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+
+	/* What lies beyond a count does not make two values differ. */
+	bad = good;
+	bad.history[3].seq = 77;
+	assert_int_equal(core_value_normalize(&bad, &out), 0);
+	assert_memory_equal(&good, &out, sizeof(out));
+}
+
+static void lives_order_equal_ballots(void **state)
+{
+	struct core_ballot a = { .number = { .counter = 3 }, .life = 1 }, b = a;
+
+	(void)state;
+	assert_int_equal(core_ballot_compare(&a, &b), 0);
+	b.life = 2;
+	assert_true(core_ballot_compare(&a, &b) < 0);
+	a.number.node.b[0] = 1;
+	assert_true(core_ballot_compare(&a, &b) > 0);
+	b.number.counter = 4;
+	assert_true(core_ballot_compare(&a, &b) < 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_type_survives),
+		cmocka_unit_test(short_and_trailing_are_refused),
+		cmocka_unit_test(every_flipped_byte_is_handled),
+		cmocka_unit_test(every_torn_record_is_refused),
+		cmocka_unit_test(impossible_values_are_refused),
+		cmocka_unit_test(lives_order_equal_ballots),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/sim/simnet.h"
+
+enum { HOSTS = 5 };
+
+static const struct simnet_rates calm = { .latency_ms = 5, .drift_ppm = 400 };
+static uint32_t suspect_count, notice_count;
+
+static void count_notice(void *ctx, uint32_t node, const struct core_notice *notice)
+{
+	(void)ctx;
+	(void)node;
+	notice_count++;
+	suspect_count += notice->type == CORE_MEMBER && notice->member.state == MEMBER_SUSPECT;
+}
+
+static struct simnet *lab(uint64_t seed)
+{
+	struct simnet_hooks hooks = { .notice = count_notice };
+	struct simnet *net = simnet_create(seed, HOSTS, &calm, &hooks);
+
+	suspect_count = notice_count = 0;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		simnet_start(net, i, 0); /* each knows but the first */
+	simnet_run(net, 6000);
+	return net;
+}
+
+static void expect_all(const struct simnet *net, enum member_state state, uint32_t about)
+{
+	for (uint32_t i = 0; i < HOSTS; i++)
+		if (i != about && net->nodes[i].core)
+			assert_int_equal(simnet_view(net, i, about), state);
+}
+
+static const struct member_info *row(const struct simnet *net, uint32_t of, uint32_t about)
+{
+	const struct member_info *info;
+
+	for (uint32_t i = 0; (info = core_member(net->nodes[of].core, i, simnet_local_ms(net, of)));
+	     i++)
+		if (!memcmp(&info->id, &net->nodes[about].card.id, sizeof(info->id)))
+			return info;
+	return NULL;
+}
+
+static void five_hosts_meet(void **state)
+{
+	struct simnet *net = lab(1);
+	const char *addr;
+	uint16_t port;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		expect_all(net, MEMBER_ALIVE, i);
+	assert_true(core_address(net->nodes[3].core, &net->nodes[4].card.id, &addr, &port));
+	assert_string_equal(addr, "10.0.0.1");
+	assert_int_equal(port, 7000);
+	assert_string_equal(row(net, 4, 2)->room, "room2");
+	assert_true(row(net, 2, 2)->is_self);
+	assert_true(row(net, 1, 2)->silent_ms < 4000);
+	assert_non_null(core_card(net->nodes[0].core, &net->nodes[1].card.id));
+	simnet_destroy(net);
+}
+
+static void silence_is_noticed_and_return_too(void **state)
+{
+	struct simnet *net = lab(2);
+
+	(void)state;
+	simnet_crash(net, 3);
+	simnet_run(net, net->now_ms + 12000);
+	expect_all(net, MEMBER_DEAD, 3);
+	simnet_start(net, 3, 1);
+	simnet_run(net, net->now_ms + 3000);
+	expect_all(net, MEMBER_ALIVE, 3);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		assert_int_equal(simnet_view(net, 3, i), MEMBER_ALIVE);
+	simnet_destroy(net);
+}
+
+static void nobody_is_suspected_in_peace(void **state)
+{
+	struct simnet *net = lab(3);
+
+	(void)state;
+	simnet_run(net, net->now_ms + 600000);
+	assert_int_equal(suspect_count, 0);
+	simnet_destroy(net);
+}
+
+/* Ten percent of loss: suspicions arise, and are refuted before they kill. */
+static void loss_is_refuted(void **state)
+{
+	struct simnet *net = lab(4);
+
+	(void)state;
+	net->rates.loss_ppm = 100000;
+	for (uint32_t second = 0; second < 300; second++) {
+		simnet_run(net, net->now_ms + 1000);
+		for (uint32_t i = 0; i < HOSTS; i++)
+			for (uint32_t k = 0; k < HOSTS; k++)
+				assert_true(simnet_view(net, i, k) <= MEMBER_SUSPECT);
+	}
+	net->rates.loss_ppm = 0;
+	simnet_run(net, net->now_ms + 5000);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		expect_all(net, MEMBER_ALIVE, i);
+	simnet_destroy(net);
+}
+
+static void halves_merge_again(void **state)
+{
+	struct simnet *net = lab(5);
+
+	(void)state;
+	net->nodes[0].group = net->nodes[1].group = 1;
+	simnet_run(net, net->now_ms + 40000);
+	assert_int_equal(simnet_view(net, 0, 4), MEMBER_DEAD);
+	assert_int_equal(simnet_view(net, 4, 0), MEMBER_DEAD);
+	assert_int_equal(simnet_view(net, 0, 1), MEMBER_ALIVE);
+	net->nodes[0].group = net->nodes[1].group = 0;
+	simnet_run(net, net->now_ms + 30000);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		expect_all(net, MEMBER_ALIVE, i);
+	simnet_destroy(net);
+}
+
+static void leaving_is_told(void **state)
+{
+	struct simnet *net = lab(6);
+	const char *addr;
+	uint16_t port;
+
+	(void)state;
+	simnet_leave(net, 2);
+	simnet_run(net, net->now_ms + 100);
+	simnet_crash(net, 2);
+	expect_all(net, MEMBER_LEFT, 2);
+	simnet_run(net, net->now_ms + 60000);
+	expect_all(net, MEMBER_LEFT, 2);
+	assert_false(core_address(net->nodes[0].core, &net->nodes[2].card.id, &addr, &port));
+	simnet_start(net, 2, 0);
+	simnet_run(net, net->now_ms + 3000);
+	expect_all(net, MEMBER_ALIVE, 2);
+	simnet_destroy(net);
+}
+
+/* A login must stop new grants: faster than one probe round, and a late rumour does not undo it. */
+static void reports_spread_at_once(void **state)
+{
+	struct simnet *net = lab(7);
+
+	(void)state;
+	net->nodes[1].report.flags = MEMBER_USER_PRESENT;
+	simnet_report(net, 1);
+	simnet_run(net, net->now_ms + 50);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		assert_int_equal(row(net, i, 1)->report.flags, MEMBER_USER_PRESENT);
+	simnet_run(net, net->now_ms + 20000);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		assert_int_equal(row(net, i, 1)->report.flags, MEMBER_USER_PRESENT);
+	net->nodes[1].report.mem_free_bytes /= 2; /* not urgent, but heard of */
+	simnet_report(net, 1);
+	simnet_run(net, net->now_ms + 15000);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		assert_int_equal(row(net, i, 1)->report.mem_free_bytes,
+				 net->nodes[1].report.mem_free_bytes);
+	simnet_destroy(net);
+}
+
+static void forged_cards_stay_out(void **state)
+{
+	struct simnet *net = simnet_create(8, 3, &calm, NULL);
+
+	(void)state;
+	net->nodes[2].card.version = 2; /* what the simulated verify_card refuses */
+	for (uint32_t i = 0; i < 3; i++)
+		simnet_start(net, i, 0);
+	simnet_run(net, 20000);
+	assert_int_equal(simnet_view(net, 0, 1), MEMBER_ALIVE);
+	assert_null(row(net, 0, 2));
+	assert_null(row(net, 1, 2));
+	simnet_destroy(net);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(five_hosts_meet),
+		cmocka_unit_test(silence_is_noticed_and_return_too),
+		cmocka_unit_test(nobody_is_suspected_in_peace),
+		cmocka_unit_test(loss_is_refuted),
+		cmocka_unit_test(halves_merge_again),
+		cmocka_unit_test(leaving_is_told),
+		cmocka_unit_test(reports_spread_at_once),
+		cmocka_unit_test(forged_cards_stay_out),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

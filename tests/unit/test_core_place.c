@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "overlay/core/state.h"
+#include "tests/sim/simnet.h"
+
+enum { HOSTS = 6 };
+
+static const struct simnet_rates calm = { .latency_ms = 2 };
+
+static struct simnet *lab(void)
+{
+	struct simnet *net = simnet_create(21, HOSTS, &calm, NULL);
+
+	for (uint32_t i = 0; i < HOSTS; i++)
+		simnet_start(net, i, 0);
+	simnet_run(net, 8000);
+	return net;
+}
+
+static void change(struct simnet *net)
+{
+	for (uint32_t i = 0; i < HOSTS; i++)
+		simnet_report(net, i);
+	simnet_run(net, net->now_ms + 15000);
+}
+
+static void objects_go_to_distinct_rooms(void **state)
+{
+	struct simnet *net = lab();
+	struct node_id found[HOSTS];
+	uint32_t seen[HOSTS] = { 0 };
+
+	(void)state;
+	for (uint32_t k = 0; k < 300; k++) {
+		struct object_hash hash = { { (uint8_t)k, (uint8_t)(k >> 8), 7 } };
+		const struct node_id *exclude = &net->nodes[0].card.id;
+		uint32_t rooms = 0, count;
+
+		count = core_place(net->nodes[0].core, &hash, 1 << 20, exclude, HOSTS, found);
+		assert_int_equal(count, HOSTS - 1);
+		for (uint32_t i = 0; i < 3; i++)
+			rooms |= 1u << simnet_index(net, &found[i]) % 3;
+		assert_int_equal(rooms, 7);
+		for (uint32_t i = 0; i < count; i++)
+			assert_int_not_equal(simnet_index(net, &found[i]), 0);
+		seen[simnet_index(net, &found[0])]++;
+	}
+	for (uint32_t i = 1; i < HOSTS; i++)
+		assert_in_range(seen[i], 20, 120); /* equal weights: all get their share */
+	simnet_destroy(net);
+}
+
+static void unfit_peers_get_no_objects(void **state)
+{
+	struct simnet *net = lab();
+	struct node_id found[HOSTS];
+	struct object_hash hash = { { 5 } };
+
+	(void)state;
+	net->nodes[1].report.flags = MEMBER_TAKES_JOBS;
+	net->nodes[2].report.store_free_bytes = 1 << 20;
+	net->nodes[3].report.flags |= MEMBER_VACATING;
+	change(net);
+	simnet_crash(net, 4);
+	simnet_run(net, net->now_ms + 15000);
+	assert_int_equal(core_place(net->nodes[0].core, &hash, 1 << 20, NULL, HOSTS, found), 2);
+	assert_int_equal(core_place(net->nodes[0].core, &hash, 1 << 20, NULL, 1, found), 1);
+	assert_int_equal(core_place(net->nodes[0].core, &hash, UINT64_MAX / 4, NULL, 5, found), 0);
+	simnet_destroy(net);
+}
+
+static void free_room_draws_objects(void **state)
+{
+	struct simnet *net = lab();
+	struct node_id found[1];
+	uint32_t rich = 0;
+
+	(void)state;
+	net->nodes[5].report.store_free_bytes *= 16;
+	change(net);
+	for (uint32_t k = 0; k < 200; k++) {
+		struct object_hash hash = { { (uint8_t)k, 1 } };
+
+		assert_int_equal(core_place(net->nodes[0].core, &hash, 100, NULL, 1, found), 1);
+		rich += simnet_index(net, found) == 5;
+	}
+	assert_in_range(rich, 200 * 6 / 10, 200 * 9 / 10); /* 16 of 21 expected */
+	simnet_destroy(net);
+}
+
+static uint32_t worker(struct simnet *net, const struct job_value *value, bool lapsed)
+{
+	struct node_id id;
+
+	if (core_place_worker(net->nodes[0].core, value, lapsed, &id) == -EHOSTUNREACH)
+		return SIMNET_NODES_MAX;
+	return simnet_index(net, &id);
+}
+
+static void workers_must_fit(void **state)
+{
+	struct simnet *net = lab();
+	struct job_value value = { .fence = FENCE_STRICT, .mem_bytes = 1 << 30 };
+
+	(void)state;
+	net->nodes[0].report.flags |= MEMBER_LOSES_CLOCK;
+	net->nodes[1].report.flags &= ~(uint32_t)MEMBER_TAKES_JOBS;
+	net->nodes[2].report.mem_free_bytes = 1 << 29;
+	for (uint32_t i = 3; i < HOSTS; i++)
+		net->nodes[i].report.cpu_features[1] = 6;
+	net->nodes[3].report.load_milli = 3000;
+	net->nodes[4].report.load_milli = 2000;
+	net->nodes[5].report.load_milli = 1000;
+	change(net);
+	value.cpu_need[1] = 4;
+	assert_int_equal(worker(net, &value, false), 5);
+	value.owner = net->nodes[5].card.id;
+	assert_int_equal(worker(net, &value, true), 4); /* 5 fell silent */
+	value.avoid[0] = net->nodes[4].card.id;
+	value.avoid_count = 1;
+	assert_int_equal(worker(net, &value, true), 3);
+	value.target = net->nodes[4].card.id; /* to be avoided, wished or not */
+	assert_int_equal(worker(net, &value, true), 3);
+	value.avoid_count = 0;
+	assert_int_equal(worker(net, &value, true), 4);
+	value.cpu_need[1] = 8;
+	assert_int_equal(worker(net, &value, true), SIMNET_NODES_MAX);
+	value.cpu_need[1] = 0;
+	value.mem_bytes = UINT64_C(1) << 40;
+	assert_int_equal(worker(net, &value, true), SIMNET_NODES_MAX);
+	simnet_destroy(net);
+}
+
+static void a_lossy_clock_takes_commit_jobs_only(void **state)
+{
+	struct simnet *net = lab();
+	struct job_value value = { .fence = FENCE_STRICT };
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		net->nodes[i].report.flags |= MEMBER_LOSES_CLOCK;
+	change(net);
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	value.fence = FENCE_COMMIT;
+	assert_true(worker(net, &value, false) < HOSTS);
+	simnet_destroy(net);
+}
+
+static void acceptors_are_the_same_everywhere(void **state)
+{
+	struct simnet *net = lab();
+	uint32_t used[HOSTS] = { 0 };
+
+	(void)state;
+	for (uint32_t k = 0; k < 100; k++) {
+		struct job_id id = { { (uint8_t)k, 3 } };
+		struct core_acceptors first, set;
+
+		core_place_acceptors(net->nodes[0].core, &id, &first);
+		assert_int_equal(first.count, 5);
+		for (uint32_t i = 1; i < HOSTS; i++) {
+			core_place_acceptors(net->nodes[i].core, &id, &set);
+			assert_memory_equal(&first, &set, sizeof(set));
+		}
+		used[simnet_index(net, &first.ids[0])]++;
+	}
+	for (uint32_t i = 0; i < HOSTS; i++)
+		assert_true(used[i] < 60);
+	simnet_destroy(net);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(objects_go_to_distinct_rooms),
+		cmocka_unit_test(unfit_peers_get_no_objects),
+		cmocka_unit_test(free_room_draws_objects),
+		cmocka_unit_test(workers_must_fit),
+		cmocka_unit_test(a_lossy_clock_takes_commit_jobs_only),
+		cmocka_unit_test(acceptors_are_the_same_everywhere),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A job's life in a lab of five hosts. I1 and the chain of values are judged at every event. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "overlay/ipc.h"
+#include "tests/sim/hosts.h"
+
+enum { HOSTS = 5, JOB = 0, HOLD_MS = 22000, SETTLE_MS = 3000 };
+
+static const struct simnet_rates calm = { .latency_ms = 5, .drift_ppm = 400 };
+
+/* One job, home and running on host 0, with some checkpoints. */
+static struct hosts *lab(uint64_t seed)
+{
+	struct hosts *hosts = hosts_create(seed, HOSTS, &calm);
+
+	hosts_start(hosts);
+	hosts_submit(hosts, 0, true);
+	simnet_run(hosts->net, hosts->net->now_ms + 20000);
+	assert_int_equal(hosts->jobs[JOB].create_status, 0);
+	assert_int_equal(hosts_running(hosts, JOB), 0);
+	return hosts;
+}
+
+static void run_ms(struct hosts *hosts, uint64_t ms)
+{
+	simnet_run(hosts->net, hosts->net->now_ms + ms);
+}
+
+static const struct job_value *current(const struct hosts *hosts)
+{
+	return checker_current(&hosts->checker, &hosts->jobs[JOB].id);
+}
+
+/* Host index of an acceptor by rank. */
+static uint32_t acceptor(const struct hosts *hosts, uint32_t rank)
+{
+	return simnet_index(hosts->net, &hosts->checker.jobs[JOB].acceptors.ids[rank]);
+}
+
+static int get(struct hosts *hosts, uint32_t node)
+{
+	uint64_t before = hosts->jobs[JOB].got_count;
+
+	hosts_get(hosts, node, JOB);
+	run_ms(hosts, 9000);
+	assert_true(hosts->jobs[JOB].got_count > before);
+	return hosts->jobs[JOB].got_status;
+}
+
+static int take(struct hosts *hosts, uint32_t node, uint32_t target)
+{
+	uint64_t before = hosts->jobs[JOB].take_count;
+
+	hosts_take(hosts, node, JOB, target);
+	for (uint32_t i = 0; i < 90 && hosts->jobs[JOB].take_count == before; i++)
+		run_ms(hosts, 100);
+	assert_true(hosts->jobs[JOB].take_count > before);
+	return hosts->jobs[JOB].take_status;
+}
+
+static void checkpoints_are_committed(void **state)
+{
+	struct hosts *hosts = lab(1);
+
+	(void)state;
+	assert_int_equal(hosts->checker.jobs[JOB].acceptors.count, 5);
+	assert_true(hosts->commits > 2);
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		assert_int_equal(get(hosts, i), 0);
+		assert_true(hosts->jobs[JOB].got.history[0].seq > 2);
+	}
+	assert_int_equal(hosts->losses, 0);
+	hosts_destroy(hosts);
+}
+
+static void a_crashed_owner_is_replaced(void **state)
+{
+	struct hosts *hosts = lab(2);
+	struct fence_token token = current(hosts)->token;
+	uint64_t died_ms = hosts->net->now_ms, seq = current(hosts)->history[0].seq;
+
+	(void)state;
+	hosts_crash(hosts, 0, true);
+	while (hosts_running(hosts, JOB) == SIMNET_NODES_MAX &&
+	       hosts->net->now_ms < died_ms + 60000)
+		run_ms(hosts, 100);
+	assert_in_range(hosts->net->now_ms - died_ms, HOLD_MS - 5000 - 100, HOLD_MS + 6000);
+	assert_true(hosts_running(hosts, JOB) != 0);
+	assert_true(fence_token_compare(&current(hosts)->token, &token) > 0);
+	assert_true(current(hosts)->history[0].seq >= seq);
+	hosts_destroy(hosts);
+}
+
+/* The active guardian and the owner die at once: a later acceptor does the duty. */
+static void guardians_stand_in(void **state)
+{
+	struct hosts *hosts = lab(3);
+	uint32_t first = acceptor(hosts, 0) ? acceptor(hosts, 0) : acceptor(hosts, 1);
+
+	(void)state;
+	hosts_crash(hosts, first, true);
+	hosts_crash(hosts, 0, true);
+	run_ms(hosts, HOLD_MS + 12000);
+	assert_in_range(hosts_running(hosts, JOB), 1, HOSTS - 1);
+	hosts_destroy(hosts);
+}
+
+static void a_release_moves_at_once(void **state)
+{
+	struct hosts *hosts = lab(4);
+
+	(void)state;
+	hosts_release(hosts, 0, JOB, 3);
+	run_ms(hosts, 1000);
+	assert_int_equal(hosts_running(hosts, JOB), 3);
+	assert_true(node_id_is_zero(&current(hosts)->target));
+	/* The target is dead: any other. */
+	hosts_crash(hosts, 2, true);
+	run_ms(hosts, 12000);
+	hosts_release(hosts, 3, JOB, 2);
+	run_ms(hosts, SETTLE_MS);
+	assert_true(hosts_running(hosts, JOB) < HOSTS);
+	hosts_destroy(hosts);
+}
+
+static void nobody_willing_means_waiting(void **state)
+{
+	struct hosts *hosts = lab(5);
+	uint64_t chosen;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		hosts->net->nodes[i].report.flags = MEMBER_USER_PRESENT;
+		simnet_report(hosts->net, i);
+	}
+	hosts_release(hosts, 0, JOB, SIMNET_NODES_MAX);
+	run_ms(hosts, 30000);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	assert_int_equal(current(hosts)->state, JOB_STATE_IDLE);
+	chosen = hosts->checker.chosen_count;
+	run_ms(hosts, 30000);
+	assert_int_equal(hosts->checker.chosen_count, chosen); /* no ballots for nothing */
+	hosts->net->nodes[2].report.flags = MEMBER_TAKES_JOBS;
+	simnet_report(hosts->net, 2);
+	run_ms(hosts, SETTLE_MS);
+	assert_int_equal(hosts_running(hosts, JOB), 2);
+	hosts_destroy(hosts);
+}
+
+static void take_waits_for_the_lease(void **state)
+{
+	struct hosts *hosts = lab(6);
+
+	(void)state;
+	assert_int_equal(take(hosts, 4, 2), -EBUSY);
+	assert_int_equal(hosts_running(hosts, JOB), 0);
+	assert_int_equal(take(hosts, 4, 0), -EBUSY);
+	hosts_crash(hosts, 0, true);
+	run_ms(hosts, 1000);
+	assert_int_equal(take(hosts, 4, 2), -EBUSY); /* dead, but the lease runs */
+	for (uint32_t i = 1; i < HOSTS; i++) {
+		hosts->net->nodes[i].report.flags = 0;
+		simnet_report(hosts->net, i);
+	}
+	run_ms(hosts, HOLD_MS);
+	assert_int_equal(take(hosts, 4, 0), -EHOSTUNREACH); /* the lease is over, the host dead */
+	hosts_destroy(hosts);
+}
+
+static void take_of_an_idle_job(void **state)
+{
+	struct hosts *hosts = lab(7);
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		hosts->net->nodes[i].report.flags = MEMBER_USER_PRESENT;
+		simnet_report(hosts->net, i);
+	}
+	hosts_release(hosts, 0, JOB, SIMNET_NODES_MAX);
+	run_ms(hosts, SETTLE_MS);
+	assert_int_equal(take(hosts, 1, 3), 0); /* by hand, somebody sits there or not */
+	run_ms(hosts, SETTLE_MS);
+	assert_int_equal(hosts_running(hosts, JOB), 3);
+	hosts_destroy(hosts);
+}
+
+static void a_minority_cannot_commit(void **state)
+{
+	struct hosts *hosts = lab(8);
+	uint64_t commits;
+
+	(void)state;
+	hosts->net->nodes[0].group = hosts->net->nodes[1].group = 1;
+	run_ms(hosts, 1000);
+	commits = hosts->commits;
+	run_ms(hosts, 14000);
+	assert_int_equal(hosts->commits, commits);
+	run_ms(hosts, 6000); /* its lease is over */
+	assert_true(hosts_running(hosts, JOB) != 0);
+	run_ms(hosts, 12000);
+	assert_in_range(hosts_running(hosts, JOB), 2, 4);
+	hosts->net->nodes[0].group = hosts->net->nodes[1].group = 0;
+	run_ms(hosts, 20000);
+	assert_int_equal(hosts->at[0][JOB].phase, HOST_NONE); /* told that it lost */
+	assert_in_range(hosts_running(hosts, JOB), 2, 4);
+	assert_true(hosts->losses > 0);
+	hosts_destroy(hosts);
+}
+
+static void values_and_holds_outlive_a_power_cut(void **state)
+{
+	struct hosts *hosts = lab(9);
+	struct fence_token token = current(hosts)->token;
+	uint64_t seq = current(hosts)->history[0].seq, back_ms;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		hosts_crash(hosts, i, true);
+	run_ms(hosts, 60000);
+	for (uint32_t i = 1; i < HOSTS; i++)
+		simnet_start(hosts->net, i, 1);
+	back_ms = hosts->net->now_ms;
+	while (hosts_running(hosts, JOB) == SIMNET_NODES_MAX &&
+	       hosts->net->now_ms < back_ms + 60000)
+		run_ms(hosts, 100);
+	/* A4: every hold started anew. */
+	assert_in_range(hosts->net->now_ms - back_ms, HOLD_MS - 100, HOLD_MS + 8000);
+	assert_true(fence_token_compare(&current(hosts)->token, &token) > 0);
+	assert_true(current(hosts)->history[0].seq >= seq);
+	hosts_destroy(hosts);
+}
+
+/* All daemons restart while the job runs on under its old lease: the same incarnation goes on. */
+static void an_upgrade_leaves_the_job_running(void **state)
+{
+	struct hosts *hosts = lab(10);
+	struct fence_token token = current(hosts)->token;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		hosts_crash(hosts, i, false);
+		run_ms(hosts, 500);
+		simnet_start(hosts->net, i, (i + 1) % HOSTS);
+	}
+	for (uint32_t i = 0; i < 600; i++) {
+		run_ms(hosts, 100);
+		assert_int_equal(hosts_running(hosts, JOB), 0);
+	}
+	assert_int_equal(fence_token_compare(&current(hosts)->token, &token), 0);
+	hosts_destroy(hosts);
+}
+
+static void stale_tokens_are_refused(void **state)
+{
+	struct hosts *hosts = lab(11);
+
+	(void)state;
+	assert_int_equal(get(hosts, 1), 0);
+	hosts_release(hosts, 0, JOB, 2);
+	run_ms(hosts, SETTLE_MS);
+	assert_int_equal(hosts_running(hosts, JOB), 2);
+	hosts_kill(hosts, 1, JOB); /* with the token read before */
+	run_ms(hosts, 1000);
+	assert_int_equal(hosts->jobs[JOB].kill_status, -ESTALE);
+	assert_int_equal(hosts_running(hosts, JOB), 2);
+	assert_int_equal(get(hosts, 1), 0);
+	hosts_kill(hosts, 1, JOB);
+	run_ms(hosts, 1000);
+	assert_int_equal(hosts->jobs[JOB].kill_status, 0);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	hosts_kill(hosts, 1, JOB); /* a retry is a success */
+	run_ms(hosts, 1000);
+	assert_int_equal(hosts->jobs[JOB].kill_status, 0);
+	run_ms(hosts, 60000);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	hosts_destroy(hosts);
+}
+
+static uint32_t record_count(const struct hosts *hosts)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < HOSTS; i++)
+		for (uint32_t k = 0; k < SIMNET_RECORDS_MAX; k++)
+			count += hosts->net->nodes[i].disk[k].size > 0;
+	return count;
+}
+
+static void results_wait_for_home(void **state)
+{
+	struct hosts *hosts = lab(12);
+
+	(void)state;
+	hosts_release(hosts, 0, JOB, 2);
+	run_ms(hosts, SETTLE_MS);
+	hosts_crash(hosts, 0, true);
+	run_ms(hosts, 15000);
+	hosts_end(hosts, 2, JOB);
+	run_ms(hosts, 60000);
+	assert_int_equal(current(hosts)->state, JOB_STATE_DONE);
+	simnet_start(hosts->net, 0, 1);
+	run_ms(hosts, 10000);
+	assert_int_equal(current(hosts)->state, JOB_STATE_COLLECTED);
+	assert_int_equal(record_count(hosts), HOSTS);
+	run_ms(hosts, 9 * 60000); /* a tombstone first, then nothing */
+	assert_int_equal(record_count(hosts), HOSTS);
+	run_ms(hosts, 3 * 60000);
+	assert_int_equal(record_count(hosts), 0);
+	assert_int_equal(get(hosts, 3), -ENOENT);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	hosts_destroy(hosts);
+}
+
+/* A host that slept through the end and the burial still has the job as its own, and lets go. */
+static void the_dead_stay_dead(void **state)
+{
+	struct hosts *hosts = lab(13);
+
+	(void)state;
+	hosts->net->nodes[4].group = 1;
+	run_ms(hosts, 1000);
+	assert_int_equal(get(hosts, 1), 0);
+	hosts_kill(hosts, 1, JOB);
+	run_ms(hosts, 12 * 60000);
+	assert_int_equal(record_count(hosts), 1);
+	hosts->net->nodes[4].group = 0;
+	run_ms(hosts, 5 * 60000);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	run_ms(hosts, 10 * 60000);
+	assert_int_equal(record_count(hosts), 0);
+	hosts_destroy(hosts);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(checkpoints_are_committed),
+		cmocka_unit_test(a_crashed_owner_is_replaced),
+		cmocka_unit_test(guardians_stand_in),
+		cmocka_unit_test(a_release_moves_at_once),
+		cmocka_unit_test(nobody_willing_means_waiting),
+		cmocka_unit_test(take_waits_for_the_lease),
+		cmocka_unit_test(take_of_an_idle_job),
+		cmocka_unit_test(a_minority_cannot_commit),
+		cmocka_unit_test(values_and_holds_outlive_a_power_cut),
+		cmocka_unit_test(an_upgrade_leaves_the_job_running),
+		cmocka_unit_test(stale_tokens_are_refused),
+		cmocka_unit_test(results_wait_for_home),
+		cmocka_unit_test(the_dead_stay_dead),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

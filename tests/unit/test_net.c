@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Frames as pure functions; then what a running host says to strangers. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <openssl/err.h>
+#include <openssl/rand.h>
+#include <openssl/ssl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay/net/frame.h"
+#include "overlay/net/tls.h"
+#include "overlay_host.h"
+
+/* --- frames ---------------------------------------------------------------------------- */
+
+static void test_frame_limits(void **state)
+{
+	static const struct {
+		enum net_phase phase;
+		uint16_t type, flags;
+		uint32_t size;
+		int result; /* with the header alone */
+	} cases[] = {
+		{ NET_PHASE_CARD, NET_HELLO, NET_CONTROL, sizeof(struct node_card), 0 },
+		{ NET_PHASE_CARD, NET_HELLO, 0, sizeof(struct node_card) - 1, -EBADMSG },
+		{ NET_PHASE_CARD, NET_HELLO, 0, UINT32_MAX, -EBADMSG },
+		{ NET_PHASE_CARD, NET_CORE, 0, 10, -EBADMSG },
+		{ NET_PHASE_CARD, NET_JOIN, 0, 10, -EBADMSG },
+		{ NET_PHASE_CARD, 0, 0, 0, -EBADMSG },
+		{ NET_PHASE_CONTROL, NET_CORE, 0, CORE_MESSAGE_MAX, 0 },
+		{ NET_PHASE_CONTROL, NET_CORE, 1, 10, -EBADMSG },
+		{ NET_PHASE_CONTROL, NET_CORE, 0, CORE_MESSAGE_MAX + 1, -EBADMSG },
+		{ NET_PHASE_CONTROL, NET_HELLO, 0, sizeof(struct node_card), -EBADMSG },
+		{ NET_PHASE_CALLED, NET_CALL, 0, 16, 0 },
+		{ NET_PHASE_CALLED, NET_REPLY, 0, 16, -EBADMSG },
+		{ NET_PHASE_CALLED, NET_DATA, 0, 8, -EBADMSG },
+		{ NET_PHASE_CALLED, NET_DATA, 0, NET_BODY_MAX, 0 },
+		{ NET_PHASE_CALLED, NET_DATA, 0, NET_BODY_MAX + 1, -EBADMSG },
+		{ NET_PHASE_CALLING, NET_REPLY, 0, 16, 0 },
+		{ NET_PHASE_CALLING, NET_CALL, 0, 16, -EBADMSG },
+		{ NET_PHASE_JOIN, NET_JOIN, 0, 4 + OV_ORDER_MAX, 0 },
+		{ NET_PHASE_JOIN, NET_JOIN, 0, 5 + OV_ORDER_MAX, -EBADMSG },
+		{ NET_PHASE_JOIN, NET_HELLO, 0, sizeof(struct node_card), -EBADMSG },
+		{ NET_PHASE_JOIN_REPLY, NET_JOIN_REPLY, 0, 4, 0 },
+	};
+	struct net_frame frame;
+	uint8_t bytes[16];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		net_frame_header(bytes, cases[i].size, cases[i].type, cases[i].flags);
+		assert_int_equal(net_frame_decode(cases[i].phase, bytes, 8, &frame),
+				 cases[i].result);
+		assert_int_equal(net_frame_decode(cases[i].phase, bytes, 7, &frame), 0);
+	}
+	net_frame_header(bytes, 8, NET_CANCEL, 0);
+	net_u64_encode(7, bytes + 8);
+	assert_int_equal(net_frame_decode(NET_PHASE_CALLED, bytes, 15, &frame), 0);
+	assert_int_equal(net_frame_decode(NET_PHASE_CALLED, bytes, 16, &frame), 1);
+	assert_int_equal(net_u64_decode(frame.body), 7);
+}
+
+static void test_calls(void **state)
+{
+	struct net_call call = { .call = 0x1122334455667788, .op = NET_OP_PUT }, back;
+	uint8_t body[NET_CALL_MAX];
+	size_t size;
+
+	(void)state;
+	call.object.job.b[3] = 1;
+	call.object.token.counter = 12;
+	call.object.token.node.b[1] = 4;
+	call.object.hash.b[31] = 5;
+	call.object.seq = 99;
+	call.object.size = call.stream_size = 1000;
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(net_call_decode(body, i, &back), -EBADMSG);
+	assert_int_equal(net_call_decode(body, size + 1, &back), -EBADMSG);
+	call.stream_size = 999;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+
+	call = (struct net_call){ .op = NET_OP_RETAIN, .stream_size = 64 };
+	call.retain.count = 2;
+	call.retain.upto_seq = 5;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	/* A count whose product wraps in 32 bits. */
+	call.retain.count = 0x08000002;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+
+	call = (struct net_call){ .op = NET_OP_ORDER,
+				  .order_size = 3,
+				  .order_bytes = (const uint8_t *)"abc" };
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(back.order_bytes, "abc", 3);
+	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_LIST };
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
+	call.op = 77;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+}
+
+static void test_replies(void **state)
+{
+	struct net_reply reply = { .call = 3, .status = -ENOENT }, back;
+	uint8_t body[NET_REPLY_MAX];
+
+	(void)state;
+	assert_int_equal(net_reply_decode(body, net_reply_encode(&reply, body), &back), 0);
+	assert_int_equal(back.status, -ENOENT);
+	reply.stream_size = 1;
+	assert_int_equal(net_reply_decode(body, net_reply_encode(&reply, body), &back), -EBADMSG);
+	/* A status that is no -errno never passes for a success. */
+	reply = (struct net_reply){ .status = 5 };
+	assert_int_equal(net_reply_decode(body, net_reply_encode(&reply, body), &back), 0);
+	assert_int_equal(back.status, -EBADMSG);
+	reply.status = INT32_MIN;
+	assert_int_equal(net_reply_decode(body, net_reply_encode(&reply, body), &back), 0);
+	assert_int_equal(back.status, -EBADMSG);
+	assert_int_equal(net_reply_decode(body, 15, &back), -EBADMSG);
+}
+
+static void test_card_check(void **state)
+{
+	struct test_cluster cluster;
+	struct node_card card = { .version = 1, .id.b[0] = 1, .expires_wall_ms = 5000 };
+
+	(void)state;
+	cluster_make(&cluster);
+	cluster_sign(&cluster, &card);
+	assert_true(net_tls_card_valid(&card, cluster.public, 4999));
+	assert_false(net_tls_card_valid(&card, cluster.public, 5000));
+	for (size_t i = 0; i < sizeof(card); i++) {
+		struct node_card other = card;
+
+		((uint8_t *)&other)[i] ^= 1;
+		assert_false(net_tls_card_valid(&other, cluster.public, 1));
+	}
+	memset(card.hostname, 'a', sizeof(card.hostname));
+	cluster_sign(&cluster, &card);
+	assert_false(net_tls_card_valid(&card, cluster.public, 1));
+}
+
+/* --- strangers ------------------------------------------------------------------------- */
+
+struct fixture {
+	struct test_cluster cluster, other_cluster;
+	struct test_host host;	/* the one that is called upon */
+	struct test_host other; /* a joiner, or of another cluster */
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	cluster_make(&f->cluster);
+	cluster_make(&f->other_cluster);
+	host_make(&f->host, &f->cluster, 1);
+	host_run(&f->host);
+	assert_int_equal(host_start(&f->host, NULL), 0);
+	host_make(&f->other, &f->other_cluster, 2);
+	host_run(&f->other);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	host_end(&f->other);
+	host_end(&f->host);
+	free(f);
+	return 0;
+}
+
+static int dial(uint16_t port)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_port = htons(port),
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct timeval patience = { .tv_sec = 10 };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
+	return fd;
+}
+
+/* Bytes until the host closes. */
+static ssize_t drain(int fd)
+{
+	ssize_t total = 0, n;
+	char buf[512];
+
+	while ((n = read(fd, buf, sizeof(buf))) > 0)
+		total += n;
+	assert_true(n == 0 || errno == ECONNRESET);
+	return total;
+}
+
+static int greet(struct fixture *f, const uint8_t secret[32], const struct node_card *card);
+
+static void test_garbage(void **state)
+{
+	enum { FLOOD = 150 };
+	struct fixture *f = *state;
+	struct test_host member;
+	uint8_t junk[3000];
+	int fd, fds[FLOOD];
+
+	host_make(&member, &f->cluster, 8);
+	assert_int_equal(RAND_bytes(junk, sizeof(junk)), 1);
+	fd = dial(f->host.port);
+	assert_true(send(fd, junk, sizeof(junk), MSG_NOSIGNAL) > 0);
+	/* At most one TLS alert. */
+	assert_true(drain(fd) <= 7);
+	close(fd);
+	/* Silence is ended by the host, without a byte. */
+	fd = dial(f->host.port);
+	assert_int_equal(drain(fd), 0);
+	close(fd);
+	/* A flood of silent ones does not keep others out, and the oldest go. */
+	for (int i = 0; i < FLOOD; i++)
+		fds[i] = dial(f->host.port);
+	assert_int_equal(drain(fds[0]), 0);
+	assert_true(greet(f, member.identity.tls_secret, &member.identity.card) > 0);
+	for (int i = 0; i < FLOOD; i++)
+		close(fds[i]);
+	host_end(&member);
+}
+
+/* Application bytes that a TLS peer gets back from the host. */
+static int talk(uint16_t port, SSL_CTX *context, struct net_tls_link *link, const void *bytes,
+		size_t size)
+{
+	SSL *ssl = SSL_new(context);
+	int fd = dial(port), got = -1;
+	char buf[512];
+
+	assert_non_null(ssl);
+	assert_int_equal(SSL_set_fd(ssl, fd), 1);
+	if (link)
+		SSL_set_app_data(ssl, link);
+	if (SSL_connect(ssl) == 1 && SSL_write(ssl, bytes, (int)size) == (int)size)
+		got = SSL_read(ssl, buf, sizeof(buf));
+	SSL_free(ssl);
+	ERR_clear_error();
+	close(fd);
+	return got;
+}
+
+static size_t hello_of(const struct node_card *card, uint16_t flags,
+		       uint8_t frame[NET_HEADER_SIZE + sizeof(struct node_card)])
+{
+	net_frame_header(frame, sizeof(*card), NET_HELLO, flags);
+	memcpy(frame + NET_HEADER_SIZE, card, sizeof(*card));
+	return NET_HEADER_SIZE + sizeof(*card);
+}
+
+static void test_no_certificate(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t frame[NET_HEADER_SIZE + sizeof(struct node_card)];
+	SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+	size_t size = hello_of(&f->host.identity.card, NET_CONTROL, frame);
+
+	assert_non_null(context);
+	assert_true(talk(f->host.port, context, NULL, frame, size) <= 0);
+	/* Nor by an older protocol. */
+	assert_int_equal(SSL_CTX_set_max_proto_version(context, TLS1_2_VERSION), 1);
+	assert_true(talk(f->host.port, context, NULL, frame, size) <= 0);
+	SSL_CTX_free(context);
+}
+
+/* A card as a peer with this key: the bytes that come back. */
+static int greet(struct fixture *f, const uint8_t secret[32], const struct node_card *card)
+{
+	uint8_t frame[NET_HEADER_SIZE + sizeof(struct node_card)];
+	SSL_CTX *context = NULL;
+	int got;
+
+	assert_int_equal(net_tls_member_context(secret, false, &context), 0);
+	got = talk(f->host.port, context, NULL, frame, hello_of(card, NET_CONTROL, frame));
+	SSL_CTX_free(context);
+	return got;
+}
+
+static void test_cards(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host member;
+	struct node_card card;
+
+	host_make(&member, &f->cluster, 9);
+	assert_true(greet(f, member.identity.tls_secret, &member.identity.card) > 0);
+	/* Of another cluster. */
+	assert_true(greet(f, f->other.identity.tls_secret, &f->other.identity.card) <= 0);
+	/* A member's card in another's hands. */
+	assert_true(greet(f, f->other.identity.tls_secret, &member.identity.card) <= 0);
+	/* The host's own. */
+	assert_true(greet(f, f->host.identity.tls_secret, &f->host.identity.card) <= 0);
+	/* Expired. */
+	card = member.identity.card;
+	card.expires_wall_ms = now_wall_ms() - 1;
+	cluster_sign(&f->cluster, &card);
+	assert_true(greet(f, member.identity.tls_secret, &card) <= 0);
+	host_end(&member);
+}
+
+static void test_wrong_cluster_host(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg msg = { .op = OV_CARD_GET };
+
+	/* A real host of another cluster that was told to greet this one. */
+	assert_int_equal(host_start(&f->other, &f->host), 0);
+	host_sleep_ms(1500);
+	assert_int_equal(host_count_members(&f->other, MEMBER_ALIVE), 1);
+	msg.u.order.node = f->other.identity.card.id;
+	assert_int_equal(host_call(&f->host, &msg, -1, NULL), -ENOENT);
+}
+
+static struct ov_msg invite_of(uint8_t number)
+{
+	struct ov_msg msg = { .op = OV_INVITE };
+
+	msg.u.invite.token_id[0] = number;
+	memset(msg.u.invite.psk, number, sizeof(msg.u.invite.psk));
+	msg.u.invite.expires_wall_ms = now_wall_ms() + 60000;
+	return msg;
+}
+
+static struct ov_msg join_with(const struct fixture *f, const struct ov_msg *invite)
+{
+	struct ov_msg msg = { .op = OV_JOIN, .call = 3 };
+
+	memcpy(msg.u.join.token_id, invite->u.invite.token_id, 16);
+	memcpy(msg.u.join.psk, invite->u.invite.psk, 32);
+	strcpy(msg.u.join.addr, "127.0.0.1");
+	msg.u.join.port = f->host.port;
+	msg.u.join.size = 6;
+	memcpy(msg.u.join.bytes, "please", 6);
+	return msg;
+}
+
+/* The joiner's request as the host's agent answers it. */
+static void answer_join(struct fixture *f, int status)
+{
+	struct ov_msg event;
+
+	host_event(&f->host, OV_EV_JOIN, &event, 8000);
+	assert_int_equal(event.u.join.size, 6);
+	assert_memory_equal(event.u.join.bytes, "please", 6);
+	event.op = OV_JOIN_REPLY;
+	event.status = status;
+	event.u.join.size = 7;
+	memcpy(event.u.join.bytes, "welcome", 7);
+	assert_int_equal(send_with_fd(f->host.main, &event, sizeof(event), -1), 0);
+}
+
+static void test_join(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg invite = invite_of(7), sent = invite, msg;
+
+	assert_int_equal(host_call(&f->host, &sent, -1, NULL), 0);
+	/* Wrong key, unknown token: the connection closes and the token stays good. */
+	msg = join_with(f, &invite);
+	msg.u.join.psk[0] ^= 1;
+	assert_int_equal(host_call(&f->other, &msg, -1, NULL), -EPERM);
+	msg = join_with(f, &invite);
+	msg.u.join.token_id[5] = 1;
+	assert_int_equal(host_call(&f->other, &msg, -1, NULL), -EPERM);
+	/* The agent says no: the token stays good. */
+	msg = join_with(f, &invite);
+	assert_int_equal(send_with_fd(f->other.main, &msg, sizeof(msg), -1), 0);
+	answer_join(f, -EACCES);
+	host_event(&f->other, OV_JOIN, &msg, 8000);
+	assert_int_equal(msg.status, -EACCES);
+	/* Yes, and then it is used up. */
+	msg = join_with(f, &invite);
+	assert_int_equal(send_with_fd(f->other.main, &msg, sizeof(msg), -1), 0);
+	answer_join(f, 0);
+	host_event(&f->other, OV_JOIN, &msg, 8000);
+	assert_int_equal(msg.status, 0);
+	assert_int_equal(msg.u.join.size, 7);
+	assert_memory_equal(msg.u.join.bytes, "welcome", 7);
+	msg = join_with(f, &invite);
+	assert_int_equal(host_call(&f->other, &msg, -1, NULL), -EPERM);
+	/* Expired ones are not taken. */
+	sent = invite_of(8);
+	sent.u.invite.expires_wall_ms = 1;
+	assert_int_equal(host_call(&f->host, &sent, -1, NULL), -EINVAL);
+}
+
+/* Whoever holds a PSK gets to say one JOIN, and nothing that a member may say. */
+static void test_joiner_is_no_member(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg invite = invite_of(9);
+	struct net_tls_link link = { 0 };
+	uint8_t frame[NET_HEADER_SIZE + sizeof(struct node_card)];
+	SSL_CTX *context = NULL;
+	size_t size = hello_of(&f->host.identity.card, NET_CONTROL, frame);
+
+	assert_int_equal(host_call(&f->host, &invite, -1, NULL), 0);
+	memset(link.psk, 9, sizeof(link.psk));
+	link.token_id[0] = 9;
+	assert_int_equal(net_tls_joiner_context(&context), 0);
+	assert_true(talk(f->host.port, context, &link, frame, size) <= 0);
+	net_frame_header(frame, 10, NET_CORE, 0);
+	assert_true(talk(f->host.port, context, &link, frame, 18) <= 0);
+	SSL_CTX_free(context);
+}
+
+int main(void)
+{
+	const struct CMUnitTest pure[] = {
+		cmocka_unit_test(test_frame_limits),
+		cmocka_unit_test(test_calls),
+		cmocka_unit_test(test_replies),
+		cmocka_unit_test(test_card_check),
+	};
+	const struct CMUnitTest running[] = {
+		cmocka_unit_test(test_garbage),
+		cmocka_unit_test(test_no_certificate),
+		cmocka_unit_test(test_cards),
+		cmocka_unit_test(test_join),
+		cmocka_unit_test(test_joiner_is_no_member),
+		cmocka_unit_test(test_wrong_cluster_host),
+	};
+	int failed;
+
+	signal(SIGPIPE, SIG_IGN);
+	failed = cmocka_run_group_tests(pure, NULL, NULL);
+	return failed + cmocka_run_group_tests(running, setup, teardown);
+}

@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * The whole way: a program runs in a keeper, is captured three times through a packer, is killed,
+ * and is restored from the last manifest into another folder. What it writes in the end is what it
+ * writes undisturbed. Needs root, a keeper, a CRIU.
+ */
+#include "tests/unit/capture_lab.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+
+#include "agent/restore/restore.h"
+#include "agent/util/io.h"
+#include "tests/unit/keeper_fixture.h"
+
+enum { JOB_MS = 120000 };
+
+struct place {
+	char base[64]; /* submission directory, on the host */
+	char spool[96];
+	char images[96];
+};
+
+/* All that a test makes; teardown removes it, however the test ended. */
+struct world {
+	struct fixture f, g;
+	struct place p;
+	struct capture_lab lab;
+	struct capture *c;
+};
+
+static char criu[PATH_MAX];
+
+static const char *find_criu(void)
+{
+	const char *given = getenv("DECAMP_CRIU");
+	FILE *f;
+
+	if (given) {
+		snprintf(criu, sizeof(criu), "%s", given);
+	} else {
+		f = popen("scripts/criu 2>/dev/null", "re");
+		if (f && !fgets(criu, sizeof(criu), f))
+			criu[0] = '\0';
+		if (f)
+			pclose(f);
+		criu[strcspn(criu, "\n")] = '\0';
+	}
+	return access(criu, X_OK) == 0 ? NULL : "no criu: set DECAMP_CRIU";
+}
+
+#define SKIP_IF_MISSING()                                               \
+	do {                                                            \
+		const char *missing = fixture_missing() ?: find_criu(); \
+		if (missing) {                                          \
+			print_message("skipped: %s\n", missing);        \
+			skip();                                         \
+		}                                                       \
+	} while (0)
+
+static void place_init(struct place *p)
+{
+	strcpy(p->base, "/var/tmp/decamp-work-XXXXXX");
+	assert_non_null(mkdtemp(p->base));
+	snprintf(p->spool, sizeof(p->spool), "%s.spool", p->base);
+	snprintf(p->images, sizeof(p->images), "%s.images", p->base);
+	assert_int_equal(mkdir(p->spool, 0700), 0);
+	assert_int_equal(mkdir(p->images, 0700), 0);
+}
+
+static void place_deinit(struct place *p)
+{
+	(void)!remove_tree_at(AT_FDCWD, p->base);
+	(void)!remove_tree_at(AT_FDCWD, p->spool);
+	(void)!remove_tree_at(AT_FDCWD, p->images);
+}
+
+static int setup(void **state)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	*state = w;
+	if (fixture_missing() || find_criu())
+		return 0;
+	place_init(&w->p);
+	capture_lab_init(&w->lab);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct world *w = *state;
+
+	if (w->f.base[0])
+		fixture_deinit(&w->f);
+	if (w->g.base[0])
+		fixture_deinit(&w->g);
+	capture_destroy(w->c);
+	if (w->p.base[0]) {
+		capture_lab_deinit(&w->lab);
+		umount2(w->p.spool, MNT_DETACH);
+		place_deinit(&w->p);
+	}
+	free(w);
+	return 0;
+}
+
+static void start(struct fixture *f, const struct place *p, const char *script)
+{
+	static const char env[] = "PATH=/usr/bin:/bin\0LANG=C";
+	char argv[8192], out[128];
+	struct keeper_command command = { .env = env,
+					  .env_size = sizeof(env),
+					  .cwd = p->base,
+					  .stdout_path = out,
+					  .stderr_path = out,
+					  .argv = argv };
+	const char *step = "";
+	int r;
+
+	snprintf(out, sizeof(out), "%s/out", p->base);
+	command.argv_size = (size_t)snprintf(argv, sizeof(argv), "sh%c-c%c%s", 0, 0, script) + 1;
+	assert_int_equal(keeper_start(&f->config, &f->k), 0);
+	r = keeper_run(f->k, &command, &step);
+	if (r < 0)
+		print_message("%s: %s\n", step, strerror(-r));
+	assert_int_equal(r, 0);
+}
+
+static char *output_of(const struct fixture *f, const struct place *p, const char *name)
+{
+	char path[PATH_MAX], full[128];
+
+	snprintf(full, sizeof(full), "%s/%s", p->base, name);
+	fixture_path(f, full, path);
+	return lab_read("%s", path);
+}
+
+static size_t output_size(const struct fixture *f, const struct place *p, const char *name)
+{
+	char *text = output_of(f, p, name);
+	size_t size = text ? strlen(text) : 0;
+
+	free(text);
+	return size;
+}
+
+static void wait_output(const struct fixture *f, const struct place *p, size_t size)
+{
+	for (int i = 0; i < 3000 && output_size(f, p, "out") < size; i++)
+		sleep_ms(10);
+	assert_true(output_size(f, p, "out") >= size);
+}
+
+static void end_fixture(struct fixture *f)
+{
+	fixture_deinit(f);
+	f->base[0] = '\0';
+}
+
+static int take(struct fixture *f, const struct place *p, struct capture *c,
+		enum capture_after after, struct snapshot **ret, char *reason)
+{
+	struct capture_request request = {
+		.keeper = f->k, .criu = criu, .spool_dir = p->spool, .after = after
+	};
+
+	return capture_take(c, &request, ret, reason);
+}
+
+static struct packer_counts checkpoint(struct fixture *f, const struct place *p, struct capture *c,
+				       struct capture_lab *lab, enum capture_after after)
+{
+	char reason[CAPTURE_REASON_MAX];
+	struct packer_counts counts;
+	struct snapshot *s = NULL;
+	const struct snapshot_info *info;
+	int r = take(f, p, c, after, &s, reason);
+
+	if (r < 0)
+		print_message("capture: %s\n", reason);
+	assert_int_equal(r, 0);
+	counts = capture_lab_pack(lab, c, s);
+	info = snapshot_info(s);
+	print_message(
+		"checkpoint: pause_us=%llu files_us=%llu tasks=%u mem=%llu raw=%llu new=%llu\n",
+		(unsigned long long)info->pause_us, (unsigned long long)info->files_us, info->tasks,
+		(unsigned long long)info->mem_bytes, (unsigned long long)counts.raw_bytes,
+		(unsigned long long)counts.new_bytes);
+	assert_true(info->mem_bytes > 0);
+	snapshot_destroy(s);
+	return counts;
+}
+
+static struct capture *make_capture(const struct fixture *f, const struct place *p)
+{
+	struct capture_config config = { .state_dir = f->state_dir,
+					 .cwd = p->base,
+					 .carry_cwd = true,
+					 .closure_max_bytes = 256 << 20 };
+	struct capture *c = NULL;
+
+	assert_int_equal(capture_create(&config, &c), 0);
+	return c;
+}
+
+static int restore(struct fixture *f, const struct place *p, struct capture_lab *lab,
+		   int (*ready)(void *ctx), char *reason)
+{
+	struct manifest *m = capture_lab_manifest(lab);
+	struct restore_request request = { .manifest = m,
+					   .job_key = &lab->job_key,
+					   .state_dir = f->state_dir,
+					   .images_dir = p->images,
+					   .criu = criu,
+					   .keeper = f->config,
+					   .fetch = capture_lab_fetch,
+					   .fetch_ctx = lab,
+					   .ready = ready };
+	int r = restore_job(&request, &f->k, reason);
+
+	manifest_destroy(m);
+	return r;
+}
+
+static void stop(struct fixture *f)
+{
+	assert_int_equal(keeper_kill(f->k), 0);
+	assert_int_equal(keeper_quit(f->k), 0);
+	keeper_detach(f->k);
+	f->k = NULL;
+}
+
+/* What the program writes when nobody disturbs it. */
+static char *undisturbed(struct world *w, const char *script)
+{
+	char *text;
+
+	fixture_init(&w->f);
+	start(&w->f, &w->p, script);
+	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
+	text = output_of(&w->f, &w->p, "out");
+	end_fixture(&w->f);
+	assert_non_null(text);
+	return text;
+}
+
+/* gone: the submission directory does not exist where it is restored. */
+static void roundtrip(struct world *w, const char *script, const char *input, size_t step,
+		      bool gone)
+{
+	char *expected, *text, reason[RESTORE_REASON_MAX] = "";
+	struct packer_counts first, second;
+	int r;
+
+	SKIP_IF_MISSING();
+	if (input)
+		lab_write(input, "%s/input", w->p.base);
+	expected = undisturbed(w, script);
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, script);
+	wait_output(&w->f, &w->p, step);
+	first = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
+	wait_output(&w->f, &w->p, 2 * step);
+	second = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
+	assert_true(second.new_bytes < first.new_bytes / 2);
+	wait_output(&w->f, &w->p, 3 * step);
+	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
+	/* On, so that files are ahead of the checkpoint: restore must roll them back. */
+	wait_output(&w->f, &w->p, 4 * step);
+	stop(&w->f);
+	end_fixture(&w->f);
+
+	if (gone)
+		assert_int_equal(remove_tree_at(AT_FDCWD, w->p.base), 0);
+	fixture_init(&w->g);
+	r = restore(&w->g, &w->p, &w->lab, NULL, reason);
+	if (r < 0)
+		print_message("restore: %s\n", reason);
+	assert_int_equal(r, 0);
+	assert_int_equal(fixture_wait_exit(&w->g, JOB_MS), 0);
+	text = output_of(&w->g, &w->p, "out");
+	assert_non_null(text);
+	assert_string_equal(text, expected);
+	free(text);
+	free(expected);
+}
+
+static const char python_job[] =
+	"exec /usr/bin/python3 -c '\n"
+	"import time\n"
+	"x = 1; hist = {}; f = open(\"out\", \"a\")\n"
+	"for i in range(200):\n"
+	"    for _ in range(2000): x = (x * 6364136223846793005 + 1442695040888963407) % 2**64\n"
+	"    hist[x % 97] = hist.get(x % 97, 0) + 1\n"
+	"    f.write(\"%d %d %d\\n\" % (i, x, len(hist))); f.flush(); time.sleep(0.02)\n"
+	"f.write(open(\"input\").read()); f.close()\n'";
+
+static void test_python(void **state)
+{
+	roundtrip(*state, python_job, "read at the end\n", 300, false);
+}
+
+static void test_python_elsewhere(void **state)
+{
+	roundtrip(*state, python_job, "read at the end\n", 300, true);
+}
+
+/* A file of /dev/shm, mapped by two processes, with more in it than what is mapped. */
+static void test_shm(void **state)
+{
+	roundtrip(*state,
+		  "exec /usr/bin/python3 -c '\n"
+		  "import mmap, os, struct, time\n"
+		  "os.mkdir(\"/dev/shm/dir\")\n"
+		  "open(\"/dev/shm/dir/later\", \"w\").write(\"closed file\\n\")\n"
+		  "f = open(\"/dev/shm/counter\", \"w+b\"); f.truncate(8192)\n"
+		  "m = mmap.mmap(f.fileno(), 4096)\n"
+		  "if os.fork() == 0:\n"
+		  "    for i in range(150):\n"
+		  "        m[0:8] = struct.pack(\"q\", i); time.sleep(0.02)\n"
+		  "    m[8:9] = b\"x\"; os._exit(0)\n"
+		  "last = -1\n"
+		  "while m[8:9] != b\"x\" or last < 149:\n"
+		  "    now = struct.unpack(\"q\", m[0:8])[0]\n"
+		  "    while last < now: last += 1; print(last, flush=True)\n"
+		  "    time.sleep(0.005)\n"
+		  "    if last == 149 and m[8:9] == b\"x\": break\n"
+		  "print(open(\"/dev/shm/dir/later\").read())\n'",
+		  NULL, 80, false);
+}
+
+static void test_pipeline(void **state)
+{
+	roundtrip(*state,
+		  "i=0; while [ $i -lt 150 ]; do i=$((i+1)); echo $i $((i*i)); sleep 0.02; done | "
+		  "awk '{ s += $2; print $1, s; fflush() }' | tee copy",
+		  NULL, 100, false);
+}
+
+static void test_xz(void **state)
+{
+	/* The checksum line comes at the end: progress is what the loop beside it writes. */
+	roundtrip(*state,
+		  "seq 1 1500000 | xz -T2 -6 -c > big.xz & i=0; "
+		  "while [ $i -lt 40 ]; do i=$((i+1)); echo $i; sleep 0.1; done; wait; "
+		  "xz -dc big.xz | cksum; cksum < big.xz",
+		  NULL, 12, true);
+}
+
+static int refuse(void *ctx)
+{
+	(void)ctx;
+	return -ESTALE;
+}
+
+static void test_refused(void **state)
+{
+	struct world *w = *state;
+	char reason[RESTORE_REASON_MAX], path[256];
+	size_t size;
+
+	SKIP_IF_MISSING();
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done");
+	wait_output(&w->f, &w->p, 20);
+	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_STAY_FROZEN);
+	/* Frozen means frozen, right from the checkpoint on. */
+	size = output_size(&w->f, &w->p, "out");
+	sleep_ms(300);
+	assert_int_equal(output_size(&w->f, &w->p, "out"), size);
+	assert_int_equal(keeper_thaw(w->f.k), 0);
+	wait_output(&w->f, &w->p, size + 10);
+	stop(&w->f);
+	end_fixture(&w->f);
+
+	fixture_init(&w->g);
+	assert_int_equal(restore(&w->g, &w->p, &w->lab, refuse, reason), -ESTALE);
+	snprintf(path, sizeof(path), "%s/upper", w->g.state_dir);
+	assert_int_equal(access(path, F_OK), -1);
+	w->lab.fail = -EHOSTUNREACH;
+	assert_int_equal(remove_tree_at(AT_FDCWD, w->p.images), 0);
+	assert_int_equal(mkdir(w->p.images, 0700), 0);
+	assert_int_equal(restore(&w->g, &w->p, &w->lab, NULL, reason), -EHOSTUNREACH);
+	assert_int_equal(access(path, F_OK), -1);
+}
+
+/* A job that counts; after `fn` spoilt a capture, its output must be what it always is. */
+static void spoilt(struct world *w,
+		   void (*fn)(struct fixture *f, struct place *p, struct capture *c))
+{
+	static const char script[] =
+		"i=0; while [ $i -lt 120 ]; do i=$((i+1)); echo $i; sleep 0.02; done";
+	char *expected, *text;
+
+	SKIP_IF_MISSING();
+	expected = undisturbed(w, script);
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, script);
+	wait_output(&w->f, &w->p, 30);
+	fn(&w->f, &w->p, w->c);
+	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
+	text = output_of(&w->f, &w->p, "out");
+	assert_string_equal(text, expected);
+	free(text);
+	free(expected);
+}
+
+static void expect_failure(struct fixture *f, struct place *p, struct capture *c, int error,
+			   const char *word)
+{
+	char reason[CAPTURE_REASON_MAX] = "";
+	struct snapshot *s = NULL;
+	int r = take(f, p, c, CAPTURE_RUN_ON, &s, reason);
+
+	print_message("expected: %s\n", reason);
+	if (error)
+		assert_int_equal(r, error);
+	assert_true(r < 0);
+	assert_null(s);
+	assert_non_null(strstr(reason, word));
+}
+
+static void no_space(struct fixture *f, struct place *p, struct capture *c)
+{
+	assert_int_equal(mount("test", p->spool, "tmpfs", 0, "size=64k"), 0);
+	expect_failure(f, p, c, 0, "");
+	assert_int_equal(umount2(p->spool, MNT_DETACH), 0);
+}
+
+static void no_space_for_files(struct fixture *f, struct place *p, struct capture *c)
+{
+	char path[PATH_MAX], file[128];
+	static char zeros[1 << 20];
+
+	snprintf(file, sizeof(file), "%s/big", p->base);
+	fixture_path(f, file, path);
+	memset(zeros, 'z', sizeof(zeros) - 1);
+	for (int i = 0; i < 24; i++)
+		lab_write(zeros, "%s%d", path, i);
+	assert_int_equal(mount("test", p->spool, "tmpfs", 0, "size=16m"), 0);
+	expect_failure(f, p, c, -ENOSPC, "big");
+	assert_int_equal(umount2(p->spool, MNT_DETACH), 0);
+}
+
+static void no_spool(struct fixture *f, struct place *p, struct capture *c)
+{
+	assert_int_equal(rmdir(p->spool), 0);
+	expect_failure(f, p, c, -ENOENT, p->spool);
+	assert_int_equal(mkdir(p->spool, 0700), 0);
+	assert_int_equal(mount("test", p->spool, "tmpfs", MS_RDONLY, NULL), 0);
+	expect_failure(f, p, c, -EROFS, p->spool);
+	assert_int_equal(umount2(p->spool, MNT_DETACH), 0);
+}
+
+static void too_big(struct fixture *f, struct place *p, struct capture *c)
+{
+	struct capture_config config = { .state_dir = f->state_dir,
+					 .cwd = p->base,
+					 .carry_cwd = true,
+					 .closure_max_bytes = 100000 };
+	static char text[200001];
+	struct capture *small = NULL;
+	char path[128];
+
+	(void)c;
+	memset(text, 't', sizeof(text) - 1);
+	snprintf(path, sizeof(path), "%s/heavy", p->base);
+	assert_int_equal(mkdir(path, 0755), 0);
+	lab_write(text, "%s/heavy/file", p->base);
+	assert_int_equal(capture_create(&config, &small), 0);
+	expect_failure(f, p, small, -EFBIG, "heavy");
+	capture_destroy(small);
+}
+
+/* CRIU wrapped: it kills itself a moment after it began. */
+static void killed_criu(struct fixture *f, struct place *p, struct capture *c)
+{
+	char wrapper[160], saved[PATH_MAX];
+
+	snprintf(wrapper, sizeof(wrapper), "%s.criu", p->base);
+	snprintf(saved, sizeof(saved), "%s", criu);
+	for (int ms = 5; ms <= 60; ms += 11) {
+		char script[PATH_MAX + 256];
+
+		snprintf(script, sizeof(script),
+			 "#!/bin/sh\n(sleep 0.%03d; kill -9 $$) &\nexec %s \"$@\"\n", ms, saved);
+		lab_write(script, "%s", wrapper);
+		assert_int_equal(chmod(wrapper, 0755), 0);
+		snprintf(criu, sizeof(criu), "%s", wrapper);
+		char reason[CAPTURE_REASON_MAX];
+		struct snapshot *s = NULL;
+
+		if (take(f, p, c, CAPTURE_RUN_ON, &s, reason) < 0)
+			print_message("after %d ms: %s\n", ms, reason);
+		snapshot_destroy(s);
+	}
+	snprintf(criu, sizeof(criu), "%s", saved);
+	unlink(wrapper);
+}
+
+static void test_no_space(void **state)
+{
+	spoilt(*state, no_space);
+}
+
+static void test_no_space_for_files(void **state)
+{
+	spoilt(*state, no_space_for_files);
+}
+
+static void test_no_spool(void **state)
+{
+	spoilt(*state, no_spool);
+}
+
+static void test_too_big(void **state)
+{
+	spoilt(*state, too_big);
+}
+
+static void test_killed_criu(void **state)
+{
+	spoilt(*state, killed_criu);
+}
+
+static void test_vanished(void **state)
+{
+	struct world *w = *state;
+	char reason[CAPTURE_REASON_MAX] = "";
+	struct snapshot *s = NULL;
+
+	SKIP_IF_MISSING();
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, "echo begun; sleep 0.3");
+	wait_output(&w->f, &w->p, 5);
+	for (int r = 0; r == 0;) {
+		r = take(&w->f, &w->p, w->c, CAPTURE_RUN_ON, &s, reason);
+		snapshot_destroy(s);
+		s = NULL;
+		if (r < 0)
+			assert_int_equal(r, -ESRCH);
+	}
+	print_message("expected: %s\n", reason);
+	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
+}
+
+static void test_orphan(void **state)
+{
+	struct world *w = *state;
+
+	SKIP_IF_MISSING();
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, "(sleep 1000 &) ; echo begun; sleep 1000");
+	wait_output(&w->f, &w->p, 5);
+	expect_failure(&w->f, &w->p, w->c, -EOPNOTSUPP, "has left its main process");
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_python),	TEST(test_python_elsewhere),
+		TEST(test_shm),		TEST(test_pipeline),
+		TEST(test_xz),		TEST(test_refused),
+		TEST(test_no_space),	TEST(test_no_space_for_files),
+		TEST(test_no_spool),	TEST(test_too_big),
+		TEST(test_killed_criu), TEST(test_vanished),
+		TEST(test_orphan),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

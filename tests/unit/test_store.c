@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* The store on a real disk: what is kept, what is refused, what survives a kill. */
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/sha.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay/store/store.h"
+
+enum { QUOTA = 64 << 20 };
+
+struct fixture {
+	char dir[64];
+	struct store *store;
+};
+
+static void open_store(struct fixture *f)
+{
+	assert_int_equal(store_open(f->dir, &f->store), 0);
+	store_set_limits(f->store, QUOTA, 0);
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	strcpy(f->dir, "/tmp/store-test-XXXXXX");
+	assert_non_null(mkdtemp(f->dir));
+	open_store(f);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	store_close(f->store);
+	assert_int_equal(remove_tree_at(AT_FDCWD, f->dir), 0);
+	free(f);
+	return 0;
+}
+
+static void reopen(struct fixture *f)
+{
+	store_close(f->store);
+	open_store(f);
+}
+
+static void fill(uint8_t *bytes, uint32_t size, uint32_t salt)
+{
+	uint32_t x = salt * 2 + 1;
+
+	for (uint32_t i = 0; i < size; i++) {
+		x ^= x << 13;
+		x ^= x >> 17;
+		x ^= x << 5;
+		bytes[i] = (uint8_t)(x >> 3);
+	}
+	for (uint32_t i = 0; i < size && i < sizeof(salt); i++)
+		bytes[i] = (uint8_t)(salt >> 8 * i);
+}
+
+static struct ov_object describe(uint8_t *bytes, uint32_t size, uint32_t salt, uint8_t job,
+				 uint64_t seq)
+{
+	struct ov_object object = { .size = size, .seq = seq, .job.b[0] = job, .token.counter = 10 };
+
+	fill(bytes, size, salt);
+	SHA256(bytes, size, object.hash.b);
+	return object;
+}
+
+static int put(struct store *store, const struct ov_object *object, const uint8_t *bytes)
+{
+	struct store_put *put = NULL;
+	int r = store_put_begin(store, object, &put);
+
+	for (uint32_t done = 0; r == 0 && done < object->size; done += 1000) {
+		uint32_t left = object->size - done;
+
+		r = store_put_write(put, bytes + done, left < 1000 ? left : 1000);
+	}
+	if (r == 0)
+		return store_put_commit(put);
+	store_put_abort(put);
+	return r;
+}
+
+static struct ov_object put_new(struct store *store, uint32_t size, uint32_t salt, uint8_t job,
+				uint64_t seq)
+{
+	uint8_t *bytes = malloc(size);
+	struct ov_object object;
+
+	assert_non_null(bytes);
+	object = describe(bytes, size, salt, job, seq);
+	assert_int_equal(put(store, &object, bytes), 0);
+	free(bytes);
+	return object;
+}
+
+static int get(struct store *store, const struct ov_object *object)
+{
+	uint8_t *bytes = malloc(object->size);
+	struct object_hash hash;
+	uint32_t size = 0;
+	int fd = -1, r = store_get(store, &object->hash, &fd, &size);
+
+	assert_non_null(bytes);
+	if (r == 0) {
+		assert_int_equal(size, object->size);
+		assert_true(memfd_is_sealed(fd));
+		assert_int_equal(pread_full(fd, bytes, size, 0), 0);
+		SHA256(bytes, size, hash.b);
+		assert_memory_equal(&hash, &object->hash, sizeof(hash));
+		close(fd);
+	}
+	free(bytes);
+	return r;
+}
+
+static struct store_stats stats_of(struct store *store)
+{
+	struct store_stats stats;
+
+	store_get_stats(store, &stats);
+	return stats;
+}
+
+static void path_of(const struct fixture *f, const struct ov_object *object, char path[256])
+{
+	char hex[65];
+
+	hex_encode(object->hash.b, 32, hex);
+	snprintf(path, 256, "%s/objects/%.2s/%s", f->dir, hex, hex);
+}
+
+static void test_put_get(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 1, 1, 1, 1), b = put_new(f->store, 1 << 20, 2, 1, 1);
+	struct ov_object absent = { .size = 5, .hash.b[0] = 9 };
+
+	assert_int_equal(get(f->store, &a), 0);
+	assert_int_equal(get(f->store, &b), 0);
+	assert_int_equal(get(f->store, &absent), -ENOENT);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	assert_int_equal(stats_of(f->store).object_bytes, (1 << 20) + 1);
+	/* The same again is one object. */
+	put_new(f->store, 1 << 20, 2, 1, 2);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	reopen(f);
+	assert_int_equal(get(f->store, &b), 0);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	assert_int_equal(stats_of(f->store).object_bytes, (1 << 20) + 1);
+}
+
+static void test_put_refusals(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t bytes[4096];
+	struct ov_object object = describe(bytes, sizeof(bytes), 1, 1, 1), bad;
+	struct store_put *p = NULL;
+
+	bad = object;
+	bad.size = 0;
+	assert_int_equal(put(f->store, &bad, bytes), -EINVAL);
+	bad.size = OV_PACK_MAX + 1;
+	assert_int_equal(put(f->store, &bad, bytes), -EINVAL);
+	bad = object;
+	bad.hash.b[31] ^= 1;
+	assert_int_equal(put(f->store, &bad, bytes), -EBADMSG);
+	assert_int_equal(stats_of(f->store).bad_objects, 1);
+	/* Too long, too short. */
+	assert_int_equal(store_put_begin(f->store, &object, &p), 0);
+	assert_int_equal(store_put_write(p, bytes, 4000), 0);
+	assert_int_equal(store_put_write(p, bytes, 97), -EBADMSG);
+	assert_int_equal(store_put_commit(p), -ENODATA);
+	assert_int_equal(stats_of(f->store).objects, 0);
+	/* An older incarnation. */
+	assert_int_equal(put(f->store, &object, bytes), 0);
+	object.token.counter = 9;
+	assert_int_equal(put(f->store, &object, bytes), -ESTALE);
+	object.token.counter = 0;
+	assert_int_equal(put(f->store, &object, bytes), 0);
+}
+
+static void test_quota(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *bytes = malloc(1 << 20);
+	struct ov_object a = describe(bytes, 1 << 20, 1, 1, 1), b;
+	struct store_put *p = NULL;
+
+	assert_non_null(bytes);
+	store_set_limits(f->store, (2 << 20) - 1, 0);
+	assert_int_equal(put(f->store, &a, bytes), 0);
+	b = describe(bytes, 1 << 20, 2, 1, 1);
+	assert_int_equal(put(f->store, &b, bytes), -ENOSPC);
+	/* What is still arriving counts. */
+	store_set_limits(f->store, 3 << 20, 0);
+	assert_int_equal(store_put_begin(f->store, &b, &p), 0);
+	b = describe(bytes, (1 << 20) - 1, 3, 1, 1);
+	assert_int_equal(store_room_bytes(f->store), 1 << 20);
+	assert_int_equal(put(f->store, &b, bytes), 0);
+	b = describe(bytes, 2, 4, 1, 1);
+	assert_int_equal(put(f->store, &b, bytes), -ENOSPC);
+	store_put_abort(p);
+	assert_int_equal(put(f->store, &b, bytes), 0);
+	/* Disk that is never touched. */
+	store_set_limits(f->store, UINT64_MAX / 2, UINT64_MAX / 2);
+	b = describe(bytes, 3, 5, 1, 1);
+	assert_int_equal(put(f->store, &b, bytes), -ENOSPC);
+	assert_int_equal(store_room_bytes(f->store), 0);
+	free(bytes);
+}
+
+static void test_retain(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object old = put_new(f->store, 1000, 1, 1, 1);
+	struct ov_object kept = put_new(f->store, 1000, 2, 1, 1);
+	struct ov_object fresh = put_new(f->store, 1000, 3, 1, 7);
+	struct ov_object other = put_new(f->store, 1000, 4, 2, 1);
+	struct ov_object shared = put_new(f->store, 1000, 5, 1, 1);
+	struct object_hash list[] = { fresh.hash, kept.hash };
+	struct ov_retain retain = { .job = old.job, .token = old.token, .upto_seq = 5, .count = 2 };
+	uint32_t dropped = 0;
+
+	put_new(f->store, 1000, 5, 2, 1);
+	assert_int_equal(store_retain(f->store, &retain, list, &dropped), 0);
+	assert_int_equal(dropped, 1);
+	assert_int_equal(get(f->store, &old), -ENOENT);
+	assert_int_equal(get(f->store, &kept), 0);
+	assert_int_equal(get(f->store, &fresh), 0);
+	assert_int_equal(get(f->store, &other), 0);
+	assert_int_equal(get(f->store, &shared), 0);
+	assert_int_equal(stats_of(f->store).objects, 4);
+	/* A newer incarnation, then the old one again. */
+	retain.token.counter = 11;
+	assert_int_equal(store_retain(f->store, &retain, list, &dropped), 0);
+	retain.token.counter = 10;
+	retain.count = 0;
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), -ESTALE);
+	reopen(f);
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), -ESTALE);
+	assert_int_equal(get(f->store, &kept), 0);
+	/* The end of the job: everything of it goes, and nothing of the other. */
+	retain.token.counter = 11;
+	retain.upto_seq = UINT64_MAX;
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), 0);
+	assert_int_equal(dropped, 2);
+	assert_int_equal(get(f->store, &shared), 0);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	assert_int_equal(stats_of(f->store).object_bytes, 2000);
+	retain.count = STORE_RETAIN_MAX + 1;
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), -EINVAL);
+}
+
+static void test_retain_many(void **state)
+{
+	enum { COUNT = 150 };
+	struct fixture *f = *state;
+	struct ov_object objects[COUNT];
+	struct object_hash list[COUNT / 2];
+	struct ov_retain retain = { .upto_seq = 1, .count = COUNT / 2, .token.counter = 10 };
+	uint32_t dropped = 0;
+
+	for (uint32_t i = 0; i < COUNT; i++) {
+		objects[i] = put_new(f->store, 100, i, 3, 1);
+		if (i % 2)
+			list[i / 2] = objects[i].hash;
+	}
+	retain.job = objects[0].job;
+	assert_int_equal(store_retain(f->store, &retain, list, &dropped), 0);
+	assert_int_equal(dropped, COUNT / 2);
+	for (uint32_t i = 0; i < COUNT; i++)
+		assert_int_equal(get(f->store, &objects[i]), i % 2 ? 0 : -ENOENT);
+}
+
+static void test_rot(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 300000, 1, 1, 1), b = put_new(f->store, 10, 2, 1, 1);
+	struct ov_object c = put_new(f->store, 10, 3, 1, 1);
+	char path[256];
+	int fd;
+
+	path_of(f, &a, path);
+	fd = open(path, O_WRONLY);
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite_full(fd, "x", 1, 299999), 0);
+	close(fd);
+	assert_int_equal(get(f->store, &a), -ENOENT);
+	assert_int_equal(access(path, F_OK), -1);
+	assert_int_equal(stats_of(f->store).bad_objects, 1);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	/* Cut short, and gone altogether. */
+	path_of(f, &b, path);
+	assert_int_equal(truncate(path, 9), 0);
+	assert_int_equal(get(f->store, &b), -ENOENT);
+	path_of(f, &c, path);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(get(f->store, &c), -ENOENT);
+	assert_int_equal(stats_of(f->store).bad_objects, 3);
+	assert_int_equal(stats_of(f->store).object_bytes, 0);
+	/* It can come again. */
+	put_new(f->store, 300000, 1, 1, 1);
+	assert_int_equal(get(f->store, &a), 0);
+}
+
+static void test_reconcile(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 1000, 1, 1, 1), b = put_new(f->store, 1000, 2, 1, 1);
+	struct ov_object c = put_new(f->store, 1000, 3, 1, 1);
+	struct store_put *arriving = NULL;
+	char path[256], orphan[256], stray[256];
+	int fd;
+
+	path_of(f, &a, path);
+	assert_int_equal(unlink(path), 0);
+	path_of(f, &b, path);
+	assert_int_equal(truncate(path, 1), 0);
+	b.hash.b[5] ^= 1; /* in the same folder, of no row */
+	path_of(f, &b, orphan);
+	snprintf(stray, sizeof(stray), "%s/objects/tmp/stray", f->dir);
+	fd = open(orphan, O_WRONLY | O_CREAT, 0600);
+	assert_true(fd >= 0);
+	close(fd);
+	fd = open(stray, O_WRONLY | O_CREAT, 0600);
+	assert_true(fd >= 0);
+	close(fd);
+	reopen(f);
+	assert_int_equal(stats_of(f->store).objects, 1);
+	assert_int_equal(get(f->store, &a), -ENOENT);
+	assert_int_equal(get(f->store, &c), 0);
+	assert_int_equal(access(orphan, F_OK), -1);
+	assert_int_equal(access(stray, F_OK), -1);
+	assert_int_equal(access(path, F_OK), -1);
+	/* Their references are gone too: nothing is counted twice. */
+	put_new(f->store, 1000, 1, 1, 1);
+	a.seq = 1;
+	assert_int_equal(
+		store_retain(f->store,
+			     &(struct ov_retain){ .job = a.job, .token = a.token, .upto_seq = 1 },
+			     NULL, &(uint32_t){ 0 }),
+		0);
+	assert_int_equal(stats_of(f->store).objects, 0);
+	assert_int_equal(store_put_begin(f->store, &a, &arriving), 0);
+	store_put_abort(arriving);
+}
+
+static int count_records(void *ctx, const struct job_id *job, const void *bytes, size_t size)
+{
+	uint32_t *sum = ctx;
+
+	assert_int_equal(((const uint8_t *)bytes)[0], job->b[0]);
+	*sum += (uint32_t)size;
+	return 0;
+}
+
+static int fail_record(void *ctx, const struct job_id *job, const void *bytes, size_t size)
+{
+	(void)ctx;
+	(void)job;
+	(void)bytes;
+	(void)size;
+	return -EBADMSG;
+}
+
+static void test_records(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t one[100] = { 1 }, two[CORE_RECORD_MAX] = { 2 };
+	struct core_write writes[] = { { .job.b[0] = 1, .size = sizeof(one), .bytes = one },
+				       { .job.b[0] = 2, .size = sizeof(two), .bytes = two },
+				       { .job.b[0] = 3 } };
+	uint64_t first = 0, second = 0;
+	uint32_t sum = 0;
+
+	assert_int_equal(store_write_records(f->store, writes, 3), 0);
+	assert_int_equal(store_write_records(f->store, NULL, 0), 0);
+	reopen(f);
+	assert_int_equal(store_each_record(f->store, count_records, &sum), 0);
+	assert_int_equal(sum, sizeof(one) + sizeof(two));
+	assert_int_equal(store_each_record(f->store, fail_record, NULL), -EBADMSG);
+	writes[0].size = 0;
+	assert_int_equal(store_write_records(f->store, writes, 1), 0);
+	sum = 0;
+	assert_int_equal(store_each_record(f->store, count_records, &sum), 0);
+	assert_int_equal(sum, sizeof(two));
+	assert_int_equal(store_next_incarnation(f->store, 1000, &first), 0);
+	assert_int_equal(first, 1000);
+	reopen(f);
+	/* The wall clock was set back. */
+	assert_int_equal(store_next_incarnation(f->store, 5, &second), 0);
+	assert_int_equal(second, 1001);
+}
+
+/* Puts for ever; says the number of each object once it is acknowledged. */
+static void put_until_killed(const char *dir, int report)
+{
+	struct store *store = NULL;
+	uint8_t bytes[20000];
+
+	if (store_open(dir, &store) < 0)
+		_exit(1);
+	store_set_limits(store, UINT64_MAX / 2, 0);
+	for (uint32_t i = 0;; i++) {
+		struct ov_object object = describe(bytes, sizeof(bytes), i, 1, 1);
+		struct core_write record = { .job.b = { (uint8_t)i, (uint8_t)(i >> 8) },
+					     .size = 1,
+					     .bytes = (uint8_t[]){ (uint8_t)i } };
+
+		if (put(store, &object, bytes) < 0 || store_write_records(store, &record, 1) < 0 ||
+		    write_full(report, &i, sizeof(i)) < 0)
+			_exit(2);
+	}
+}
+
+static void test_kill(void **state)
+{
+	struct fixture *f = *state;
+
+	store_close(f->store);
+	f->store = NULL;
+	for (int round = 0; round < 8; round++) {
+		struct timespec ts = { .tv_nsec = 30000000 + round * 17000000 };
+		uint32_t last, count = 0, sum = 0;
+		uint8_t bytes[20000];
+		int pipes[2];
+		pid_t pid;
+
+		assert_int_equal(pipe(pipes), 0);
+		pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0)
+			put_until_killed(f->dir, pipes[1]);
+		close(pipes[1]);
+		nanosleep(&ts, NULL);
+		assert_int_equal(kill(pid, SIGKILL), 0);
+		assert_int_equal(waitpid(pid, NULL, 0), pid);
+		while (read(pipes[0], &last, sizeof(last)) == sizeof(last))
+			count = last + 1;
+		close(pipes[0]);
+		open_store(f);
+		for (uint32_t i = 0; i < count; i++) {
+			struct ov_object object = describe(bytes, sizeof(bytes), i, 1, 1);
+
+			assert_int_equal(get(f->store, &object), 0);
+		}
+		assert_int_equal(stats_of(f->store).bad_objects, 0);
+		assert_int_equal(store_each_record(f->store, count_records, &sum), 0);
+		assert_true(sum >= count);
+		store_close(f->store);
+		f->store = NULL;
+	}
+	open_store(f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_put_get, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_put_refusals, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_quota, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_retain, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_retain_many, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_rot, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reconcile, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
