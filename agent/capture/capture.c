@@ -316,6 +316,11 @@ static int dump(struct take *t)
 		if (keeper_status(t->request->keeper, &now) == 0 && !now.running)
 			return capture_fail(t->reason, -ESRCH,
 					    "the job ended during its checkpoint");
+		if (strstr(why, strerror(ENOSPC)))
+			return capture_fail(t->reason, -ENOSPC,
+					    "the spool folder %s is too small for the job's memory "
+					    "(CRIU: %s): free some space there",
+					    t->request->spool_dir, why);
 		return capture_fail(t->reason, r, "CRIU cannot dump the job (%s)", why);
 	}
 	t->s->info.pause_us = times.wall_us;
@@ -408,4 +413,27 @@ int capture_take(struct capture *c, const struct capture_request *request,
 	}
 	*ret_snapshot = t.s;
 	return 0;
+}
+
+int capture_learn_restored(struct capture *c)
+{
+	struct entries entries = { 0 };
+	struct mounts layers = { 0 };
+	char reason[CAPTURE_REASON_MAX] = "";
+	struct walk w = { .entries = &entries,
+			  .past = &c->past,
+			  .layers = &layers,
+			  .ended = true,
+			  .reason = reason };
+	int r = mounts_read_layers(&layers, c->state_dir);
+
+	clock_gettime(CLOCK_REALTIME, &w.freeze);
+	if (r == 0)
+		r = walk_uppers(&w, c->state_dir);
+	if (r == 0)
+		r = past_learn(&c->past, &entries);
+	free(w.shared);
+	entries_deinit(&entries);
+	mounts_deinit(&layers);
+	return r;
 }

@@ -96,5 +96,11 @@ struct snapshot_file {
 int snapshot_each(struct snapshot *s, bool force_content,
 		  int (*fn)(void *ctx, const struct snapshot_file *file), void *ctx) _must_check_;
 
+/*
+ * After a restore, before the job runs: the layers are as the manifest says, and the packer knows
+ * their content. Without this the first capture copies all of it in its pause.
+ */
+int capture_learn_restored(struct capture *c) _must_check_;
+
 /* The packer has read it all: from now on "unchanged" means "as in this snapshot". */
 void snapshot_accept(struct capture *c, const struct snapshot *s);

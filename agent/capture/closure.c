@@ -8,7 +8,7 @@
 #include "agent/capture/internal.h"
 #include "agent/util/io.h"
 
-enum { CLOSURE_LINKS_MAX = 40, CLOSURE_DEPTH_MAX = 200, CLOSURE_LIST_MAX = 256 << 20 };
+enum { CLOSURE_LINKS_MAX = 40, CLOSURE_DEPTH_MAX = 200 };
 
 int lower_open_layers(struct lower *l, const char *state_dir)
 {

@@ -34,6 +34,8 @@ int paths_add(struct paths *p, int kind, const char *path, size_t value) _must_c
 bool paths_find(const struct paths *p, int kind, const char *path, size_t *ret_value);
 void paths_deinit(struct paths *p);
 
+enum { CLOSURE_LIST_MAX = 256 << 20 }; /* bytes of closure.list or carried.list */
+
 enum entry_content {
 	CONTENT_NONE,	   /* folder, symlink, whiteout, FIFO */
 	CONTENT_IMAGE,	   /* in images/ of the spool */

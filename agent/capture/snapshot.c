@@ -235,22 +235,46 @@ static int open_content(struct snapshot *s, struct entry *e)
 	return fd;
 }
 
-/* What the job wrote or removed in its upper layer hides the lower file of that path. */
+static bool is_opaque(const struct entry *e)
+{
+	static const char name[] = "trusted.overlay.opaque";
+
+	return e->xattrs && memmem(e->xattrs, e->xattrs_size, name, sizeof(name));
+}
+
+/*
+ * What the job wrote or removed in its upper layer hides the lower file of that path; a folder
+ * that it removed, replaced or made anew hides all that is below.
+ */
 static bool is_hidden(const struct snapshot *s, const struct entry *e)
 {
 	char path[PATH_MAX], upper[PATH_MAX];
 	const struct mount_row *row;
 	const char *rest;
-	size_t i;
+	size_t at, i;
 
-	if (e->kind != SNAPSHOT_CLOSURE || S_ISDIR(e->st.st_mode))
+	if (e->kind != SNAPSHOT_CLOSURE)
 		return false;
 	snprintf(path, sizeof(path), "/%s", e->path);
 	row = mounts_find(&s->layers, path, &rest);
-	if (!row || snprintf(upper, sizeof(upper), "%u/%s", row->n, rest) >= (int)sizeof(upper) ||
-	    !paths_find(&s->entries.index, SNAPSHOT_UPPER, upper, &i))
+	if (!row || snprintf(upper, sizeof(upper), "%u/%s", row->n, rest) >= (int)sizeof(upper))
 		return false;
-	return !S_ISDIR(s->entries.v[i].st.st_mode);
+	for (at = strcspn(upper, "/"); upper[at]; ) {
+		const struct entry *above;
+		bool last;
+
+		at += 1 + strcspn(upper + at + 1, "/");
+		last = !upper[at];
+		upper[at] = '\0';
+		if (paths_find(&s->entries.index, SNAPSHOT_UPPER, upper, &i)) {
+			above = &s->entries.v[i];
+			if (!S_ISDIR(above->st.st_mode) || (!last && is_opaque(above)))
+				return true;
+		}
+		if (!last)
+			upper[at] = '/';
+	}
+	return false;
 }
 
 static int give(struct snapshot *s, struct entry *e, bool force_content,

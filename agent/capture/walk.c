@@ -214,6 +214,56 @@ static int walk_upper(struct walk *w, int fd, unsigned int n)
 	return walk_folder(w, fd, path, 0);
 }
 
+/* The topmost part of path (in the layers) that is not there any more gets a whiteout. */
+static int note_removed(struct walk *w, char *path)
+{
+	struct stat whiteout = { .st_mode = S_IFCHR };
+	struct entry *e;
+	size_t at = strcspn(path, "/"), i;
+
+	while (path[at]) {
+		char after;
+		int r = 0;
+		bool there;
+
+		at += 1 + strcspn(path + at + 1, "/");
+		after = path[at];
+		path[at] = '\0';
+		there = paths_find(&w->entries->index, SNAPSHOT_UPPER, path, &i);
+		if (!there)
+			r = entries_add(w->entries, SNAPSHOT_UPPER, path, &whiteout, &e);
+		if (!there || !S_ISDIR(w->entries->v[i].st.st_mode))
+			return r == -EEXIST ? 0 : r;
+		path[at] = after;
+	}
+	return 0;
+}
+
+/*
+ * What was carried here and removed by the job leaves no trace in a layer over a host that never
+ * had it; on a host that has it, it would be back.
+ */
+static int note_all_removed(struct walk *w, const char *state_dir)
+{
+	_cleanup_free_ char *list = NULL;
+	char path[PATH_MAX];
+	size_t size;
+	int r;
+
+	if (snprintf(path, sizeof(path), "%s/carried.list", state_dir) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	r = read_file_at(AT_FDCWD, path, CLOSURE_LIST_MAX, &list, &size);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	for (char *p = list; r == 0 && p < list + size;) {
+		size_t length = strlen(p);
+
+		r = note_removed(w, p);
+		p += length + 1;
+	}
+	return r;
+}
+
 int walk_uppers(struct walk *w, const char *state_dir)
 {
 	int r = find_shared(w, state_dir);
@@ -233,7 +283,7 @@ int walk_uppers(struct walk *w, const char *state_dir)
 			return capture_fail(w->reason, -errno, "upper layer %s", path);
 		r = walk_upper(w, fd, w->layers->v[i].n);
 	}
-	return r;
+	return r == 0 ? note_all_removed(w, state_dir) : r;
 }
 
 int walk_shm(struct walk *w, pid_t pid)

@@ -339,6 +339,15 @@ static void on_join(struct agent *a, const struct ov_join *event)
 		pthread_detach(thread);
 }
 
+static void on_member(const struct member_info *member)
+{
+	static const char *const states[] = { "?", "alive", "silent", "dead", "gone" };
+	uint32_t state = member->state < ARRAY_SIZE(states) ? member->state : 0;
+
+	log_line(state == MEMBER_ALIVE ? LOG_DEBUG_ : LOG_INFO_, LOG_TAG, "host %.*s is %s",
+		 OV_NAME_MAX - 1, member->hostname, states[state]);
+}
+
 void agent_overlay_event(struct agent *a, const struct ov_msg *msg)
 {
 	if (!a->cluster)
@@ -361,11 +370,7 @@ void agent_overlay_event(struct agent *a, const struct ov_msg *msg)
 	case OV_EV_JOIN:
 		return on_join(a, &msg->u.join);
 	case OV_EV_MEMBER:
-		log_info("host %.63s is %s", msg->u.member.hostname,
-			 msg->u.member.state == MEMBER_ALIVE   ? "alive" :
-			 msg->u.member.state == MEMBER_SUSPECT ? "silent" :
-			 msg->u.member.state == MEMBER_LEFT    ? "gone" :
-								 "dead");
+		on_member(&msg->u.member);
 		return;
 	default:
 		return; /* an answer to a request on the main channel: none is waited for */

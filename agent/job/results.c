@@ -36,11 +36,18 @@ static int fetch_results(struct job *job, const struct manifest *manifest,
 static int write_record(struct job *job, const struct results_report *report)
 {
 	_cleanup_free_ char *path = NULL;
-	struct json_object *json, *results;
-	struct json_object *summary = describe_summary(job->agent, &job->value, NULL, job, NULL, 0);
+	_cleanup_free_ struct member_info *members = NULL;
+	struct json_object *json, *results, *summary;
+	struct job_value value = job->value;
+	size_t member_count = 0;
 	const char *text;
-	int r;
+	int r = agent_members(job->channel, &members, &member_count);
 
+	if (r < 0)
+		log_debug("%s: members: %s", job->spec.name, strerror(-r));
+	job_step(job, "", 0, 0);
+	value.state = JOB_STATE_COLLECTED; /* what it is by the time that anybody reads this */
+	summary = describe_summary(job->agent, &value, NULL, job, members, member_count);
 	if (!summary)
 		return -ENOMEM;
 	json = json_object_new_object();

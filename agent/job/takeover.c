@@ -32,10 +32,13 @@ static void on_progress(void *ctx, const char *step, uint64_t done, uint64_t tot
 static int on_ready(void *ctx)
 {
 	struct job *job = ((struct takeover *)ctx)->job;
-	uint64_t now = now_boot_ns();
+	uint64_t now;
 
+	if (capture_learn_restored(job->capture) < 0)
+		log_debug("%s: the first checkpoint will copy all files", job->spec.name);
 	if (job->lost)
 		return -ESTALE;
+	now = now_boot_ns();
 	if (job->value.fence == FENCE_STRICT &&
 	    job->run_until_boot_ns < now + LEASE_MARGIN_MS * 1000000u)
 		return -EAGAIN;

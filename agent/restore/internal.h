@@ -60,9 +60,8 @@ struct layout {
 	size_t *sorted; /* closure files by path */
 	size_t sorted_count;
 	int state, images, root;
-	int upper, closure; /* folders below state_dir */
+	int upper; /* folder below state_dir */
 	int shm;	    /* /dev/shm of the namespaces, once they are there */
-	bool with_closure;
 	size_t shm_count;
 	/* The notes' mounts, and this host's where files of the job lie below them. */
 	size_t mount_count;

@@ -64,7 +64,8 @@ int restore_hash(int fd, uint64_t size, uint8_t *ret_hash)
 int layout_clear(const char *state_dir)
 {
 	static const char *const parts[] = { "upper",  "work",	       "closure", "root",
-					     "mounts", "closure.list", "empty",	  "view" };
+					     "mounts", "closure.list", "empty",	  "view",
+					     "carried.list" };
 	_cleanup_close_ int fd = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	if (fd < 0)
@@ -152,8 +153,11 @@ static bool has_upper_below(const struct layout *l, const char *folder)
 		char full[PATH_MAX];
 
 		manifest_file(l->request->manifest, i, &f);
-		if (f.kind == FILE_UPPER && full_path(l, f.path, full) == 0 &&
-		    restore_is_below(full, folder) && strcmp(full, folder))
+		if (f.kind == FILE_CLOSURE)
+			snprintf(full, sizeof(full), "/%s", f.path);
+		else if (f.kind != FILE_UPPER || full_path(l, f.path, full) < 0)
+			continue;
+		if (restore_is_below(full, folder) && strcmp(full, folder))
 			return true;
 	}
 	return false;
@@ -367,18 +371,40 @@ static void choose(struct layout *l)
 			continue;
 		}
 		l->keep[i] = f.kind != FILE_CLOSURE || !host_has(l, &f);
-		l->with_closure |= f.kind == FILE_CLOSURE && l->keep[i];
 	}
 	keep_together(l);
 }
 
 /* ---- laying out ---- */
 
+/*
+ * What was carried along goes to the upper layer too, and is the job's own from then on. It cannot
+ * be a lower layer of its own: overlayfs refuses one that lies below another (ELOOP), and the
+ * state directory usually lies below the host's root.
+ */
+static int carried_path(const struct layout *l, const char *path, char buf[PATH_MAX])
+{
+	const struct notes_mount *mount;
+	char full[PATH_MAX];
+	const char *rest;
+
+	if (snprintf(full, sizeof(full), "/%s", path) >= (int)sizeof(full))
+		return -ENAMETOOLONG;
+	mount = route(l, full, &rest);
+	if (!mount)
+		return -EBADMSG;
+	return snprintf(buf, PATH_MAX, "%u%s%s", mount->n, *rest ? "/" : "", rest) < PATH_MAX ?
+		       0 :
+		       -ENAMETOOLONG;
+}
+
 /* Folder and path below it; buf backs the path. */
 static int destination(const struct layout *l, const struct manifest_file *f, const char *path,
 		       char buf[PATH_MAX], int *ret_fd)
 {
-	*ret_fd = f->kind == FILE_IMAGE ? l->images : f->kind == FILE_UPPER ? l->upper : l->closure;
+	*ret_fd = f->kind == FILE_IMAGE ? l->images : l->upper;
+	if (f->kind == FILE_CLOSURE)
+		return carried_path(l, path, buf);
 	if (f->kind == FILE_UPPER && restore_is_shm(path)) {
 		*ret_fd = l->shm;
 		path = strchr(path, '/') ? strchr(path, '/') + 1 : "";
@@ -585,28 +611,38 @@ static int place_all(const struct layout *l)
 
 static int write_lists(const struct layout *l)
 {
-	_cleanup_free_ char *mounts = NULL, *list = NULL;
-	size_t mounts_size = 0, list_size = 0;
+	_cleanup_free_ char *mounts = NULL, *list = NULL, *carried = NULL;
+	size_t mounts_size = 0, list_size = 0, carried_size = 0;
 	FILE *m = open_memstream(&mounts, &mounts_size), *c = open_memstream(&list, &list_size);
-	int r = m && c ? 0 : -ENOMEM;
+	FILE *k = open_memstream(&carried, &carried_size);
+	int r = m && c && k ? 0 : -ENOMEM;
 
 	for (size_t i = 0; r == 0 && i < l->mount_count; i++)
 		fprintf(m, "%u %s\n", l->mounts[i].n, l->mounts[i].path);
 	for (size_t i = 0; r == 0 && i < l->sorted_count; i++) {
 		struct manifest_file f;
+		char path[PATH_MAX];
 
 		manifest_file(l->request->manifest, l->sorted[i], &f);
 		fprintf(c, "/%s", f.path);
 		fputc('\0', c);
+		if (!l->keep[l->sorted[i]] || carried_path(l, f.path, path) < 0)
+			continue;
+		fputs(path, k);
+		fputc('\0', k);
 	}
 	if (m && fclose(m) != 0)
 		r = -ENOMEM;
 	if (c && fclose(c) != 0)
 		r = -ENOMEM;
+	if (k && fclose(k) != 0)
+		r = -ENOMEM;
 	if (r == 0)
 		r = write_file_atomic_at(l->state, "mounts", mounts, mounts_size, 0600);
 	if (r == 0)
 		r = write_file_atomic_at(l->state, "closure.list", list, list_size, 0600);
+	if (r == 0)
+		r = write_file_atomic_at(l->state, "carried.list", carried, carried_size, 0600);
 	return r;
 }
 
@@ -655,8 +691,6 @@ static int open_folders(struct layout *l)
 		return -errno;
 	r = make_folder(l, "upper", &l->upper);
 	if (r == 0)
-		r = make_folder(l, "closure", &l->closure);
-	if (r == 0)
 		r = find_mounts(l);
 	return r == 0 ? make_layers(l) : r;
 }
@@ -665,7 +699,7 @@ int layout_make(struct layout *l)
 {
 	int r;
 
-	l->state = l->images = l->root = l->upper = l->closure = l->shm = -1;
+	l->state = l->images = l->root = l->upper = l->shm = -1;
 	l->file_count = manifest_file_count(l->request->manifest);
 	r = open_folders(l);
 	if (r == 0)
@@ -703,7 +737,6 @@ int layout_make_shm(struct layout *l, pid_t pid)
 void layout_deinit(struct layout *l)
 {
 	close_fdp(&l->upper);
-	close_fdp(&l->closure);
 	close_fdp(&l->shm);
 	close_fdp(&l->state);
 	close_fdp(&l->images);

@@ -34,7 +34,7 @@ static void end_keeper(struct keeper *k)
 	keeper_detach(k);
 }
 
-static int start_keeper(const struct restore_request *q, const struct layout *l,
+static int start_keeper(const struct restore_request *q,
 			const struct notes *n, struct keeper **ret_keeper, char *reason)
 {
 	struct keeper_config config = q->keeper;
@@ -42,7 +42,6 @@ static int start_keeper(const struct restore_request *q, const struct layout *l,
 
 	config.adopted = false;
 	config.state_dir = q->state_dir;
-	config.with_closure = l->with_closure;
 	if (!config.hostname || !config.hostname[0])
 		config.hostname = n->hostname;
 	/* An adopted job brings its PIDs along: helpers must keep out of their way. */
@@ -89,7 +88,7 @@ static int start_job(const struct restore_request *q, struct layout *l, const st
 		     struct keeper **ret_keeper, char *reason)
 {
 	struct keeper *k;
-	int r = start_keeper(q, l, n, &k, reason);
+	int r = start_keeper(q, n, &k, reason);
 
 	if (r < 0)
 		return r;

@@ -3,7 +3,7 @@
  * manifest -> files, images -> CRIU restore in fresh namespaces; and results -> home.
  *
  * Order (each step undone if a later one fails; nothing of the job runs before `ready` agreed):
- *   lay out upper/, closure/, images (empty files) -> fetch and fill -> owners, modes, times,
+ *   lay out upper/, images (empty files) -> fetch and fill -> owners, modes, times,
  *   xattrs -> keeper with namespaces -> criu restore -> ready() (lease still good?) -> running
  * A closure file that this host has already (same path, size and SHA-256 below its own root) is
  * neither fetched nor laid out. Everything was authenticated by manifest_open(); paths are used
@@ -24,7 +24,7 @@ struct restore_request {
 	const char *state_dir;	/* STATE/jobs/ID: emptied and laid out anew */
 	const char *images_dir; /* exists, empty; needed until the restore is over */
 	const char *criu;
-	struct keeper_config keeper; /* with_closure and helper_pid are filled in here */
+	struct keeper_config keeper; /* helper_pid is filled in here */
 	pack_fetch_fn fetch;
 	void *fetch_ctx;
 	struct packer *seed; /* learns the blocks */

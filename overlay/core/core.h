@@ -136,7 +136,10 @@ uint64_t core_deadline(const struct core *core);
 /* Member table: row by index (self included), or NULL past the end. Valid until the next step. */
 const struct member_info *core_member(const struct core *core, uint32_t index, uint64_t now_ms);
 const struct node_card *core_card(const struct core *core, const struct node_id *id);
-/* Address to dial; false if unknown or dead. */
+/*
+ * Address to dial; false if unknown or left. A dead member has one too: it is still probed, rarely,
+ * so that the halves of a healed partition meet again.
+ */
 bool core_address(const struct core *core, const struct node_id *id, const char **ret_addr,
 		  uint16_t *ret_port);
 

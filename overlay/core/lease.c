@@ -72,9 +72,9 @@ void core_lease_check(struct core *core, struct job *job, const struct job_value
 
 	if (!job->lease.active || order < 0 || (order == 0 && chosen->state == JOB_STATE_HELD))
 		return;
-	/* Only the owner itself releases a job or reports its end. */
+	/* Only the owner itself releases a job or reports its end; anybody may kill it. */
 	own = order == 0 && (chosen->state == JOB_STATE_IDLE || chosen->state == JOB_STATE_DONE ||
-			     core_proposer_is_busy(core, job));
+			     core_proposer_wishes(core, job, chosen->state));
 	lose(core, job, own);
 }
 

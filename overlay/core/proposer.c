@@ -157,6 +157,18 @@ bool core_proposer_is_busy(const struct core *core, const struct job *job)
 	return false;
 }
 
+bool core_proposer_wishes(const struct core *core, const struct job *job, uint32_t state)
+{
+	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+		const struct op *op = &core->ops[i];
+
+		if (op->used && op->kind == OP_CAS && op->job == core_job_row(core, job) &&
+		    op->wish.state == state)
+			return true;
+	}
+	return false;
+}
+
 /* Keeps what was committed while the proposer did not know it yet. */
 static void keep_newer_history(const struct job_value *current, struct job_value *next)
 {

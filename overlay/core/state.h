@@ -234,6 +234,8 @@ void core_proposer_request(struct core *core, const struct core_event *event);
 void core_proposer_takeover(struct core *core, struct job *job);
 /* Learns what is chosen; then_grant: and gives it to the agent if this host owns it. */
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant);
+/* The agent of this host has asked for this state itself and waits for the answer. */
+bool core_proposer_wishes(const struct core *core, const struct job *job, uint32_t state);
 bool core_proposer_is_busy(const struct core *core, const struct job *job);
 void core_proposer_message(struct core *core, const struct node_id *from, struct core_message *m);
 void core_proposer_located(struct core *core, const struct job *job);

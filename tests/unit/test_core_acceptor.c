@@ -296,6 +296,7 @@ static void without_a_record_nothing_is_promised(void **state)
 static void rule_o1_counts_from_sending(void **state)
 {
 	struct bench *b = bench();
+	static uint8_t bytes[CORE_MESSAGE_MAX];
 	struct job_value value = { .job = job, .token.counter = 1 };
 	struct core_event event = {
 		.type = CORE_EV_REQUEST,
@@ -306,7 +307,7 @@ static void rule_o1_counts_from_sending(void **state)
 	const struct core_update *update;
 
 	(void)state;
-	assert_int_equal(say_accept(b, ballot(1, &self, 5), &self, 1, JOB_STATE_HELD),
+	assert_int_equal(say_accept(b, ballot(1, &q, 5), &self, 1, JOB_STATE_HELD),
 			 CORE_MSG_ACCEPTED);
 	event.now_ms = b->now_ms;
 	event.boot_ns = UINT64_C(500) * 1000000000;
@@ -321,12 +322,11 @@ static void rule_o1_counts_from_sending(void **state)
 	b->message.seq = b->reply.seq;
 	b->message.job = job;
 	b->message.acceptors = b->reply.acceptors;
-	b->message.accepted = ballot(1, &self, 5);
+	b->message.accepted = ballot(1, &q, 5);
 	event.type = CORE_EV_MESSAGE;
 	event.node = q;
 	event.now_ms += 4000;
 	event.boot_ns += UINT64_C(4000) * 1000000;
-	static uint8_t bytes[CORE_MESSAGE_MAX];
 	event.size = core_message_encode(&b->message, bytes, sizeof(bytes));
 	event.bytes = bytes;
 	assert_int_equal(core_step(b->core, &event, &update), 0);

@@ -18,7 +18,7 @@
 #include "agent/util/io.h"
 #include "tests/unit/keeper_fixture.h"
 
-enum { JOB_MS = 120000 };
+enum { JOB_MS = 120000, NOBODY = 65534 };
 
 struct place {
 	char base[64]; /* submission directory, on the host */
@@ -32,6 +32,8 @@ struct world {
 	struct place p;
 	struct capture_lab lab;
 	struct capture *c;
+	uid_t uid; /* of the job */
+	pid_t adopted;
 };
 
 static char criu[PATH_MAX];
@@ -96,6 +98,10 @@ static int teardown(void **state)
 {
 	struct world *w = *state;
 
+	if (w->adopted > 0) {
+		kill(w->adopted, SIGKILL);
+		waitpid(w->adopted, NULL, 0);
+	}
 	if (w->f.base[0])
 		fixture_deinit(&w->f);
 	if (w->g.base[0])
@@ -110,7 +116,7 @@ static int teardown(void **state)
 	return 0;
 }
 
-static void start(struct fixture *f, const struct place *p, const char *script)
+static void start_as(struct fixture *f, const struct place *p, uid_t uid, const char *script)
 {
 	static const char env[] = "PATH=/usr/bin:/bin\0LANG=C";
 	char argv[8192], out[128];
@@ -119,7 +125,9 @@ static void start(struct fixture *f, const struct place *p, const char *script)
 					  .cwd = p->base,
 					  .stdout_path = out,
 					  .stderr_path = out,
-					  .argv = argv };
+					  .argv = argv,
+					  .uid = uid,
+					  .gid = uid };
 	const char *step = "";
 	int r;
 
@@ -130,6 +138,11 @@ static void start(struct fixture *f, const struct place *p, const char *script)
 	if (r < 0)
 		print_message("%s: %s\n", step, strerror(-r));
 	assert_int_equal(r, 0);
+}
+
+static void start(struct fixture *f, const struct place *p, const char *script)
+{
+	start_as(f, p, 0, script);
 }
 
 static char *output_of(const struct fixture *f, const struct place *p, const char *name)
@@ -242,7 +255,7 @@ static char *undisturbed(struct world *w, const char *script)
 	char *text;
 
 	fixture_init(&w->f);
-	start(&w->f, &w->p, script);
+	start_as(&w->f, &w->p, w->uid, script);
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
 	text = output_of(&w->f, &w->p, "out");
 	end_fixture(&w->f);
@@ -264,7 +277,7 @@ static void roundtrip(struct world *w, const char *script, const char *input, si
 	expected = undisturbed(w, script);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, script);
+	start_as(&w->f, &w->p, w->uid, script);
 	wait_output(&w->f, &w->p, step);
 	first = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	wait_output(&w->f, &w->p, 2 * step);
@@ -310,6 +323,82 @@ static void test_python(void **state)
 static void test_python_elsewhere(void **state)
 {
 	roundtrip(*state, python_job, "read at the end\n", 300, true);
+}
+
+/* Not root's, and dumped without the right to look at other users' limits. */
+static void test_user(void **state)
+{
+	struct world *w = *state;
+
+	SKIP_IF_MISSING();
+	w->uid = NOBODY;
+	assert_int_equal(chown(w->p.base, NOBODY, NOBODY), 0);
+	assert_int_equal(chmod(w->p.base, 0755), 0);
+	roundtrip(w, python_job, "read at the end\n", 300, false);
+}
+
+static void run_adopted(const struct place *p, const char *script)
+{
+	char out[128];
+	int fd;
+
+	snprintf(out, sizeof(out), "%s/out", p->base);
+	setsid();
+	fd = open(out, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+	if (fd < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0 || chdir(p->base) < 0)
+		_exit(1);
+	close(0);
+	if (open("/dev/null", O_RDONLY) != 0)
+		_exit(1);
+	close_range(3, ~0U, 0);
+	execl("/bin/sh", "sh", "-c", script, NULL);
+	_exit(1);
+}
+
+/* Taken over while it runs on the host: its output file is rolled back all the same. */
+static void test_adopted(void **state)
+{
+	static const char script[] = "i=0; while [ $i -lt 150 ]; do i=$((i+1)); echo $i; "
+				     "sleep 0.02; done; cat input";
+	struct world *w = *state;
+	struct capture_config config = {
+		.cwd = w->p.base, .carry_cwd = true, .closure_max_bytes = 1 << 20, .adopted = true
+	};
+	char reason[RESTORE_REASON_MAX] = "", *text, *expected;
+	int r;
+
+	SKIP_IF_MISSING();
+	lab_write("read at the end\n", "%s/input", w->p.base);
+	expected = undisturbed(w, script);
+	fixture_init(&w->f);
+	w->adopted = fork();
+	if (w->adopted == 0)
+		run_adopted(&w->p, script);
+	w->f.config.adopted = true;
+	w->f.config.adopt_pid = w->adopted;
+	assert_int_equal(keeper_start(&w->f.config, &w->f.k), 0);
+	config.state_dir = w->f.state_dir;
+	assert_int_equal(capture_create(&config, &w->c), 0);
+	sleep_ms(500);
+	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
+	sleep_ms(500);
+	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
+	sleep_ms(500);
+	assert_int_equal(kill(w->adopted, SIGKILL), 0);
+	assert_int_equal(waitpid(w->adopted, NULL, 0), w->adopted);
+	w->adopted = 0;
+	end_fixture(&w->f);
+	fixture_init(&w->g);
+	r = restore(&w->g, &w->p, &w->lab, NULL, reason);
+	if (r < 0)
+		print_message("restore: %s\n", reason);
+	assert_int_equal(r, 0);
+	assert_int_equal(fixture_wait_exit(&w->g, JOB_MS), 0);
+	text = output_of(&w->g, &w->p, "out");
+	assert_non_null(text);
+	assert_string_equal(text, expected);
+	free(text);
+	free(expected);
 }
 
 /* A file of /dev/shm, mapped by two processes, with more in it than what is mapped. */
@@ -432,7 +521,7 @@ static void expect_failure(struct fixture *f, struct place *p, struct capture *c
 static void no_space(struct fixture *f, struct place *p, struct capture *c)
 {
 	assert_int_equal(mount("test", p->spool, "tmpfs", 0, "size=64k"), 0);
-	expect_failure(f, p, c, 0, "");
+	expect_failure(f, p, c, -ENOSPC, "free some space");
 	assert_int_equal(umount2(p->spool, MNT_DETACH), 0);
 }
 
@@ -572,6 +661,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_python),	TEST(test_python_elsewhere),
+		TEST(test_user),	TEST(test_adopted),
 		TEST(test_shm),		TEST(test_pipeline),
 		TEST(test_xz),		TEST(test_refused),
 		TEST(test_no_space),	TEST(test_no_space_for_files),
