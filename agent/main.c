@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 
@@ -28,7 +29,7 @@
 #include "agent/util/log.h"
 #include "overlay/overlay.h"
 
-enum { REPORT_PERIOD_US = 2000000, IPC_BUFFER_BYTES = 4 << 20 };
+enum { REPORT_PERIOD_US = 1000000, IPC_BUFFER_BYTES = 4 << 20, SLEPT_MIN_NS = 1000000000 };
 
 static const char usage[] =
 	"Usage: decampd [--config FILE] [--debug]\n"
@@ -187,6 +188,16 @@ static int on_overlay_exit(sd_event_source *source, const siginfo_t *info, void 
 	return sd_event_exit(a->event, EXIT_FAILURE);
 }
 
+/* How long this machine has slept so far: what BOOTTIME counts and MONOTONIC does not. */
+static uint64_t slept_ns(void)
+{
+	struct timespec mono;
+	uint64_t boot = now_boot_ns();
+
+	clock_gettime(CLOCK_MONOTONIC, &mono);
+	return boot - ((uint64_t)mono.tv_sec * 1000000000u + (uint64_t)mono.tv_nsec);
+}
+
 static int on_report(sd_event_source *source, uint64_t usec, void *ctx)
 {
 	struct agent *a = ctx;
@@ -194,7 +205,14 @@ static int on_report(sd_event_source *source, uint64_t usec, void *ctx)
 	int r;
 
 	(void)usec;
-	agent_report(a);
+	if (a->shutting_down && slept_ns() > a->slept_ns + SLEPT_MIN_NS) {
+		log_info("this machine was asleep: it takes jobs again");
+		a->shutting_down = false;
+		agent_vacate(a, false, "");
+	}
+	/* logind holds a shutdown back until the jobs are safe elsewhere, 5 s at most. */
+	if (agent_report(a) == 0 && a->shutting_down && a->watch)
+		host_watch_ready(a->watch);
 	r = sd_event_now(a->event, CLOCK_MONOTONIC, &now);
 	if (r >= 0)
 		r = sd_event_source_set_time(source, now + REPORT_PERIOD_US);
@@ -224,8 +242,12 @@ static void on_user_gone(void *ctx)
 
 static void on_shutdown(void *ctx)
 {
+	struct agent *a = ctx;
+
 	log_info("this machine is going down: jobs leave");
-	agent_vacate(ctx, true, "shutdown");
+	a->shutting_down = true;
+	a->slept_ns = slept_ns();
+	agent_vacate(a, true, "shutdown");
 }
 
 static int add_sources(struct agent *a, pid_t overlay_pid)

@@ -259,7 +259,7 @@ static bool is_hidden(const struct snapshot *s, const struct entry *e)
 	row = mounts_find(&s->layers, path, &rest);
 	if (!row || snprintf(upper, sizeof(upper), "%u/%s", row->n, rest) >= (int)sizeof(upper))
 		return false;
-	for (at = strcspn(upper, "/"); upper[at]; ) {
+	for (at = strcspn(upper, "/"); upper[at];) {
 		const struct entry *above;
 		bool last;
 

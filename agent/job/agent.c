@@ -425,7 +425,7 @@ int agent_start_overlay(struct agent *a)
 	return r;
 }
 
-void agent_report(struct agent *a)
+uint32_t agent_report(struct agent *a)
 {
 	struct ov_msg msg = { .op = OV_REPORT };
 	struct member_state_report *report = &msg.u.report;
@@ -433,7 +433,7 @@ void agent_report(struct agent *a)
 	int r;
 
 	if (!a->cluster || host_resources(&res) < 0)
-		return;
+		return 0;
 	report->flags = MEMBER_STORES_PACKS;
 	if (a->config.takes_jobs && !a->user_present && !a->vacating && !a->stopping)
 		report->flags |= MEMBER_TAKES_JOBS;
@@ -453,6 +453,7 @@ void agent_report(struct agent *a)
 	r = send_with_fd(a->main_channel, &msg, sizeof(msg), -1);
 	if (r < 0)
 		log_errno(r, "report");
+	return report->jobs;
 }
 
 static void for_each_job(struct agent *a, void (*fn)(struct job *job, void *ctx), void *ctx)

@@ -146,3 +146,14 @@ int job_rollback(struct job *job, const struct action *action)
 	leave(job, r == 0 ? "rolled back by its user" : "another host has it");
 	return r;
 }
+
+int job_revive(struct job *job)
+{
+	int r;
+
+	job_phase(job, PHASE_MOVING);
+	r = release(job, &job->agent->self);
+	if (r == 0 || r == -ESTALE)
+		leave(job, "it goes on from its last checkpoint");
+	return r;
+}

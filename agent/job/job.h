@@ -160,6 +160,7 @@ struct job {
 		size_t count;
 	} kept[OV_HISTORY_MAX]; /* objects that each history entry needs */
 	char state_dir[512], run_dir[512], cgroup_dir[512];
+	pid_t traced_pid; /* adopted process that eBPF follows, or 0 */
 
 	/* the event loop only */
 	struct keeper *lease_keeper;
@@ -180,10 +181,11 @@ struct agent {
 	struct host_trace *trace;
 	struct api *api;
 	struct sd_event_source *report_timer;
+	uint64_t slept_ns; /* until the last warning of a shutdown or sleep */
 
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];
-	atomic_bool user_present, vacating, stopping;
+	atomic_bool user_present, vacating, stopping, shutting_down;
 	uint8_t order_nonces[256][16]; /* seen lately: no order is carried out twice */
 	uint32_t order_nonce_next;
 };
@@ -194,7 +196,8 @@ int job_resume(struct job *job) _must_check_;
 void agent_stop_jobs(struct agent *a);		       /* leaves all jobs running */
 int agent_start_overlay(struct agent *a) _must_check_; /* OV_CLUSTER_START if there is an identity */
 void agent_overlay_event(struct agent *a, const struct ov_msg *msg);
-void agent_report(struct agent *a); /* tell the cluster what this host is like now */
+/* Tells the cluster what this host is like now; returns how many jobs are here. */
+uint32_t agent_report(struct agent *a);
 void agent_user_came(struct agent *a, const char *who);
 void agent_user_gone(struct agent *a);
 void agent_vacate(struct agent *a, bool on, const char *reason);
@@ -271,6 +274,8 @@ uint32_t job_interval_s(const struct job *job);
 int job_handover(struct job *job, const struct action *action) _must_check_;
 /* decampd was restarted between a RELEASE and its answer. */
 int job_finish_release(struct job *job) _must_check_;
+/* The job died through no act of its own or its user's: back to its last checkpoint. */
+int job_revive(struct job *job) _must_check_;
 int job_rollback(struct job *job, const struct action *action) _must_check_;
 
 /* ---- launch.c, takeover.c, results.c ---- */

@@ -207,6 +207,8 @@ int job_adopt(struct job *job, pid_t pid)
 		job_phase(job, PHASE_GONE);
 		return r;
 	}
+	if (job->agent->trace && host_trace_follow(job->agent->trace, pid) == 0)
+		job->traced_pid = pid;
 	schedule_first(job);
 	r = job_save(job);
 	if (r < 0)

@@ -263,6 +263,20 @@ static int run_action(struct job *job, struct action *action)
 	return -EINVAL;
 }
 
+/* An adopted process is nobody's child here: only eBPF saw how it ended. */
+static int exit_status_of(struct job *job, const struct keeper_status *status)
+{
+	int seen;
+
+	if (status->exit_status_known)
+		return status->exit_status;
+	if (job->agent->trace && job->traced_pid &&
+	    host_trace_exit_status(job->agent->trace, job->traced_pid, &seen) == 0)
+		return seen;
+	job_say(job, "ended; how is not known: there is no eBPF here");
+	return 0;
+}
+
 /* The keeper says that something changed: the main process ended, or the warden froze it. */
 static void keeper_spoke(struct job *job)
 {
@@ -292,8 +306,14 @@ static void keeper_spoke(struct job *job)
 		log_errno(r, "%s: keeper", job->spec.name);
 		return;
 	}
-	if (status.exited) {
-		r = job_finish(job, status.exit_status_known ? status.exit_status : 0);
+	if (status.exited && status.exit_suspect) {
+		job_say(job, "it died because CRIU was killed inside it: going back to its "
+			     "last checkpoint");
+		r = job_revive(job);
+		if (r < 0 && r != -ESTALE)
+			log_errno(r, "%s: give back", job->spec.name);
+	} else if (status.exited) {
+		r = job_finish(job, exit_status_of(job, &status));
 		if (r < 0 && r != -ESTALE)
 			log_errno(r, "%s: store the result", job->spec.name);
 	} else if (status.lease_frozen) {

@@ -39,7 +39,14 @@ static bool absolute_path(const struct manifest *m, const char *upper_path, char
 	return ok;
 }
 
-static int find_file(const struct manifest *m, const char *path, size_t *ret_index)
+/* A job's layers may hold files that were carried along as root: they are not the user's to read. */
+static bool is_of_user(const struct target *t, const struct manifest_file *file)
+{
+	return t->seal.uid == 0 || file->st.st_uid == t->seal.uid;
+}
+
+static int find_file(const struct target *t, const struct manifest *m, const char *path,
+		     size_t *ret_index)
 {
 	char absolute[4096];
 
@@ -47,7 +54,7 @@ static int find_file(const struct manifest *m, const char *path, size_t *ret_ind
 		struct manifest_file file;
 
 		manifest_file(m, i, &file);
-		if (file.kind == FILE_UPPER && S_ISREG(file.st.st_mode) &&
+		if (file.kind == FILE_UPPER && S_ISREG(file.st.st_mode) && is_of_user(t, &file) &&
 		    absolute_path(m, file.path, absolute, sizeof(absolute)) &&
 		    !strcmp(absolute, path)) {
 			*ret_index = i;
@@ -72,7 +79,7 @@ static int stream_from_manifest(struct target *t, const char *path, uint64_t off
 	if (r < 0)
 		return r;
 	memcpy(key.b, t->seal.key, sizeof(key.b));
-	r = find_file(m, path, &index);
+	r = find_file(t, m, path, &index);
 	if (r == 0)
 		r = fd = memfd_new("file");
 	if (r >= 0)
@@ -230,7 +237,9 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 		struct manifest_file file;
 
 		manifest_file(m, i, &file);
-		if (file.kind != FILE_UPPER || !absolute_path(m, file.path, path, sizeof(path)))
+		if (file.kind != FILE_UPPER ||
+		    (!is_of_user(&t, &file) && !S_ISCHR(file.st.st_mode)) ||
+		    !absolute_path(m, file.path, path, sizeof(path)))
 			continue;
 		json = json_object_new_object();
 		json_object_object_add(json, "path", json_object_new_string(path));

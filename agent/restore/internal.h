@@ -61,7 +61,7 @@ struct layout {
 	size_t sorted_count;
 	int state, images, root;
 	int upper; /* folder below state_dir */
-	int shm;	    /* /dev/shm of the namespaces, once they are there */
+	int shm;   /* /dev/shm of the namespaces, once they are there */
 	size_t shm_count;
 	/* The notes' mounts, and this host's where files of the job lie below them. */
 	size_t mount_count;

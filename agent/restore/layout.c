@@ -63,9 +63,9 @@ int restore_hash(int fd, uint64_t size, uint8_t *ret_hash)
 
 int layout_clear(const char *state_dir)
 {
-	static const char *const parts[] = { "upper",  "work",	       "closure", "root",
-					     "mounts", "closure.list", "empty",	  "view",
-					     "carried.list" };
+	static const char *const parts[] = { "upper", "work",	"closure",
+					     "root",  "mounts", "closure.list",
+					     "empty", "view",	"carried.list" };
 	_cleanup_close_ int fd = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	if (fd < 0)

@@ -34,8 +34,8 @@ static void end_keeper(struct keeper *k)
 	keeper_detach(k);
 }
 
-static int start_keeper(const struct restore_request *q,
-			const struct notes *n, struct keeper **ret_keeper, char *reason)
+static int start_keeper(const struct restore_request *q, const struct notes *n,
+			struct keeper **ret_keeper, char *reason)
 {
 	struct keeper_config config = q->keeper;
 	int r;

@@ -80,6 +80,16 @@ static int full_path(const struct results *s, const char *path, char full[PATH_M
 		       -ENAMETOOLONG;
 }
 
+/*
+ * A user gets what his job wrote. Files of other owners in the upper layer were carried there from
+ * the submitting host, perhaps unreadable to him: they are no result.
+ */
+static bool is_of_user(const struct results *s, const struct manifest_file *f)
+{
+	return s->request->uid == 0 || f->st.st_uid == s->request->uid ||
+	       restore_is_whiteout(&f->st);
+}
+
 /* Removals come after everything was written: a file that was moved is never nowhere. */
 static int collect_pass(struct results *s, bool removals)
 {
@@ -89,7 +99,7 @@ static int collect_pass(struct results *s, bool removals)
 		int r;
 
 		manifest_file(s->request->manifest, i, &f);
-		if (f.kind != FILE_UPPER || restore_is_shm(f.path))
+		if (f.kind != FILE_UPPER || restore_is_shm(f.path) || !is_of_user(s, &f))
 			continue;
 		r = full_path(s, f.path, path);
 		if (r < 0)
