@@ -49,7 +49,8 @@ CLI := $(wildcard agent/cli/*.c)
 KEEPER := $(filter-out agent/keeper/client.c,$(wildcard agent/keeper/*.c)) agent/util/io.c
 LIB += $(wildcard agent/keeper/client.c agent/keeper/protocol.c)
 UNIT := $(wildcard tests/unit/test_*.c)
-UNIT_COMMON := $(filter-out $(UNIT),$(wildcard tests/unit/*.c))
+UNIT_COMMON := $(filter-out $(UNIT),$(wildcard tests/unit/*.c)) \
+	$(filter-out tests/sim/sim_core.c,$(wildcard tests/sim/*.c))
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
 
 PB_H := $(PROTO:%.proto=build/gen/%.pb-c.h)
@@ -62,7 +63,7 @@ PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp)
 	$(if $(wildcard agent/keeper/main.c),$(B)/decamp-keeper)
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
-	agent/main.c)
+	agent/main.c tests/sim/sim_core.c)
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
@@ -70,7 +71,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e lint install clean
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e sim lint install clean
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -134,6 +135,10 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
+$(B)/tests/sim_core: $(B)/obj/tests/sim/sim_core.o $(B)/libtest.a $(ARCHIVES)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(link) -lcmocka $(LIBS)
 build/fuzz/fuzz_%: build/fuzz/obj/tests/fuzz/fuzz_%.o $(ARCHIVES)
 	$(call say,LINK)
 	$(Q)$(link) -fsanitize=fuzzer $(LIBS)
@@ -146,6 +151,12 @@ check: deps
 demo: deps
 	$(SUBMAKE) all
 	$(Q)tests/lab/demo
+# The overlay's core on a simulated clock, network and disks; the first line replays a run.
+SEED ?= 1
+NODES ?= 5
+MINUTES ?= 10
+sim: $(B)/tests/sim_core
+	$(Q)$< $(SEED) $(NODES) $(MINUTES)
 unit unit-san fuzz e2e lint:
 	$(Q)tests/run-checks $@ $(T)
 

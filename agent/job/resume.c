@@ -160,7 +160,7 @@ int job_resume(struct job *job)
 	/* As long as it takes: the warden freezes the job meanwhile if its lease runs out. */
 	do {
 		r = job_hold(job, JOB_CALL_MS);
-	} while (r < 0 && r != -ESTALE && r != -ENOENT && !job->agent->stopping && !job->lost);
+	} while (r < 0 && r != -ESTALE && !job->agent->stopping && !job->lost);
 	if (r == -ESTALE || job->lost) {
 		job_say(job, "another host took this job over while decampd was away");
 		job_discard(job);

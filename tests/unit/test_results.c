@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <string.h>
 #include <sys/xattr.h>
 
@@ -63,6 +64,18 @@ static void submit(struct world *w)
 	sleep_ms(OLD_MS);
 }
 
+static uid_t owner;
+
+static int own(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)type;
+	(void)ftw;
+	if (strstr(path, "carried") || S_ISCHR(st->st_mode))
+		return 0;
+	return lchown(path, owner, (gid_t)-1);
+}
+
+/* A job writes as its user; what was carried along for it may be root's. */
 static void finish_job(struct world *w)
 {
 	struct capture_config config = { .state_dir = w->state, .cwd = w->cwd };
@@ -71,6 +84,8 @@ static void finish_job(struct world *w)
 	struct snapshot *s;
 	struct capture *c;
 
+	owner = w->uid;
+	assert_int_equal(nftw(w->upper, own, 16, FTW_PHYS), 0);
 	assert_int_equal(capture_create(&config, &c), 0);
 	assert_int_equal(capture_take(c, &request, &s, reason), 0);
 	capture_lab_pack(&w->lab, c, s);
@@ -395,6 +410,28 @@ static void test_many(void **state)
 	expect(w, "f2499", "f2499");
 }
 
+/* A file of another owner came along as input: it is not handed to the user. */
+static void test_carried_of_root(void **state)
+{
+	struct world *w = *state;
+	struct results_report report;
+
+	if (geteuid() != 0) {
+		print_message("needs root: files of another owner\n");
+		skip();
+	}
+	submit(w);
+	job(w, "carried-secret", "root's own");
+	job(w, "mine", "the job's");
+	finish_job(w);
+	report = bring_home(w);
+	assert_int_equal(report.written, 1);
+	assert_int_equal(report.set_aside + report.failed, 0);
+	expect(w, "mine", "the job's");
+	expect(w, "carried-secret", NULL);
+	expect(w, "job.decamp-results/carried-secret", NULL);
+}
+
 static void test_fetch_fails(void **state)
 {
 	struct world *w = *state;
@@ -424,6 +461,7 @@ int main(void)
 		TEST(test_new_and_old), TEST(test_changed_at_home), TEST(test_removed),
 		TEST(test_made_anew),	TEST(test_not_allowed),	    TEST(test_symlink_trap),
 		TEST(test_home_gone),	TEST(test_links_and_holes), TEST(test_many),
+		TEST(test_carried_of_root),
 		TEST(test_fetch_fails),
 	};
 

@@ -182,7 +182,12 @@ static int take(struct fixture *f, const struct place *p, struct capture *c,
 	struct capture_request request = {
 		.keeper = f->k, .criu = criu, .spool_dir = p->spool, .after = after
 	};
+	struct stat st;
 
+	/* The job's user is the owner of its working directory. */
+	assert_int_equal(stat(p->base, &st), 0);
+	request.unprivileged_dump = st.st_uid != 0;
+	request.uid = request.gid = st.st_uid;
 	return capture_take(c, &request, ret, reason);
 }
 
