@@ -311,11 +311,6 @@ static int dump(struct take *t)
 	proc_view_deinit(&t->view);
 	r = criu_run_dump(t->request->keeper, &order, &times, why);
 	if (r < 0 && !t->reason[0]) {
-		struct keeper_status now;
-
-		if (keeper_status(t->request->keeper, &now) == 0 && !now.running)
-			return capture_fail(t->reason, -ESRCH,
-					    "the job ended during its checkpoint");
 		if (strstr(why, strerror(ENOSPC)))
 			return capture_fail(t->reason, -ENOSPC,
 					    "the spool folder %s is too small for the job's memory "
@@ -401,6 +396,9 @@ int capture_take(struct capture *c, const struct capture_request *request,
 	proc_view_deinit(&t.view);
 	mounts_deinit(&t.proc);
 	if (r < 0) {
+		/* Whatever failed first: there is nothing left to capture. */
+		if (t.status.main_pid > 0 && proc_is_gone(t.status.main_pid))
+			r = capture_fail(reason, -ESRCH, "the job ended during its checkpoint");
 		/* A capture that failed must leave the job as it was (G1). */
 		if (t.status.frozen)
 			again = keeper_freeze(request->keeper, KEEPER_CALL_MS);

@@ -130,6 +130,8 @@ int proc_view_read(struct proc_view *v, pid_t root, bool files) _must_check_;
 void proc_view_deinit(struct proc_view *v);
 /* A child of init other than main_pid: nobody's child that a dump of the tree would lose; or 0. */
 pid_t proc_find_orphan(pid_t init_pid, pid_t main_pid);
+/* Dead, or waiting for its parent to notice. */
+bool proc_is_gone(pid_t pid);
 int proc_inner_pid(pid_t pid, pid_t *ret_inner) _must_check_;
 /* Host name in the UTS namespace of a process. */
 int proc_hostname(pid_t pid, char *name, size_t size) _must_check_;

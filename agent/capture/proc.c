@@ -322,6 +322,11 @@ static bool is_zombie(pid_t pid)
 	return p && (!strncmp(p, ") Z", 3) || !strncmp(p, ") X", 3));
 }
 
+bool proc_is_gone(pid_t pid)
+{
+	return (kill(pid, 0) < 0 && errno == ESRCH) || is_zombie(pid);
+}
+
 int proc_view_read(struct proc_view *v, pid_t root, bool files)
 {
 	int r = proc_inner_pid(root, &v->root_inner);

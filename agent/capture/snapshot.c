@@ -310,10 +310,14 @@ static int give(struct snapshot *s, struct entry *e, bool force_content,
 int snapshot_each(struct snapshot *s, bool force_content,
 		  int (*fn)(void *ctx, const struct snapshot_file *file), void *ctx)
 {
-	for (size_t i = 0; i < s->entries.count; i++) {
-		struct entry *e = &s->entries.v[i];
+	/* Images first: a restore that unpacks in batches lets its packer learn from the first. */
+	for (size_t i = 0; i < 2 * s->entries.count; i++) {
+		struct entry *e = &s->entries.v[i % s->entries.count];
+		bool images = i < s->entries.count;
 		int r;
 
+		if ((e->kind == SNAPSHOT_IMAGE) != images)
+			continue;
 		if (is_hidden(s, e)) {
 			/* The packer does not get it, so its next showing is not "unchanged". */
 			e->unsettled = true;

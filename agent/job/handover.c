@@ -79,13 +79,60 @@ static void leave(struct job *job, const char *reason)
 	job_phase(job, PHASE_GONE);
 }
 
+static bool can_take(const struct job *job, const struct member_info *m)
+{
+	const struct job_value *v = &job->value;
+	bool fits = !m->is_self && m->state == MEMBER_ALIVE &&
+		    (m->report.flags & MEMBER_TAKES_JOBS) &&
+		    m->report.mem_free_bytes >= v->mem_bytes;
+
+	for (size_t i = 0; fits && i < ARRAY_SIZE(v->cpu_need); i++)
+		fits = (m->report.cpu_features[i] & v->cpu_need[i]) == v->cpu_need[i];
+	for (uint32_t i = 0; fits && i < v->avoid_count; i++)
+		fits = !node_id_equal(&v->avoid[i], &m->id);
+	return fits;
+}
+
+/* The least loaded other host that fits; zero if there is none. The guardian has the last word. */
+static int pick_target(struct job *job, struct node_id *ret_target)
+{
+	_cleanup_free_ struct member_info *members = NULL;
+	const struct member_info *best = NULL;
+	size_t count;
+	int r = agent_members(job->channel, &members, &count);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++) {
+		const struct member_info *m = &members[i];
+
+		if (!can_take(job, m))
+			continue;
+		if (!best || m->report.jobs < best->report.jobs ||
+		    (m->report.jobs == best->report.jobs &&
+		     m->report.load_milli < best->report.load_milli))
+			best = m;
+	}
+	memset(ret_target, 0, sizeof(*ret_target));
+	if (best)
+		*ret_target = best->id;
+	return 0;
+}
+
 int job_handover(struct job *job, const struct action *action)
 {
+	struct node_id target = action->target;
 	struct ckpt_stat stat;
 	int r;
 
 	if (!job->keeper || job->phase != PHASE_RUNNING)
 		return -EBUSY;
+	if (node_id_is_zero(&target) && pick_target(job, &target) < 0)
+		log_warn("%s: the guardian will choose its next host", job->spec.name);
+	if (node_id_is_zero(&target) && !strcmp(action->reason, "migrate")) {
+		job_say(job, "no other host can take it now: it runs on here");
+		return -EHOSTUNREACH;
+	}
 	job_phase(job, PHASE_MOVING);
 	/* At once, so that the user at the keyboard has the machine; thawed only by the dump. */
 	r = keeper_freeze(job->keeper, KEEPER_CALL_MS);
@@ -93,7 +140,7 @@ int job_handover(struct job *job, const struct action *action)
 		log_errno(r, "%s: freeze", job->spec.name);
 	r = job_checkpoint(job, action->reason, CAPTURE_STAY_FROZEN, &stat);
 	if (r == 0)
-		r = release(job, &action->target);
+		r = release(job, &target);
 	if (r == -ESTALE) {
 		leave(job, "another host has it");
 		return r;

@@ -75,6 +75,8 @@ class Host:
         self.index = index
         self.name = f"host{index}"
         self.addr = f"10.77.0.{index}"
+        # The same after a boot, or the others' ARP tables would hide it for half a minute.
+        self.mac = f"02:00:0a:4d:00:{index:02x}"
         self.port = f"port{index}"
         self.dir = lab.dir / self.name
         self.cgroup = lab.cgroup / self.name

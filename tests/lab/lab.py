@@ -195,7 +195,8 @@ class Lab:
 
     def connect(self, host):
         self.ip(self.switch.pid,
-                f"link add {host.port} type veth peer name eth0 netns {host.pid}",
+                f"link add {host.port} type veth peer name eth0 address {host.mac} "
+                f"netns {host.pid}",
                 f"link set {host.port} master br0 up")
         self.ip(host.pid, "link set lo up", f"addr add {host.addr}/16 dev eth0",
                 "link set eth0 up")

@@ -3,7 +3,7 @@
 """The three programs of the story: real binaries, none relinked, none wrapped, all deterministic.
 
 Each works in a folder of its own, on files that are made from nothing but a number. `scale` 1.0 is
-about 30 s of work of one CPU each.
+about 25 s of work of one CPU each.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ class Workload:
 
 class Numeric(Workload):
     def __init__(self, scale):
-        steps = max(20, int(4500 * scale))
+        steps = max(20, int(4000 * scale))
         super().__init__("numeric", "python3, numeric, 32 MB of state",
                          ["python3", "numeric.py", str(steps), "4000000", "result.txt"],
                          ["result.txt"])
@@ -96,7 +96,7 @@ class Compress(Workload):
 class Pipeline(Workload):
     def __init__(self, scale):
         super().__init__("pipeline", "sh: awk | awk | tee | sha256sum",
-                         ["sh", "pipeline.sh", str(int(16e6 * scale))], ["kept.txt", "sum.txt"])
+                         ["sh", "pipeline.sh", str(int(14e6 * scale))], ["kept.txt", "sum.txt"])
 
     def prepare(self, folder):
         (folder / "pipeline.sh").write_text(PIPELINE)

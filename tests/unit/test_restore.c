@@ -284,7 +284,7 @@ static bool is_laid(const struct world *w, const char *rest)
 	char path[PATH_MAX];
 	struct stat st;
 
-	snprintf(path, sizeof(path), "%s/closure%s/%s", w->to, w->base, rest);
+	snprintf(path, sizeof(path), "%s/upper/0%s/%s", w->to, w->base, rest);
 	return lstat(path, &st) == 0;
 }
 
@@ -316,7 +316,7 @@ static void test_closure(void **state)
 	/* One of two names differs: both are laid out, as one inode. */
 	assert_true(is_laid(w, "host/hard1"));
 	assert_true(is_laid(w, "host/hard2"));
-	snprintf(path, sizeof(path), "%s/closure%s/host", w->to, w->base);
+	snprintf(path, sizeof(path), "%s/upper/0%s/host", w->to, w->base);
 	struct stat st;
 	assert_int_equal(stat(path, &st), 0);
 	assert_int_equal(st.st_mode, S_IFDIR | 0751);
