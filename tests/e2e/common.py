@@ -85,6 +85,12 @@ class Job:
     def host(self, at=None):
         return self.lab[self.show(at)["host"]]
 
+    def history(self):
+        """As its present host tells it, which knows of a move before the next checkpoint does."""
+        shown = self.show()
+        running = shown["state"] not in ENDED and shown.get("host")
+        return self.ask("history", self.name, at=self.lab[shown["host"]] if running else None)
+
     def wait_state(self, states, seconds=30, at=None):
         states = (states,) if isinstance(states, str) else states
 
@@ -231,6 +237,10 @@ def guarded(action):
     except (Failed, LabError) as error:
         print(f"FAILED: {error}")
         traceback.print_exc(limit=-4)
+        return 1
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        print(f"FAILED: {type(error).__name__}: {error}")
+        traceback.print_exc()
         return 1
     return 0
 

@@ -30,7 +30,7 @@ def test_login_vacates(lab):
     check(host is not home, f"the job runs on {host.name}")
     wait_for(lambda: not home.pids("mark-1"), 5, "end of the old processes")
     check(not takes_jobs(home), "the host takes no jobs while somebody sits there")
-    move = job.ask("history", job.name)["moves"][-1]
+    move = job.history()["moves"][-1]
     check_equal(move["lost_ms"], 0, "nothing was lost")
     home.logout(session)
     wait_for(lambda: takes_jobs(home), 20, "end of the idle time")

@@ -20,7 +20,7 @@ def test_migrate(lab):
     host = job.ask("migrate", job.name, at=lab[4])["host"]
     check(host != "host4", f"without a name it goes somewhere else: {host}")
     job.wait_host([lab[host]])
-    moves = job.ask("history", job.name)["moves"]
+    moves = job.history()["moves"]
     check_equal([move["lost_ms"] for move in moves], [0, 0], "nothing was lost")
     refused(lambda: job.ask("migrate", job.name, "host99"), "host99")
     job.wait_collected()
@@ -48,7 +48,7 @@ def test_restore_older(lab):
     """restore JOB@N goes back to an older checkpoint, on the host that one names."""
     job = submit(lab, lab[3], "restore", counter_argv("mark-3", STEPS, 0.05), "--every", "2")
     job.wait_seq(3)
-    points = [point for point in job.ask("history", job.name)["checkpoints"]
+    points = [point for point in job.history()["checkpoints"]
               if point["restorable"]]
     oldest = min(point["seq"] for point in points)
     job.ask("restore", f"{job.name}@{oldest}", "--on", "host5")

@@ -31,7 +31,7 @@ def test_worker_dies(lab):
     start_again(lab, home)
     job.wait_collected()
     check_counter(job, STEPS)
-    move = job.ask("history", job.name)["moves"][0]
+    move = job.history()["moves"][0]
     check_equal((move["from"], move["to"]), (home.name, host.name), "its history tells the move")
     check(0 <= move["lost_ms"] < 15000, f"the work lost is measured: {move['lost_ms']} ms")
     check(move["resume_ms"] > 0, f"the time to resume is measured: {move['resume_ms']} ms")

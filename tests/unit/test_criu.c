@@ -29,7 +29,6 @@ struct scene {
 	char images[4][96];
 	char criu[PATH_MAX];
 	char reason[CRIU_REASON_MAX];
-	bool carry; /* move with a closure */
 };
 
 /* Counts to COUNT_END with some work in each step; the last line is a digest of all. */
@@ -59,7 +58,6 @@ static int setup(void **state)
 	if (fixture_missing() || !find_criu(s.criu))
 		return 0;
 	fixture_init(&s.f);
-	s.carry = false;
 	for (size_t i = 0; i < ARRAY_SIZE(s.images); i++) {
 		snprintf(s.images[i], sizeof(s.images[i]), "%s/images-%zu", s.f.base, i);
 		if (mkdir(s.images[i], 0700) < 0)
@@ -153,15 +151,6 @@ static void move(struct scene *s)
 	snprintf(command, sizeof(command), "cd %s && rm -rf upper && mv frozen upper",
 		 s->f.state_dir);
 	assert_int_equal(system(command), 0);
-	/* The program and its libraries come along, as they do to another host. */
-	snprintf(command, sizeof(command),
-		 "mkdir -p %s/closure && cd / && awk=$(readlink -f \"$(command -v awk)\") && "
-		 "cp -p --parents $(readlink -f $awk $(ldd $awk | grep -o '/[^ ]*')) %s/closure",
-		 s->f.state_dir, s->f.state_dir);
-	if (s->carry) {
-		assert_int_equal(system(command), 0);
-		s->f.config.with_closure = true;
-	}
 	fixture_move(&s->f);
 }
 
@@ -239,16 +228,6 @@ static void test_user_job(void **state)
 
 	snprintf(script, sizeof(script), "exec %s", count_script);
 	count_and_move(started(state), USER, script, 9);
-}
-
-static void test_closure(void **state)
-{
-	struct scene *s = started(state);
-	char script[1024];
-
-	s->carry = true;
-	snprintf(script, sizeof(script), "exec %s", count_script);
-	count_and_move(s, USER, script, 9);
 }
 
 static void test_pipeline(void **state)
@@ -471,7 +450,6 @@ int main(void)
 		cmocka_unit_test(test_reason_text),
 		CASE(test_root_job),
 		CASE(test_user_job),
-		CASE(test_closure),
 		CASE(test_pipeline),
 		CASE(test_later_children),
 		CASE(test_threads),

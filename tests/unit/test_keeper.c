@@ -403,42 +403,6 @@ static void test_carried_mounts(void **state)
 	assert_int_equal(access("/decamp-test-mount", F_OK), -1);
 }
 
-/* The closure covers the host, the job's own layer covers the closure. */
-static void test_closure(void **state)
-{
-	struct fixture *f = *state;
-	char path[PATH_MAX], command[1024];
-
-	if (!f) {
-		print_message("SKIP: %s\n", fixture_missing());
-		skip();
-	}
-	snprintf(
-		command, sizeof(command),
-		"cd %s && mkdir -p closure/etc closure/new/deep closure%s && echo carried >closure/etc/"
-		"passwd && echo deep >closure/new/deep/a && echo top >closure/decamp-test-top && "
-		"echo side >closure%s/side && chown 7:8 closure/new",
-		f->state_dir, f->base, f->base);
-	assert_int_equal(system(command), 0);
-	f->config.with_closure = true;
-	started(state);
-	fixture_run_shell(
-		f, 0,
-		"cat /etc/passwd; echo own >/etc/passwd; cat /etc/passwd; "
-		"test -e /etc/group && echo host; cat /new/deep/a /decamp-test-top; "
-		"stat -c %u:%g /new; rm /new/deep/a; mv /new/deep /new/moved && echo moved");
-	fixture_wait_exit(f, 5000);
-	char *out = fixture_output(f);
-
-	assert_string_equal(out, "carried\nown\nhost\ndeep\ntop\n7:8\nmoved\n");
-	free(out);
-	fixture_path(f, "/etc/passwd", path);
-	assert_int_equal(read_file_at(AT_FDCWD, path, 100, &out, NULL), 0);
-	assert_string_equal(out, "own\n");
-	free(out);
-	assert_int_equal(access("/new", F_OK), -1);
-}
-
 static void test_bad_mounts(void **state)
 {
 	static const char *const lists[] = { "0 /home\n",	 "99 /a\n",	   "x\n",
@@ -471,7 +435,6 @@ int main(void)
 		CASE(test_keeper_dies),	   CASE(test_kill_leaves_nothing),
 		CASE(test_helper),	   CASE(test_adopted),
 		CASE(test_carried_mounts), CASE(test_bad_mounts),
-		CASE(test_closure),
 	};
 
 	alarm(240);
