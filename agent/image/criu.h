@@ -30,7 +30,6 @@ struct criu_dump {
 	int (*before)(void *ctx);
 	/* Called with the whole tree stopped and all images written; < 0: CRIU resumes the job. */
 	int (*frozen)(void *ctx);
-	/* Called right after the tasks were asked to go on (or were left in a frozen cgroup). */
 	void *ctx;
 };
 

@@ -99,7 +99,8 @@ static int pack_files(struct job *job, struct snapshot *snap, struct feed *feed,
 	}
 	if (r < 0)
 		packer_abort(job->packer);
-	return r;
+	/* -ESTALE is the register's word alone; here it says that a file changed under our eyes. */
+	return r == -ESTALE ? -EAGAIN : r;
 }
 
 static void push_stat(struct job *job, const struct ckpt_stat *stat)
@@ -370,7 +371,7 @@ int job_finish(struct job *job, int exit_status)
 			r = publish(job, snap, &stat, JOB_STATE_DONE, exit_status);
 			snapshot_destroy(take_ptr(snap));
 		}
-		if (r == 0 || r == -ESTALE || job->agent->stopping)
+		if (r == 0 || (r == -ESTALE && job_is_lost(job)) || job->agent->stopping)
 			break;
 		job_say(job, "ended, but its result is not stored yet: %s; trying again",
 			strerror(-r));

@@ -141,7 +141,7 @@ int job_handover(struct job *job, const struct action *action)
 	r = job_checkpoint(job, action->reason, CAPTURE_STAY_FROZEN, &stat);
 	if (r == 0)
 		r = release(job, &target);
-	if (r == -ESTALE) {
+	if (r == -ESTALE && job_is_lost(job)) {
 		leave(job, "another host has it");
 		return r;
 	}

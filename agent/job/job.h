@@ -247,6 +247,8 @@ void job_discard(struct job *job);
 /* The overlay half is not trusted: counts inside their arrays, a state that exists. */
 bool job_value_sane(const struct job_value *value);
 int job_cas(struct job *job, const struct job_value *value, int patience_ms) _must_check_;
+/* After an -ESTALE, before anything is killed: a quorum says that another incarnation is the job. */
+bool job_is_lost(struct job *job);
 int job_hold(struct job *job, int patience_ms) _must_check_;
 void job_drop(struct job *job);
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,

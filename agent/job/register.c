@@ -77,6 +77,16 @@ int job_cas(struct job *job, const struct job_value *value, int patience_ms)
 	return 0;
 }
 
+bool job_is_lost(struct job *job)
+{
+	struct ov_msg msg = { .op = OV_JOB_GET, .u.job = { .job = job->id } };
+	const struct job_value *v = &msg.u.value;
+	int r = call_patiently(job, &msg, JOB_CALL_MS);
+
+	return r == 0 && (fence_token_compare(&v->token, &job->value.token) != 0 ||
+			  v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self));
+}
+
 int job_hold(struct job *job, int patience_ms)
 {
 	struct ov_msg msg = { .op = OV_JOB_HOLD,
@@ -116,6 +126,8 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 
 		return again < 0 ? again : -EAGAIN;
 	}
+	if (r == -ESTALE) /* some holder knows a newer token: the register decides, not a holder */
+		return -EAGAIN;
 	if (r < 0)
 		return r;
 	if (msg.u.object.holder_count < 1 || msg.u.object.holder_count > OV_HOLDERS_MAX)

@@ -251,6 +251,7 @@ static int run_action(struct job *job, struct action *action)
 		return job_bring_home(job);
 	case ACTION_LOST:
 		job_say(job, "another host runs this job now; the old copy here was ended");
+		job_drop(job);
 		job_discard(job);
 		job_phase(job, PHASE_GONE);
 		return 0;
@@ -329,7 +330,7 @@ static void scheduled_checkpoint(struct job *job)
 
 	if (job->phase == PHASE_GONE)
 		return;
-	if (r == -ESTALE) {
+	if (r == -ESTALE && job_is_lost(job)) {
 		struct action lost = { .type = ACTION_LOST };
 
 		r = job_post(job, &lost);

@@ -119,8 +119,8 @@ void keeper_detach(struct keeper *k)
 }
 
 struct start_arguments {
-	char numbers[4][16];
-	char *argv[10];
+	char numbers[3][16];
+	char *argv[9];
 };
 
 static void set_arguments(const struct keeper_config *c, struct start_arguments *a)
@@ -133,13 +133,11 @@ static void set_arguments(const struct keeper_config *c, struct start_arguments 
 				     a->numbers[0],
 				     a->numbers[1],
 				     a->numbers[2],
-				     a->numbers[3],
 				     NULL };
 
-	snprintf(a->numbers[0], sizeof(a->numbers[0]), "%d", c->with_closure);
-	snprintf(a->numbers[1], sizeof(a->numbers[1]), "%d", c->adopted);
-	snprintf(a->numbers[2], sizeof(a->numbers[2]), "%d", c->adopt_pid);
-	snprintf(a->numbers[3], sizeof(a->numbers[3]), "%d", c->helper_pid);
+	snprintf(a->numbers[0], sizeof(a->numbers[0]), "%d", c->adopted);
+	snprintf(a->numbers[1], sizeof(a->numbers[1]), "%d", c->adopt_pid);
+	snprintf(a->numbers[2], sizeof(a->numbers[2]), "%d", c->helper_pid);
 	memcpy(a->argv, argv, sizeof(argv));
 }
 

@@ -11,8 +11,9 @@
  *
  * Namespaces of a launched or restored job: PID, mount, IPC, UTS (host name of the submitting
  * host); network and user are the host's. Mounts: overlay on each local disk file system, lower =
- * [closure :] host, upper = the job's; network file systems pass through; fresh /proc, own tmpfs on
- * /run (with the host's resolver file bound in) and on /dev/shm; /dev and /sys are the host's.
+ * host, upper = the job's files and those carried along; network file systems pass through; fresh
+ * /proc, own tmpfs on /run (with the host's resolver file bound in) and on /dev/shm; /dev and /sys
+ * are the host's.
  * An adopted process keeps the host's namespaces until it is restored: then the keeper only has
  * its cgroup and watches it.
  *
@@ -43,13 +44,11 @@ enum {
 struct keeper;
 
 struct keeper_config {
-	const char *binary;  /* decamp-keeper */
-	const char *run_dir; /* RUN/jobs/ID, exists: keeper.sock, keeper.pid go here */
-	const char *
-		state_dir; /* STATE/jobs/ID, on a real file system: upper/, work/, closure/, root/ */
+	const char *binary;	/* decamp-keeper */
+	const char *run_dir;	/* RUN/jobs/ID, exists: keeper.sock, keeper.pid go here */
+	const char *state_dir;	/* STATE/jobs/ID, on a real file system: upper/, work/, root/ */
 	const char *cgroup_dir; /* v2 folder made for the job, or NULL: freeze by SIGSTOP */
 	const char *hostname;	/* for the UTS namespace */
-	bool with_closure;	/* closure/ is a lower layer above the host */
 	bool adopted;		/* no namespaces: watch adopt_pid */
 	pid_t adopt_pid;
 	pid_t helper_pid; /* first PID for helpers; 0: low ones */

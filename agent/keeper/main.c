@@ -23,7 +23,7 @@
 
 #include "agent/util/io.h"
 
-enum { STARTED_FD = 3, ARGUMENTS = 9 };
+enum { STARTED_FD = 3, ARGUMENTS = 8 };
 
 void warden_log(const char *fmt, ...)
 {
@@ -51,10 +51,9 @@ static int parse_arguments(int argc, char **argv, struct warden_config *config)
 		.state_dir = given(argv[2]),
 		.cgroup_dir = given(argv[3]),
 		.hostname = argv[4],
-		.with_closure = atoi(argv[5]) != 0,
-		.adopted = atoi(argv[6]) != 0,
-		.adopt_pid = atoi(argv[7]),
-		.helper_pid = atoi(argv[8]),
+		.adopted = atoi(argv[5]) != 0,
+		.adopt_pid = atoi(argv[6]),
+		.helper_pid = atoi(argv[7]),
 		.started_fd = STARTED_FD,
 	};
 	return config->adopted ? 0 : config->state_dir ? 0 : -EINVAL;

@@ -9,7 +9,6 @@
  */
 #include "agent/keeper/warden.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -17,15 +16,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/xattr.h>
 
 #include "agent/keeper/mountinfo.h"
 #include "agent/util/io.h"
-
-enum { COVERS_MAX = 512, COVER_DEPTH_MAX = 16 };
 
 struct layout {
 	const struct warden_config *config;
@@ -33,7 +28,6 @@ struct layout {
 	int state_fd;			/* state_dir */
 	int count;			/* rows of paths */
 	char *paths[KEEPER_MOUNTS_MAX]; /* overlay number -> mount point; NULL: unused number */
-	int cover_count;		/* overlays made for parts of the closure */
 	char hidden[2][PATH_MAX];	/* daemon's state and run folders */
 };
 
@@ -104,19 +98,6 @@ static int state_folder(const struct layout *l, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
-/* The closure's part that belongs to this mount point, or -ENOENT. */
-static int closure_folder(const struct layout *l, const char *path)
-{
-	_cleanup_close_ int closure = -1;
-
-	if (!l->config->with_closure)
-		return -ENOENT;
-	closure = openat(l->state_fd, "closure", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (closure < 0)
-		return -errno;
-	return open_in_root(closure, path, O_PATH | O_DIRECTORY);
-}
-
 /* The host's folder at path, or an empty one where the host has none. */
 static int lower_folder(const struct layout *l, const char *path)
 {
@@ -125,55 +106,25 @@ static int lower_folder(const struct layout *l, const char *path)
 	return fd >= 0 ? fd : state_folder(l, "empty");
 }
 
-struct layers {
-	int closure, lower, upper, work; /* closure and lower: -1 if there is none */
-};
-
-static int mount_layers(const struct layers *y, int target_fd, unsigned long flags)
-{
-	char options[320], lower[96];
-
-	if (y->closure >= 0 && y->lower >= 0)
-		snprintf(lower, sizeof(lower), "/proc/self/fd/%d:/proc/self/fd/%d", y->closure,
-			 y->lower);
-	else
-		snprintf(lower, sizeof(lower), "/proc/self/fd/%d",
-			 y->closure >= 0 ? y->closure : y->lower);
-	/* The upper layer must be whole by itself: it is captured and laid out on other hosts. */
-	snprintf(options, sizeof(options),
-		 "lowerdir=%s,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d,"
-		 "index=off,metacopy=off,redirect_dir=off",
-		 lower, y->upper, y->work);
-	return mount_at_fd("decamp", target_fd, "overlay", flags, options);
-}
-
-/*
- * 1: mounted, but without the closure, since that lies below the host's folder: overlayfs refuses
- * lower layers that contain each other. Then cover_closure() puts it on in parts.
- */
 static int mount_overlay(const struct layout *l, int index, const char *path, int target_fd,
 			 unsigned long flags)
 {
-	char name[32];
-	_cleanup_close_ int upper = -1, work = -1, lower = -1, closure = -1;
-	struct layers y;
-	int r;
+	char name[32], options[320];
+	_cleanup_close_ int upper = -1, work = -1, lower = -1;
 
 	snprintf(name, sizeof(name), "upper/%d", index);
 	upper = state_folder(l, name);
 	snprintf(name, sizeof(name), "work/%d", index);
 	work = state_folder(l, name);
 	lower = lower_folder(l, path);
-	closure = closure_folder(l, path);
 	if (upper < 0 || work < 0 || lower < 0)
 		return upper < 0 ? upper : work < 0 ? work : lower;
-	y = (struct layers){ .closure = closure, .lower = lower, .upper = upper, .work = work };
-	r = mount_layers(&y, target_fd, flags);
-	if (r != -ELOOP || closure < 0)
-		return r;
-	y.closure = -1;
-	r = mount_layers(&y, target_fd, flags);
-	return r < 0 ? r : 1;
+	/* The upper layer must be whole by itself: it is captured and laid out on other hosts. */
+	snprintf(options, sizeof(options),
+		 "lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d,"
+		 "index=off,metacopy=off,redirect_dir=off",
+		 lower, upper, work);
+	return mount_at_fd("decamp", target_fd, "overlay", flags, options);
 }
 
 /* A new upper layer must look like the folder it covers: same owner and mode. */
@@ -206,181 +157,6 @@ static bool is_hidden(const struct layout *l, const char *path)
 	return path_is_below(path, l->hidden[0]) || path_is_below(path, l->hidden[1]);
 }
 
-/* One folder of a closure that has to be put on in parts. */
-struct cover {
-	int index;	  /* overlay that it belongs to */
-	const char *path; /* "" for the root */
-	int closure, upper;
-	unsigned long flags;
-	int depth;
-};
-
-static int copy_content(int from, int to)
-{
-	ssize_t n;
-
-	do {
-		n = sendfile(to, from, NULL, 1 << 30);
-	} while (n > 0 || (n < 0 && errno == EINTR));
-	return n < 0 ? -errno : 0;
-}
-
-/* A file beside the state folder's ancestors cannot come from a layer: it is copied in. */
-static int cover_file(const struct layout *l, const struct cover *c, const char *name,
-		      const struct stat *st)
-{
-	struct timespec times[2] = { st->st_atim, st->st_mtim };
-	_cleanup_close_ int folder =
-		open_in_root(l->root_fd, c->path[0] ? c->path : "/", O_PATH | O_DIRECTORY);
-	_cleanup_close_ int from = -1, to = -1;
-	char target[PATH_MAX];
-
-	if (folder < 0)
-		return folder;
-	if (S_ISLNK(st->st_mode)) {
-		ssize_t n = readlinkat(c->closure, name, target, sizeof(target) - 1);
-
-		if (n < 0)
-			return -errno;
-		target[n] = '\0';
-		(void)unlinkat(folder, name, 0);
-		return symlinkat(target, folder, name) < 0 && errno != EISDIR ? -errno : 0;
-	}
-	if (!S_ISREG(st->st_mode))
-		return 0;
-	from = openat(c->closure, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-	(void)unlinkat(folder, name, 0);
-	to = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (from < 0 || to < 0)
-		return -errno;
-	if (fchown(to, st->st_uid, st->st_gid) < 0 || fchmod(to, st->st_mode & 07777) < 0)
-		return -errno;
-	if (copy_content(from, to) < 0 || futimens(to, times) < 0)
-		return -EIO;
-	return 0;
-}
-
-/* The folder in the overlay's upper layer, copied up or made; -ENOTDIR: the job has no such one. */
-static int upper_folder(const struct layout *l, const struct cover *c, const char *name,
-			const char *path, const struct stat *closure_st)
-{
-	_cleanup_close_ int merged = -1, upper = -1;
-	char opaque[8], at[64];
-	struct stat st;
-	bool is_new = fstatat(c->upper, name, &st, AT_SYMLINK_NOFOLLOW) < 0;
-
-	/* A whiteout, or whatever the job put there. */
-	if (!is_new && !S_ISDIR(st.st_mode))
-		return -ENOTDIR;
-	if (is_new) {
-		merged = open_in_root(l->root_fd, path, O_PATH | O_NOFOLLOW);
-		/* Where the other host had a folder, this one has a link like /lib. */
-		if (merged >= 0 && fstat(merged, &st) == 0 && !S_ISDIR(st.st_mode)) {
-			warden_log("closure: path=%s: not a folder on this host", path);
-			return -ENOTDIR;
-		}
-		if (merged == -ENOENT) {
-			merged = make_folder(l->root_fd, path);
-			st = *closure_st;
-		}
-		if (merged < 0)
-			return merged;
-		/* Any change makes overlayfs copy the folder up. */
-		snprintf(at, sizeof(at), "/proc/self/fd/%d", merged);
-		if (chown(at, st.st_uid, st.st_gid) < 0 || chmod(at, st.st_mode & 07777) < 0)
-			return -errno;
-	}
-	upper = openat(c->upper, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (upper < 0)
-		return -errno;
-	snprintf(at, sizeof(at), "/proc/self/fd/%d", upper);
-	if (getxattr(at, "trusted.overlay.opaque", opaque, sizeof(opaque)) > 0)
-		return -ENOTDIR;
-	return take_fd(upper);
-}
-
-static int cover_entries(struct layout *l, const struct cover *c);
-
-static int cover_folder(struct layout *l, const struct cover *c, const char *name,
-			const struct stat *st)
-{
-	char path[PATH_MAX], work_name[32];
-	_cleanup_close_ int closure = -1, lower = -1, upper = -1, work = -1, target = -1;
-	struct cover below = *c;
-	struct layers y;
-	int r;
-
-	if (snprintf(path, sizeof(path), "%s/%s", c->path, name) >= (int)sizeof(path))
-		return -ENAMETOOLONG;
-	if (is_hidden(l, path))
-		return 0;
-	upper = upper_folder(l, c, name, path, st);
-	if (upper < 0)
-		return upper == -ENOTDIR ? 0 : upper;
-	snprintf(work_name, sizeof(work_name), "work/%d.%d", c->index, l->cover_count++);
-	closure = openat(c->closure, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	lower = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	work = state_folder(l, work_name);
-	target = open_in_root(l->root_fd, path, O_PATH | O_DIRECTORY);
-	if (closure < 0 || work < 0 || target < 0)
-		return closure < 0 ? -errno : work < 0 ? work : target;
-	y = (struct layers){ .closure = closure, .lower = lower, .upper = upper, .work = work };
-	r = mount_layers(&y, target, c->flags);
-	if (r != -ELOOP)
-		return r;
-	below.path = path;
-	below.closure = closure;
-	below.upper = upper;
-	below.depth++;
-	return cover_entries(l, &below);
-}
-
-static int cover_entries(struct layout *l, const struct cover *c)
-{
-	int fd = openat(c->closure, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	_cleanup_closedir_ DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *entry;
-	int r = 0;
-
-	if (!dir)
-		return -errno;
-	if (c->depth > COVER_DEPTH_MAX)
-		return -ELOOP;
-	while (r == 0 && (entry = readdir(dir))) {
-		const char *name = entry->d_name;
-		struct stat st, own;
-
-		if (!strcmp(name, ".") || !strcmp(name, ".."))
-			continue;
-		if (l->cover_count > COVERS_MAX)
-			return -E2BIG;
-		if (fstatat(c->closure, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-			return -errno;
-		if (S_ISDIR(st.st_mode))
-			r = cover_folder(l, c, name, &st);
-		else if (fstatat(c->upper, name, &own, AT_SYMLINK_NOFOLLOW) < 0)
-			r = cover_file(l, c, name, &st);
-	}
-	return r;
-}
-
-/* Every folder of the closure that does not contain the state folder gets an overlay, whose upper
- * layer is the same folder of the whole one: what a capture finds does not depend on this. */
-static int cover_closure(struct layout *l, int index, const char *path, unsigned long flags)
-{
-	char name[32];
-	_cleanup_close_ int closure = closure_folder(l, path[0] ? path : "/"), upper = -1;
-	struct cover c = { .index = index, .path = path, .flags = flags };
-
-	snprintf(name, sizeof(name), "upper/%d", index);
-	upper = state_folder(l, name);
-	if (closure < 0 || upper < 0)
-		return closure < 0 ? closure : upper;
-	c.closure = closure;
-	c.upper = upper;
-	return cover_entries(l, &c);
-}
-
 static int overlay_number(struct layout *l, const char *path)
 {
 	for (int i = 0; i < l->count; i++) {
@@ -404,9 +180,7 @@ static int place_overlay(struct layout *l, const char *path, unsigned long flags
 	if (index < 0)
 		return index;
 	r = copy_folder_looks(l, index, path);
-	if (r == 0)
-		r = mount_overlay(l, index, path, target, flags);
-	return r == 1 ? cover_closure(l, index, path, flags) : r;
+	return r < 0 ? r : mount_overlay(l, index, path, target, flags);
 }
 
 static int place_bind(struct layout *l, const char *path, bool readonly)
@@ -666,10 +440,7 @@ static int open_layout(struct layout *l, const char **ret_step)
 	if (r < 0)
 		return r;
 	l->root_fd = openat(l->state_fd, "root", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (l->root_fd < 0)
-		return -errno;
-	*ret_step = "closure";
-	return r == 1 ? cover_closure(l, 0, "", 0) : 0;
+	return l->root_fd < 0 ? -errno : 0;
 }
 
 static int build(struct layout *l, const char **ret_step)

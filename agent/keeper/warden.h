@@ -31,7 +31,6 @@ struct warden_config {
 	const char *state_dir;	/* NULL for an adopted job */
 	const char *cgroup_dir; /* NULL: none */
 	const char *hostname;
-	bool with_closure;
 	bool adopted;
 	pid_t adopt_pid;
 	pid_t helper_pid;

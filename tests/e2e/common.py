@@ -71,6 +71,7 @@ class Job:
 
     def __init__(self, lab, home, name, user):
         self.lab, self.home, self.name, self.user = lab, home, name, user
+        self.marker = None
 
     def ask(self, verb, *arguments, at=None, **more):
         at = at or (self.home if self.home.pid else next(h for h in self.lab.hosts if h.pid))
@@ -125,7 +126,10 @@ class Job:
                 shown = self.show(at)
             except CliError:
                 return None
-            return shown["host"] in names and shown["state"] in RUNNING and self.lab[shown["host"]]
+            if shown["host"] not in names or shown["state"] not in RUNNING:
+                return None
+            host = self.lab[shown["host"]]
+            return host if not self.marker or host.pids(self.marker) else None
         try:
             return wait_for(there, seconds, f"{self.name}: run on {' or '.join(names)}", 0.2)
         except LabError as error:
@@ -148,7 +152,9 @@ def submit(lab, home, name, argv, *options, user=None, cwd=None):
     user = user or lab.user
     cwd = cwd or make_folder(home, name, user)
     home.decamp("run", "--name", name, "--cwd", cwd, *options, "--", *argv, user=user, cwd=cwd)
-    return Job(lab, home, name, user)
+    job = Job(lab, home, name, user)
+    job.marker = next((word for word in argv if word.startswith("mark-")), None)
+    return job
 
 
 def make_folder(home, name, user):

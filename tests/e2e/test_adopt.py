@@ -6,13 +6,15 @@ from common import (Job, check, check_equal, counter_argv, counter_output, home_
                     make_folder, wait_for)
 
 STEPS = 500
+# Its standard streams must come from the host's own files, not from the harness.
+DETACH = ["sh", "-c", 'exec setsid "$@" </dev/null >/dev/null 2>&1', "sh"]
 
 
 def test_adopt(lab):
     """It keeps its PID, loses its host, and comes back with its memory."""
     host = lab[1]
     folder = make_folder(host, "adopt", lab.user)
-    started = host.spawn(["setsid", *counter_argv("mark-1", STEPS, 0.05)], user=lab.user,
+    started = host.spawn([*DETACH, *counter_argv("mark-1", STEPS, 0.05)], user=lab.user,
                          cwd=folder)
     pid = wait_for(lambda: [p for p in host.pids("mark-1")], 5, "the process")[0]
     inner = host.inner_pid(pid)
@@ -25,7 +27,7 @@ def test_adopt(lab):
     other = job.wait_host(lab.hosts[1:], at=lab[2])
     there = wait_for(lambda: other.pids("mark-1"), 5, "its process")[0]
     with open(f"/proc/{there}/status", encoding="ascii") as status:
-        line = next(line for line in status if line.startswith("NSpid:"))
+        line = next(row for row in status if row.startswith("NSpid:"))
     check_equal(int(line.split()[-1]), inner, f"on {other.name} it has its old PID")
     host.boot()
     host.start_daemon()
@@ -35,14 +37,16 @@ def test_adopt(lab):
     found = [file for file in (host.path(path) / "out.txt",
                                *host.path(path).glob("*decamp-results*/**/out.txt"))
              if file.exists() and file.read_bytes() == counter_output(STEPS)]
-    check(found, "its whole output is at home")
+    here = {str(file): file.stat().st_size for file in host.path(path).rglob("*")
+            if file.is_file()}
+    check(found, f"its whole output is at home: {here}")
 
 
 def test_adopt_twice(lab):
     """A process can be adopted once, and its end is told."""
     host = lab[2]
     folder = make_folder(host, "short", lab.user)
-    host.spawn(["setsid", *counter_argv("mark-2", 120, 0.05)], user=lab.user, cwd=folder)
+    host.spawn([*DETACH, *counter_argv("mark-2", 120, 0.05)], user=lab.user, cwd=folder)
     pid = wait_for(lambda: host.pids("mark-2"), 5, "the process")[0]
     inner = host.inner_pid(pid)
     host.decamp("adopt", "--name", "short", inner, user=lab.user)

@@ -160,7 +160,7 @@ class Host:
         if second != "ready" or not first.isdigit():
             raise LabError(f"{self.name}: cannot be started: {first} {second}")
         self.pid = int(first)
-        self.lab.namespaces |= traces.namespaces_of(self.pid)
+        self.lab.pins.add(self.pid)
         self.lab.connect(self)
 
     def boot(self, wipe=False):

@@ -53,7 +53,7 @@ class Lab:
         self.build = Path(os.environ.get("DECAMP_BUILD", ROOT / "build"))
         self.log_dir = ROOT / "build/lab-logs" / name
         self.extra_settings = settings or {}
-        self.namespaces = set()
+        self.pins = traces.Pins()
         self.cuts = set()
         self.groups = []
         self.loss_percent = 0
@@ -130,8 +130,9 @@ class Lab:
         """After close(): fail if a process, namespace, mount, cgroup or directory is left."""
         end = time.monotonic() + 3
         while True:
-            left = traces.traces(self.id, self.namespaces)
+            left = traces.traces(self.id) + self.pins.users()
             if not left:
+                self.pins.release()
                 return
             if time.monotonic() > end:
                 raise LabError("the lab left something behind: " + "; ".join(left))
@@ -181,7 +182,7 @@ class Lab:
         pid = self.switch.pid
         wait_for(lambda: traces.namespace_of(pid, "net") not in
                  (None, traces.namespace_of("self", "net")), 5, "start of the switch", 0.005)
-        self.namespaces |= {("net", traces.namespace_of(pid, "net"))}
+        self.pins.add(pid)
         self.ip(pid, "link add name br0 type bridge stp_state 0 forward_delay 0",
                 "link set br0 up")
 

@@ -105,11 +105,34 @@ def namespace_of(pid, kind):
         return None
 
 
-def namespaces_of(pid):
-    """Those that are not the machine's own."""
-    found = {(kind, namespace_of(pid, kind)) for kind in NAMESPACES}
-    return {(kind, inode) for kind, inode in found
-            if inode and inode != namespace_of("self", kind)}
+class Pins:
+    """Namespaces of a lab, held open: as long as they are, no other can get their numbers."""
+
+    def __init__(self):
+        self.fds = {}
+
+    def add(self, pid):
+        """Those of a process that are not the machine's own."""
+        for kind in NAMESPACES:
+            inode = namespace_of(pid, kind)
+            if inode == namespace_of("self", kind) or (kind, inode) in self.fds:
+                continue
+            self.fds[kind, inode] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
+
+    def users(self):
+        """Sentences: who is still in one of them."""
+        found = []
+        for pid in all_pids():
+            if is_zombie(pid):
+                continue
+            found += [f"{kind} namespace of process {pid}: {command_of(pid)}"
+                      for kind in NAMESPACES if (kind, namespace_of(pid, kind)) in self.fds]
+        return found
+
+    def release(self):
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds = {}
 
 
 def environment_of(pid):
@@ -138,7 +161,7 @@ def all_pids():
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def traces(lab_id, namespaces=frozenset()):
+def traces(lab_id):
     """Everything of a lab that is still there: a list of sentences, empty if it left nothing."""
     found = []
     tag = f"DECAMP_LAB={lab_id}".encode()
@@ -147,9 +170,6 @@ def traces(lab_id, namespaces=frozenset()):
             continue
         if tag in environment_of(pid):
             found.append(f"process {pid}: {command_of(pid)}")
-        for kind, inode in namespaces:
-            if namespace_of(pid, kind) == inode:
-                found.append(f"{kind} namespace {inode} of process {pid}: {command_of(pid)}")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if lab_id in line:
             found.append(f"mount {line.split()[4]}")
