@@ -72,11 +72,17 @@ pid_t raw_clone(uint64_t flags, int *ret_pidfd, int cgroup_fd, pid_t set_tid)
 
 void run_reset_process(void)
 {
-	struct sigaction act = { .sa_handler = SIG_DFL };
+	/* glibc keeps 32 and 33 for itself and refuses to touch them: the kernel is asked instead. */
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		uint64_t mask;
+	} act = { 0 };
 	sigset_t none;
 
-	for (int i = 1; i < _NSIG; i++)
-		sigaction(i, &act, NULL);
+	for (int i = 1; i <= 64; i++)
+		syscall(SYS_rt_sigaction, i, &act, NULL, sizeof(act.mask));
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
