@@ -24,7 +24,7 @@ else ifeq ($(FUZZ),1)
 B := build/fuzz
 CC := clang
 FLAVOUR := -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
-	-fno-sanitize-recover=all -Wno-missing-prototypes -Wno-missing-field-initializers
+	-fno-sanitize-recover=all -Wno-missing-prototypes
 endif
 
 PKGS := libsystemd libprotobuf-c libcrypto libssl libzstd libxxhash lmdb libmicrohttpd json-c \
