@@ -272,7 +272,7 @@ static int prepare(struct take *t)
 	if (r < 0)
 		return capture_fail(t->reason, r, "the spool folder %s cannot be used",
 				    t->request->spool_dir);
-	r = lower_open_layers(&t->s->lower, t->c->state_dir);
+	r = lower_open_root(&t->s->lower);
 	if (r == 0)
 		r = mounts_read_proc(&t->proc, t->status.main_pid);
 	if (r == 0 && !t->c->config.adopted)
@@ -391,7 +391,7 @@ int capture_take(struct capture *c, const struct capture_request *request,
 	if (!t.s)
 		return capture_fail(reason, -ENOMEM, "capture");
 	t.s->capture = c;
-	t.s->spool = t.s->images = t.s->files = t.s->lower.closure = t.s->lower.root = -1;
+	t.s->spool = t.s->images = t.s->files = t.s->lower.root = -1;
 	r = request->files_only ? take_files(&t) : take_all(&t);
 	proc_view_deinit(&t.view);
 	mounts_deinit(&t.proc);

@@ -10,22 +10,16 @@
 
 enum { CLOSURE_LINKS_MAX = 40, CLOSURE_DEPTH_MAX = 200 };
 
-int lower_open_layers(struct lower *l, const char *state_dir)
+int lower_open_root(struct lower *l)
 {
-	char path[PATH_MAX];
-
-	if (snprintf(path, sizeof(path), "%s/closure", state_dir) >= (int)sizeof(path))
-		return -ENAMETOOLONG;
-	l->closure = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	l->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	return l->root < 0 ? -errno : 0;
 }
 
 void lower_close(struct lower *l)
 {
-	close_fdp(&l->closure);
 	close_fdp(&l->root);
-	l->closure = l->root = -1;
+	l->root = -1;
 }
 
 static int open_beneath(int dirfd, const char *path, int flags)
@@ -40,15 +34,9 @@ static int open_beneath(int dirfd, const char *path, int flags)
 
 int lower_open(const struct lower *l, const char *path, int flags)
 {
-	int r = -ENOENT;
-
 	while (*path == '/')
 		path++;
-	if (l->closure >= 0)
-		r = open_beneath(l->closure, *path ? path : ".", flags);
-	if (r == -ENOENT || r == -ENOTDIR)
-		r = open_beneath(l->root, *path ? path : ".", flags);
-	return r;
+	return open_beneath(l->root, *path ? path : ".", flags);
 }
 
 /* Adds what fd (O_PATH) is. *ret_entry is NULL if it was in, or is nothing that travels. */

@@ -185,15 +185,14 @@ int walk_shm(struct walk *w, pid_t pid) _must_check_;
 /* Adopted jobs: the host's files that the tree has open for writing or mapped shared. */
 int walk_open_files(struct walk *w, const struct mounts *host) _must_check_;
 
-/* The job's lower layers: closure/ of a restored job over the host's root. */
+/* The job's lower layer: the host's root. */
 struct lower {
-	int closure; /* folder, or -1 */
 	int root;
 };
 
-int lower_open_layers(struct lower *l, const char *state_dir) _must_check_;
+int lower_open_root(struct lower *l) _must_check_;
 void lower_close(struct lower *l);
-/* Opens absolute path for reading in the uppermost layer that has it; never through a symlink. */
+/* Opens absolute path there; never through a symlink. */
 int lower_open(const struct lower *l, const char *path, int flags) _must_check_;
 
 struct closure {
