@@ -432,7 +432,7 @@ struct closure_world {
 static void closure_init(struct closure_world *cw, struct world *w)
 {
 	memset(cw, 0, sizeof(*cw));
-	assert_int_equal(lower_open_layers(&cw->lower, w->state), 0);
+	assert_int_equal(lower_open_root(&cw->lower), 0);
 	assert_int_equal(mounts_read_layers(&cw->layers, w->state), 0);
 	assert_int_equal(mounts_read_proc(&cw->proc, getpid()), 0);
 	cw->closure = (struct closure){ .entries = &cw->entries,
