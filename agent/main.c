@@ -143,10 +143,13 @@ static void find_criu(struct agent *a)
 	}
 }
 
-static void raise_limits(void)
+static void raise_limits(struct agent *a)
 {
 	struct rlimit files, none = { 0 };
 
+	for (int i = 0; i < RLIM_NLIMITS; i++)
+		if (getrlimit((__rlimit_resource_t)i, &a->limits[i]) < 0)
+			a->limits[i] = (struct rlimit){ RLIM_INFINITY, RLIM_INFINITY };
 	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
 		files.rlim_cur = files.rlim_max;
 		if (setrlimit(RLIMIT_NOFILE, &files) < 0)
@@ -291,6 +294,7 @@ static void start_optional(struct agent *a)
 /* The agent half, after the overlay half was forked. */
 static int serve(struct agent *a, pid_t overlay_pid)
 {
+	struct cluster *cluster = NULL;
 	char socket_path[600];
 	int r = sd_event_default(&a->event);
 
@@ -298,9 +302,10 @@ static int serve(struct agent *a, pid_t overlay_pid)
 		r = add_sources(a, overlay_pid);
 	if (r < 0)
 		return log_errno(r, "event loop");
-	r = cluster_load(a->config.state_dir, &a->cluster);
+	r = cluster_load(a->config.state_dir, &cluster);
 	if (r < 0 && r != -ENOENT)
 		return log_errno(r, "identity in %s", a->config.state_dir);
+	a->cluster = cluster;
 	r = agent_start_overlay(a);
 	if (r < 0)
 		return log_errno(r, "join the cluster's network");
@@ -320,15 +325,18 @@ static int serve(struct agent *a, pid_t overlay_pid)
 	return r;
 }
 
+/*
+ * The other half ends first, so that whoever waits for its answers does not wait any longer. Its
+ * channel stays open: a thread that still uses the number must not meet another file. A job's
+ * thread may be busy for longer than we wait; nothing that it uses is torn down.
+ */
 static void shut_down(struct agent *a, pid_t overlay_pid)
 {
 	agent_stop_jobs(a);
-	api_stop(a->api);
-	host_trace_stop(a->trace);
-	host_watch_stop(a->watch);
-	close(a->main_channel);
+	shutdown(a->main_channel, SHUT_RDWR);
 	waitpid(overlay_pid, NULL, 0);
-	cluster_destroy(a->cluster);
+	api_stop(a->api);
+	host_watch_stop(a->watch);
 }
 
 static int parse(int argc, char **argv, const char **ret_config, bool *ret_debug)
@@ -393,7 +401,7 @@ static int start(struct agent *a, const char *config_path, pid_t *ret_overlay)
 	if (r < 0)
 		return log_errno(r, "resources");
 	snprintf(a->hostname, sizeof(a->hostname), "%s", res.hostname);
-	raise_limits();
+	raise_limits(a);
 	find_criu(a);
 	a->has_sys_resource = host_has_sys_resource();
 	r = host_cgroup_base(a->cgroup_base, sizeof(a->cgroup_base));
@@ -420,6 +428,7 @@ int main(int argc, char **argv)
 	umask(022);
 	signal(SIGPIPE, SIG_IGN);
 	pthread_mutex_init(&a->lock, NULL);
+	pthread_mutex_init(&a->cluster_lock, NULL);
 	host_config_default(&a->config);
 	if (start(a, config_path, &overlay_pid) < 0)
 		return EXIT_FAILURE;
@@ -431,5 +440,5 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 	r = serve(a, overlay_pid);
 	shut_down(a, overlay_pid);
-	return r == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+	_exit(r == 0 ? EXIT_SUCCESS : EXIT_FAILURE);
 }

@@ -21,7 +21,7 @@
 #include "overlay/store/worker.h"
 
 enum {
-	OVERLAY_CHANNELS_MAX = 64,
+	OVERLAY_CHANNELS_MAX = 256,
 	OVERLAY_REQUESTS_MAX = 512,
 	OVERLAY_EVENTS_SOFT_MAX = 1024, /* unread by the agent: repeated news are dropped */
 	OVERLAY_EVENTS_MAX = 4096,	/* unread by the agent: it does not live any more */

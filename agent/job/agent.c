@@ -59,6 +59,27 @@ struct job *agent_find(struct agent *a, const struct job_id *id)
 	return found;
 }
 
+bool agent_has_process(struct agent *a, pid_t pid, const struct job *except)
+{
+	_cleanup_free_ char *cgroup = NULL;
+	char path[64];
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", pid);
+	if (read_file_at(AT_FDCWD, path, 64 << 10, &cgroup, NULL) < 0)
+		cgroup = NULL;
+	pthread_mutex_lock(&a->lock);
+	sweep(a);
+	for (int i = 0; i < JOB_LOCAL_MAX; i++) {
+		struct job *job = a->jobs[i];
+
+		if (job && job != except)
+			found |= job->adopted_pid == pid || (cgroup && strstr(cgroup, job->hex));
+	}
+	pthread_mutex_unlock(&a->lock);
+	return found;
+}
+
 static int make_folders(struct job *job)
 {
 	struct agent *a = job->agent;
@@ -83,6 +104,7 @@ static struct job *job_new(struct agent *a, const struct job_id *id, const struc
 			   const struct secret_key *key)
 {
 	struct job *job = calloc(1, sizeof(*job));
+	pthread_condattr_t monotonic;
 
 	if (!job)
 		return NULL;
@@ -95,7 +117,10 @@ static struct job *job_new(struct agent *a, const struct job_id *id, const struc
 	job->channel = -1;
 	job->phase = PHASE_STARTING;
 	pthread_mutex_init(&job->lock, NULL);
-	pthread_cond_init(&job->changed, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&job->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	job->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return job;
 }
@@ -135,7 +160,7 @@ int agent_add_job(struct agent *a, const struct job_id *id, const struct job_val
 	}
 	job->spec = *spec_take;
 	memset(spec_take, 0, sizeof(*spec_take));
-	r = job->wake_fd < 0 ? -EMFILE : make_folders(job);
+	r = a->stopping ? -ESHUTDOWN : job->wake_fd < 0 ? -EMFILE : make_folders(job);
 	if (r == 0)
 		r = insert(a, job);
 	if (r < 0) {
@@ -203,13 +228,17 @@ static int add_from_value(struct agent *a, const struct job_value *value, enum a
 static void on_lease(struct agent *a, const struct ov_lease *lease)
 {
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &lease->job);
+	struct job_value value;
 	int r;
 
-	if (!job || fence_token_compare(&lease->token, &job->value.token) != 0)
+	if (!job)
+		return;
+	job_get_value(job, &value);
+	if (fence_token_compare(&lease->token, &value.token) != 0)
 		return;
 	if (lease->run_until_boot_ns > job->run_until_boot_ns)
 		job->run_until_boot_ns = lease->run_until_boot_ns;
-	if (job->value.fence != FENCE_STRICT)
+	if (value.fence != FENCE_STRICT)
 		return;
 	if (!job->lease_keeper && keeper_attach(job->run_dir, &job->lease_keeper) < 0)
 		return; /* not started yet, or ended */
@@ -222,7 +251,8 @@ static void *kill_lost(void *arg)
 {
 	struct job *job = arg;
 	struct keeper *keeper;
-	int r = keeper_attach(job->run_dir, &keeper);
+	/* Gone: its thread was faster, and what is in run_dir now may be the next incarnation. */
+	int r = job->phase == PHASE_GONE ? -ENOENT : keeper_attach(job->run_dir, &keeper);
 
 	if (r == 0) {
 		r = keeper_kill(keeper);
@@ -238,14 +268,16 @@ static void on_lost(struct agent *a, const struct ov_job *lost)
 {
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &lost->job);
 	struct action action = { .type = ACTION_LOST };
+	struct job_value value;
 	pthread_t thread;
 	int r;
 
-	if (!job || fence_token_compare(&lost->token, &job->value.token) != 0)
+	if (!job)
 		return;
-	pthread_mutex_lock(&job->lock);
+	job_get_value(job, &value);
+	if (fence_token_compare(&lost->token, &value.token) != 0)
+		return;
 	job->lost = true;
-	pthread_mutex_unlock(&job->lock);
 	/* Its thread may be deep in a checkpoint, which only the end of the tasks cuts short. */
 	if (pthread_create(&thread, NULL, kill_lost, job_ref(job)) != 0)
 		job_unref(job);
@@ -261,13 +293,17 @@ static void on_grant(struct agent *a, const struct job_value *value)
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &value->job);
 	int r;
 
+	if (value->state != JOB_STATE_HELD || !node_id_equal(&value->owner, &a->self))
+		return;
 	if (job) {
 		struct action lost = { .type = ACTION_LOST };
+		struct job_value ours;
 
 		/* Ours under an older token: that incarnation ends first; the guardian repeats. */
-		if (fence_token_compare(&job->value.token, &value->token) < 0 &&
-		    job->phase != PHASE_FINISHING)
-			r = job_post(job, &lost);
+		job_get_value(job, &ours);
+		if (fence_token_compare(&ours.token, &value->token) < 0 &&
+		    job->phase != PHASE_FINISHING && job_post(job, &lost) < 0)
+			log_debug("%s: gone already", job->spec.name);
 		return;
 	}
 	r = add_from_value(a, value, ACTION_RESTORE);
@@ -280,7 +316,7 @@ static void on_done(struct agent *a, const struct job_value *value)
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &value->job);
 	int r;
 
-	if (job)
+	if (job || value->state != JOB_STATE_DONE || !node_id_equal(&value->home, &a->self))
 		return;
 	r = add_from_value(a, value, ACTION_RESULTS);
 	if (r < 0 && r != -EEXIST)
@@ -305,10 +341,10 @@ static void *join_thread(void *arg)
 	int r = channel < 0 ? channel : agent_members(channel, &members, &count);
 
 	if (r == 0) {
-		pthread_mutex_lock(&a->lock);
+		pthread_mutex_lock(&a->cluster_lock);
 		r = cluster_admit(a->cluster, a->config.state_dir, &work->event, members, count,
 				  &reply.u.join, hostname);
-		pthread_mutex_unlock(&a->lock);
+		pthread_mutex_unlock(&a->cluster_lock);
 	}
 	reply.u.join.call_id = work->event.call_id;
 	reply.status = r;
@@ -321,22 +357,28 @@ static void *join_thread(void *arg)
 		log_errno(r, "join reply");
 	free(members);
 	free(work);
+	a->order_threads--;
 	return NULL;
 }
 
 static void on_join(struct agent *a, const struct ov_join *event)
 {
-	struct join_work *work = malloc(sizeof(*work));
+	/* The other half is not trusted: it starts no threads without end. */
+	struct join_work *work = a->order_threads < ORDER_THREADS_MAX ? malloc(sizeof(*work)) :
+									NULL;
 	pthread_t thread;
 
 	if (!work)
 		return;
 	work->agent = a;
 	work->event = *event;
-	if (pthread_create(&thread, NULL, join_thread, work) != 0)
-		free(work);
-	else
+	a->order_threads++;
+	if (pthread_create(&thread, NULL, join_thread, work) == 0) {
 		pthread_detach(thread);
+		return;
+	}
+	a->order_threads--;
+	free(work);
 }
 
 static void on_member(const struct member_info *member)
@@ -435,7 +477,7 @@ uint32_t agent_report(struct agent *a)
 	if (!a->cluster || host_resources(&res) < 0)
 		return 0;
 	report->flags = MEMBER_STORES_PACKS;
-	if (a->config.takes_jobs && !a->user_present && !a->vacating && !a->stopping)
+	if (a->config.takes_jobs && a->criu[0] && !a->user_present && !a->vacating && !a->stopping)
 		report->flags |= MEMBER_TAKES_JOBS;
 	if (a->user_present)
 		report->flags |= MEMBER_USER_PRESENT;
@@ -478,14 +520,8 @@ static void send_away(struct job *job, void *ctx)
 	struct action action = { .type = ACTION_HANDOVER };
 	int r;
 
+	/* Its thread freezes it first of all. Nobody else may: a capture must not be frozen. */
 	snprintf(action.reason, sizeof(action.reason), "%s", (const char *)ctx);
-	/* The user's CPU first: freeze now, the job's thread does the rest when it comes to it. */
-	if (job->phase == PHASE_RUNNING &&
-	    (job->lease_keeper || keeper_attach(job->run_dir, &job->lease_keeper) == 0)) {
-		r = keeper_freeze(job->lease_keeper, 0);
-		if (r < 0)
-			log_debug("%s: freeze: %s", job->spec.name, strerror(-r));
-	}
 	r = job_post(job, &action);
 	if (r < 0 && r != -ESTALE)
 		log_errno(r, "%s: hand over", job->spec.name);
@@ -494,8 +530,11 @@ static void send_away(struct job *job, void *ctx)
 static void let_go(struct job *job, void *ctx)
 {
 	struct action action = { .type = ACTION_THAW };
+	struct agent *a = job->agent;
 
 	(void)ctx;
+	if (a->user_present && a->config.vacate_on_login)
+		return;
 	if (job->owner_frozen && !job->user_frozen && job_post(job, &action) < 0)
 		log_warn("%s: cannot be thawed", job->spec.name);
 }

@@ -55,6 +55,11 @@ static int make_spool(struct job *job, char spool[600])
 			 (uint64_t)vfs.f_bavail * vfs.f_frsize > 2 * need;
 	int r;
 
+	/* The other one too: a decampd that was killed may have left it full. */
+	snprintf(spool, 600, "%s/spool", in_memory ? job->state_dir : job->run_dir);
+	r = remove_tree_at(AT_FDCWD, spool);
+	if (r < 0)
+		log_errno(r, "remove %s", spool);
 	snprintf(spool, 600, "%s/spool", in_memory ? job->run_dir : job->state_dir);
 	r = remove_tree_at(AT_FDCWD, spool);
 	if (r < 0)
@@ -165,9 +170,10 @@ static int enough_holders(struct job *job, const struct ckpt_ref *ref)
 		    (members[i].report.flags & MEMBER_STORES_PACKS))
 			others++;
 	want = others >= 2 ? 2 : 1;
-	if (ref->holder_count < want) {
+	if (ref->holder_count < want || job->few_holders < want) {
 		job_say(job, "only %u of %u hosts took the checkpoint; it does not count",
-			ref->holder_count, want);
+			ref->holder_count < job->few_holders ? ref->holder_count : job->few_holders,
+			want);
 		return -ENOSPC;
 	}
 	return 0;
@@ -233,10 +239,17 @@ static void forget_weak(struct job *job)
 	if (agent_members(job->channel, &members, &count) < 0)
 		return;
 	for (size_t i = 0; i < count; i++)
-		alive += !members[i].is_self && members[i].state == MEMBER_ALIVE;
+		alive += !members[i].is_self && members[i].state == MEMBER_ALIVE &&
+			 members[i].report.flags & MEMBER_STORES_PACKS;
 	ctx[0] = members;
 	ctx[1] = &count;
 	packer_forget_weak(job->packer, alive >= 2 ? 2 : 1, holder_alive, ctx);
+}
+
+/* Only the register's word that a token is stale may end a job; file systems say it too. */
+static int not_stale(int r)
+{
+	return r == -ESTALE ? -EIO : r;
 }
 
 /* Everything after the job was let go: pack, store, commit. */
@@ -251,10 +264,11 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 	int r;
 
 	job_step(job, "packing", 0, info->mem_bytes);
+	job->few_holders = UINT32_MAX;
 	forget_weak(job);
 	r = pack_files(job, snap, &feed, stat->seq);
 	if (r < 0)
-		return r;
+		return not_stale(r);
 	packer_counts(job->packer, &counts);
 	stat->file_bytes = feed.file_bytes;
 	stat->new_bytes = counts.new_bytes;
@@ -262,10 +276,13 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 	stat->total_us = info->pause_us + (now_boot_ns() - started) / 1000;
 	job_step(job, "storing", 0, counts.new_bytes);
 	r = write_manifest(job, info, stat, &ref);
-	if (r == 0)
-		r = enough_holders(job, &ref);
 	if (r < 0)
-		return r;
+		return not_stale(r);
+	/* The packer goes on from this snapshot, committed or not: so must capture. */
+	snapshot_accept(job->capture, snap);
+	r = enough_holders(job, &ref);
+	if (r < 0)
+		return not_stale(r);
 	ref.wall_ms = stat->wall_ms;
 	job_step(job, "committing", 0, 0);
 	r = commit(job, &ref, state, exit_status, info->mem_bytes);
@@ -274,7 +291,6 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 	packer_counts(job->packer, &counts);
 	stat->sent_bytes = counts.sent_bytes;
 	stat->total_us = info->pause_us + (now_boot_ns() - started) / 1000;
-	snapshot_accept(job->capture, snap);
 	push_stat(job, stat);
 	remember_objects(job, ref.seq);
 	r = job_save(job);
@@ -305,13 +321,13 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 
 	if (r < 0) {
 		job_say(job, "no checkpoint: %s: %s: free some space there", spool, strerror(-r));
-		return r;
+		return not_stale(r);
 	}
 	job_step(job, "capturing", 0, 0);
 	r = capture_take(job->capture, &request, ret_snap, why);
 	if (r < 0) {
 		job_say(job, "no checkpoint: %s", why[0] ? why : strerror(-r));
-		return r;
+		return not_stale(r);
 	}
 	info = snapshot_info(*ret_snap);
 	stat.wall_ms = info->wall_ms;
@@ -332,7 +348,8 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 	enum job_phase before = job->phase;
 	int r;
 
-	if (!job->keeper || (before != PHASE_RUNNING && before != PHASE_MOVING))
+	if (!job->keeper || !job->capture || !job->packer ||
+	    (before != PHASE_RUNNING && before != PHASE_MOVING))
 		return -EBUSY;
 	if (before == PHASE_RUNNING)
 		job_phase(job, PHASE_CHECKPOINTING);
@@ -366,12 +383,17 @@ int job_finish(struct job *job, int exit_status)
 
 	job_phase(job, PHASE_FINISHING);
 	for (;;) {
-		r = take_snapshot(job, "final", CAPTURE_RUN_ON, true, &snap, &stat);
+		r = job->capture && job->packer ? 0 : job_make_capture(job);
+		if (r == 0)
+			r = take_snapshot(job, "final", CAPTURE_RUN_ON, true, &snap, &stat);
 		if (r == 0) {
 			r = publish(job, snap, &stat, JOB_STATE_DONE, exit_status);
 			snapshot_destroy(take_ptr(snap));
 		}
-		if (r == 0 || (r == -ESTALE && job_is_lost(job)) || job->agent->stopping)
+		if (job->lost && r < 0)
+			r = -ESTALE;
+		if (r == 0 || job->lost || (r == -ESTALE && job_is_lost(job)) ||
+		    job->agent->stopping)
 			break;
 		job_say(job, "ended, but its result is not stored yet: %s; trying again",
 			strerror(-r));

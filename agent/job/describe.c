@@ -34,13 +34,13 @@ static const char *host_of(const struct node_id *id, const struct member_info *m
 	return "?";
 }
 
-static const char *local_state(const struct job *job)
+static const char *local_state(const struct job *job, uint32_t fence)
 {
 	struct keeper_status status;
 	struct keeper *k;
 	bool lease_frozen = false;
 
-	switch (job->phase) {
+	switch ((enum job_phase)job->phase) {
 	case PHASE_STARTING:
 		return "starting";
 	case PHASE_CHECKPOINTING:
@@ -56,7 +56,7 @@ static const char *local_state(const struct job *job)
 	}
 	if (job->user_frozen || job->owner_frozen)
 		return "frozen";
-	if (job->run_until_boot_ns < now_boot_ns() && job->value.fence == FENCE_STRICT &&
+	if (job->run_until_boot_ns < now_boot_ns() && fence == FENCE_STRICT &&
 	    keeper_attach(job->run_dir, &k) == 0) {
 		lease_frozen = keeper_status(k, &status) == 0 && status.lease_frozen;
 		keeper_detach(k);
@@ -79,7 +79,7 @@ static const char *state_of(const struct job_value *value, const struct job *loc
 		break;
 	}
 	if (local)
-		return local_state(local);
+		return local_state(local, value->fence);
 	return value->history_count ? "running" : "starting";
 }
 
@@ -207,11 +207,12 @@ static uint64_t median(uint64_t *values, uint32_t count)
 static void add_figures(struct json_object *detail, const struct ckpt_stat *stats, uint32_t count)
 {
 	uint64_t pauses[MANIFEST_STATS_MAX], sent[MANIFEST_STATS_MAX];
-	uint32_t pause_count = 0;
+	uint32_t pause_count = 0, last = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
 		if (!strcmp(stats[i].reason, "final")) /* the job had ended: no pause */
 			continue;
+		last = i;
 		pauses[pause_count] = stats[i].pause_us;
 		sent[pause_count++] = stats[i].sent_bytes;
 	}
@@ -219,8 +220,8 @@ static void add_figures(struct json_object *detail, const struct ckpt_stat *stat
 		add_int(detail, "pause_us_median", median(pauses, pause_count));
 		add_int(detail, "pause_us_max", pauses[pause_count - 1]);
 		add_int(detail, "sent_bytes_median", median(sent, pause_count));
-		add_int(detail, "mem_bytes", stats[count - 1].mem_bytes);
-		add_text(detail, "engine", stats[count - 1].engine);
+		add_int(detail, "mem_bytes", stats[last].mem_bytes);
+		add_text(detail, "engine", stats[last].engine);
 	}
 	add_int(detail, "checkpoints", pause_count);
 }
@@ -230,9 +231,14 @@ static void add_spec(struct json_object *detail, struct json_object *spec)
 	static const char *const keys[] = { "argv", "cwd", "fence", "stdout", "stderr" };
 	struct json_object *value;
 
-	for (size_t i = 0; spec && i < ARRAY_SIZE(keys); i++)
-		if (json_object_object_get_ex(spec, keys[i], &value))
-			json_object_object_add(detail, keys[i], json_object_get(value));
+	/* Copies: the library's reference counts are not for two threads. */
+	for (size_t i = 0; spec && i < ARRAY_SIZE(keys); i++) {
+		struct json_object *copy = NULL;
+
+		if (json_object_object_get_ex(spec, keys[i], &value) &&
+		    json_object_deep_copy(value, &copy, NULL) == 0)
+			json_object_object_add(detail, keys[i], copy);
+	}
 }
 
 void describe_detail(struct agent *a, struct json_object *json, const struct job_value *value,
@@ -256,8 +262,7 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 	if (local) {
 		pthread_mutex_lock(&local->lock);
 		add_figures(detail, local->stats, local->stat_count);
-		json_object_object_add(detail, "moves",
-				       describe_moves(local->moves, local->move_count));
+		add_int(detail, "moves", local->move_count);
 		if (local->move_count)
 			add_int(detail, "recovery_time_ms",
 				local->moves[local->move_count - 1].resume_ms);
@@ -265,15 +270,15 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 		add_int(detail, "interval_s", local->interval_s);
 		if (local->next_ckpt_boot_ns > now_boot_ns())
 			add_int(detail, "next_ckpt_ms",
-				(local->next_ckpt_boot_ns - now_boot_ns()) / 1000000);
+				now_wall_ms() +
+					(local->next_ckpt_boot_ns - now_boot_ns()) / 1000000);
 		add_spec(detail, local->spec.json);
 		pthread_mutex_unlock(&local->lock);
 	} else if (head) {
 		struct json_object *spec = json_tokener_parse(head->spec_json);
 
 		add_figures(detail, head->stats, head->stat_count);
-		json_object_object_add(detail, "moves",
-				       describe_moves(head->moves, head->move_count));
+		add_int(detail, "moves", head->move_count);
 		if (head->move_count)
 			add_int(detail, "recovery_time_ms",
 				head->moves[head->move_count - 1].resume_ms);

@@ -39,6 +39,8 @@ static int release(struct job *job, const struct node_id *target)
 		r = job_cas(job, &value, RELEASE_PATIENCE_MS);
 		if (r == 0 || r == -ESTALE || job->agent->stopping)
 			return r;
+		if (job->lost || r == -ENOENT) /* killed, and forgotten since */
+			return -ESTALE;
 		job_say(job, "frozen: its guardians do not answer the release yet: %s",
 			strerror(-r));
 		sleep(1);
@@ -61,9 +63,7 @@ static void stay(struct job *job)
 	bool frozen = job->agent->user_present && job->agent->config.vacate_on_login;
 	int r;
 
-	pthread_mutex_lock(&job->lock);
 	job->owner_frozen = frozen;
-	pthread_mutex_unlock(&job->lock);
 	r = frozen ? keeper_freeze(job->keeper, KEEPER_CALL_MS) :
 		     (job->user_frozen ? 0 : keeper_thaw(job->keeper));
 	if (r < 0)
@@ -121,27 +121,33 @@ static int pick_target(struct job *job, struct node_id *ret_target)
 
 int job_handover(struct job *job, const struct action *action)
 {
+	bool must_go = strcmp(action->reason, "migrate") != 0;
 	struct node_id target = action->target;
 	struct ckpt_stat stat;
 	int r;
 
 	if (!job->keeper || job->phase != PHASE_RUNNING)
 		return -EBUSY;
+	/* At once, so that the user at the keyboard has the machine; thawed only by the dump. */
+	r = must_go ? keeper_freeze(job->keeper, KEEPER_CALL_MS) : 0;
+	if (r < 0)
+		log_errno(r, "%s: freeze", job->spec.name);
 	if (node_id_is_zero(&target) && pick_target(job, &target) < 0)
 		log_warn("%s: the guardian will choose its next host", job->spec.name);
-	if (node_id_is_zero(&target) && !strcmp(action->reason, "migrate")) {
+	if (node_id_is_zero(&target) && !must_go) {
 		job_say(job, "no other host can take it now: it runs on here");
 		return -EHOSTUNREACH;
 	}
 	job_phase(job, PHASE_MOVING);
-	/* At once, so that the user at the keyboard has the machine; thawed only by the dump. */
-	r = keeper_freeze(job->keeper, KEEPER_CALL_MS);
+	r = must_go ? 0 : keeper_freeze(job->keeper, KEEPER_CALL_MS);
 	if (r < 0)
 		log_errno(r, "%s: freeze", job->spec.name);
 	r = job_checkpoint(job, action->reason, CAPTURE_STAY_FROZEN, &stat);
+	if (r == -ESTALE && !job_is_lost(job))
+		r = -EAGAIN;
 	if (r == 0)
 		r = release(job, &target);
-	if (r == -ESTALE && job_is_lost(job)) {
+	if (r == -ESTALE) {
 		leave(job, "another host has it");
 		return r;
 	}

@@ -20,6 +20,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/resource.h>
 
 #include "agent/api/api.h"
 #include "agent/capture/capture.h"
@@ -40,6 +41,8 @@ enum {
 	JOB_LOCAL_MAX = 128,	/* jobs on one host */
 	JOB_INTERVAL_MIN_S = 5,
 	JOB_INTERVAL_MAX_S = 900,
+	ORDER_NONCES_MAX = 4096, /* steering orders from other hosts within ten minutes */
+	ORDER_THREADS_MAX = 64,	 /* orders and joins being carried out */
 };
 
 /* What a user asked for; travels as JSON in every manifest. */
@@ -103,6 +106,7 @@ struct action {
 	uint64_t seq;  /* ROLLBACK */
 	int signal;    /* KILL: 0 = end the job */
 	pid_t pid;     /* ADOPT */
+	uint64_t born; /* ADOPT: its start time, so that no other with its PID is taken */
 	bool detached; /* nobody waits: the thread frees it */
 	/* filled in by the thread */
 	bool finished;
@@ -128,15 +132,15 @@ struct job {
 	pthread_mutex_t lock; /* guards all below up to the blank line */
 	pthread_cond_t changed;
 	struct action *queue_head, *queue_tail;
-	enum job_phase phase;
-	struct job_value value; /* newest committed value that we know */
+	_Atomic enum job_phase phase; /* atomic: read without the lock too; so are the flags below */
+	struct job_value value; /* newest committed value that we know; set by the thread alone */
 	char message[JOB_MESSAGE_MAX];
 	char step[32];
 	uint64_t step_done, step_total;
-	bool user_frozen;  /* by `decamp freeze` */
-	bool owner_frozen; /* a user sits here and the job could not leave yet */
-	bool releasing;	   /* a RELEASE was sent under this token: never to run under it again */
-	bool lost;
+	atomic_bool user_frozen;  /* by `decamp freeze` */
+	atomic_bool owner_frozen; /* a user sits here and the job could not leave yet */
+	atomic_bool releasing; /* a RELEASE was sent under this token: never to run under it again */
+	atomic_bool lost;
 	uint64_t next_ckpt_boot_ns;
 	uint32_t interval_s;
 	uint32_t stat_count, move_count;
@@ -148,6 +152,7 @@ struct job {
 		char folder[128];
 	} results;
 	atomic_ullong run_until_boot_ns;
+	atomic_int adopted_pid; /* main process of a job that is still in place, else 0 */
 
 	/* the job's thread only */
 	int channel;
@@ -160,7 +165,11 @@ struct job {
 		size_t count;
 	} kept[OV_HISTORY_MAX]; /* objects that each history entry needs */
 	char state_dir[512], run_dir[512], cgroup_dir[512];
-	pid_t traced_pid; /* adopted process that eBPF follows, or 0 */
+	pid_t traced_pid;     /* adopted process that eBPF follows, or 0 */
+	bool in_place;	      /* adopted and not moved yet: in the host's namespaces */
+	bool lease_frozen;    /* by the warden, when last looked at */
+	bool killed;	      /* its user ended it: its death is its end */
+	uint32_t few_holders; /* of the checkpoint under way: the fewest of one of its objects */
 
 	/* the event loop only */
 	struct keeper *lease_keeper;
@@ -169,12 +178,13 @@ struct job {
 struct agent {
 	struct host_config config;
 	struct sd_event *event;
-	struct cluster *cluster; /* NULL: not in a cluster yet */
+	struct cluster *_Atomic cluster; /* NULL: not in a cluster yet */
 	struct node_id self;
 	char hostname[64];
 	char criu[512];
 	char cgroup_base[512]; /* empty: none */
 	bool has_sys_resource;
+	struct rlimit limits[RLIM_NLIMITS]; /* as decampd was started with: those of jobs */
 	int main_channel;
 	int boot_lock_fd;
 	struct host_watch *watch;
@@ -182,11 +192,16 @@ struct agent {
 	struct api *api;
 	struct sd_event_source *report_timer;
 	uint64_t slept_ns; /* until the last warning of a shutdown or sleep */
+	atomic_bool user_present, vacating, stopping, shutting_down;
+	atomic_int order_threads;
+	pthread_mutex_t cluster_lock; /* one at a time founds, joins, invites or admits */
 
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];
-	atomic_bool user_present, vacating, stopping, shutting_down;
-	uint8_t order_nonces[256][16]; /* seen lately: no order is carried out twice */
+	struct order_nonce {
+		uint8_t nonce[16];
+		uint64_t sent_wall_ms;
+	} order_nonces[ORDER_NONCES_MAX]; /* seen lately: no order is carried out twice */
 	uint32_t order_nonce_next;
 };
 
@@ -212,6 +227,8 @@ static inline void job_unrefp(struct job **job)
 	if (*job)
 		job_unref(*job);
 }
+/* Does the process belong to a local job that was adopted in place (other than except)? */
+bool agent_has_process(struct agent *a, pid_t pid, const struct job *except);
 /* Makes the table row, folders and thread; the caller posts the first action. ret_job: with a
  * reference. -EEXIST if it is here already. */
 int agent_add_job(struct agent *a, const struct job_id *id, const struct job_value *value,
@@ -242,6 +259,12 @@ void job_phase(struct job *job, enum job_phase phase);
 int job_save(struct job *job) _must_check_;
 /* Everything local of a job that is no longer ours: processes, namespaces, files. */
 void job_discard(struct job *job);
+/* A keeper of an earlier incarnation that nobody looks after any more: it ends. */
+void job_end_leftover(struct job *job);
+/* All that lives in a cgroup whose keeper is dead. */
+void job_kill_cgroup(const char *cgroup_dir);
+/* A copy of the newest committed value, for other threads. */
+void job_get_value(struct job *job, struct job_value *ret_value);
 
 /* ---- register.c: requests on the thread's side channel ---- */
 /* The overlay half is not trusted: counts inside their arrays, a state that exists. */
@@ -254,6 +277,7 @@ void job_drop(struct job *job);
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 		     uint32_t *ret_holder_count, struct node_id *ret_holders);
 struct fetch_ctx {
+	int main_channel; /* a channel that fell out of step is made anew under its old number */
 	int channel;
 	struct job_id id;
 };
@@ -282,13 +306,17 @@ int job_rollback(struct job *job, const struct action *action) _must_check_;
 
 /* ---- launch.c, takeover.c, results.c ---- */
 int job_launch(struct job *job) _must_check_;
-int job_adopt(struct job *job, pid_t pid) _must_check_;
+int job_adopt(struct job *job, const struct action *action) _must_check_;
 int job_takeover(struct job *job) _must_check_;
 int job_bring_home(struct job *job) _must_check_;
 /* The spec and the statistics of the job come with its manifest. */
 int job_learn_head(struct job *job, const struct manifest_head *head) _must_check_;
 int job_make_capture(struct job *job) _must_check_;
 void job_fill_keeper(struct job *job, struct keeper_config *ret_config);
+/* What start_again() needs: a job that never came to be must not be started later. */
+void job_forget_home(struct job *job);
+/* When a process began, in clock ticks since boot; 0 if there is none. */
+uint64_t process_born(pid_t pid);
 
 /* ---- orders.c: from agent to agent ---- */
 /* Runs the verb on that host as this caller; -EHOSTUNREACH if it does not answer. */

@@ -2,10 +2,13 @@
 /* A new job: its namespaces, its program; or a running process taken over where it is. */
 #define LOG_TAG "job"
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <json-c/json.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "agent/job/job.h"
 #include "agent/util/io.h"
@@ -40,7 +43,7 @@ int job_make_capture(struct job *job)
 		.carry_cwd = !json_object_object_get_ex(job->spec.json, "carry_cwd", &carry) ||
 			     json_object_get_boolean(carry),
 		.closure_max_bytes = job->agent->config.closure_max_bytes,
-		.adopted = job->spec.adopted && job->move_count == 0,
+		.adopted = job->in_place,
 	};
 	int r;
 
@@ -54,6 +57,29 @@ int job_make_capture(struct job *job)
 	if (r == 0)
 		r = packer_create(&job->id, &job->key, &job->packer);
 	return r;
+}
+
+void job_forget_home(struct job *job)
+{
+	_cleanup_free_ char *path = NULL;
+
+	if (asprintf(&path, "%s/home/%s.json", job->agent->config.state_dir, job->hex) >= 0)
+		unlink(path);
+}
+
+uint64_t process_born(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	unsigned long long born = 0;
+	char path[32], *at;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) < 0)
+		return 0;
+	at = strrchr(text, ')');
+	for (int field = 2; at && field < 22; field++)
+		at = strchr(at + 1, ' ');
+	return at && sscanf(at, "%llu", &born) == 1 ? born : 0;
 }
 
 /* The JSON array of strings as NUL-separated bytes. */
@@ -110,6 +136,12 @@ static int fill_command(struct job *job, struct keeper_command *command)
 	command->stderr_path = spec_string(job, "stderr");
 	command->uid = job->spec.uid;
 	command->gid = job->spec.gid;
+	_Static_assert(ARRAY_SIZE(command->rlim_cur) >= RLIM_NLIMITS, "room for all limits");
+	for (int i = 0; i < RLIM_NLIMITS; i++) {
+		command->rlim_cur[i] = job->agent->limits[i].rlim_cur;
+		command->rlim_max[i] = job->agent->limits[i].rlim_max;
+	}
+	command->have_rlimits = true;
 	if (json_object_object_get_ex(job->spec.json, "groups", &groups))
 		for (size_t i = 0; i < json_object_array_length(groups) &&
 				   command->group_count < KEEPER_GROUPS_MAX;
@@ -117,6 +149,20 @@ static int fill_command(struct job *job, struct keeper_command *command)
 			command->groups[command->group_count++] =
 				(gid_t)json_object_get_int64(json_object_array_get_idx(groups, i));
 	return 0;
+}
+
+/* It was never more than an entry in the register. */
+static void withdraw(struct job *job)
+{
+	struct job_value value = job->value;
+	int r;
+
+	value.state = JOB_STATE_KILLED;
+	r = job_cas(job, &value, JOB_CALL_MS);
+	if (r < 0)
+		log_errno(r, "%s: withdraw", job->spec.name);
+	job_forget_home(job);
+	job_drop(job);
 }
 
 static void schedule_first(struct job *job)
@@ -152,15 +198,8 @@ int job_launch(struct job *job)
 	free((char *)command->env);
 	free(command);
 	if (r < 0) {
-		struct job_value value = job->value;
-		int ended;
-
 		job_say(job, "could not be started: %s%s%s", step, *step ? ": " : "", strerror(-r));
-		value.state = JOB_STATE_KILLED;
-		ended = job_cas(job, &value, JOB_CALL_MS);
-		if (ended < 0)
-			log_errno(ended, "%s: withdraw", job->spec.name);
-		job_drop(job);
+		withdraw(job);
 		job_discard(job);
 		job_phase(job, PHASE_GONE);
 		return r;
@@ -173,36 +212,54 @@ int job_launch(struct job *job)
 	return 0;
 }
 
-int job_adopt(struct job *job, pid_t pid)
+/* The process is somebody's: let it be. Only our keeper goes, which does nothing to it. */
+static void leave_process(struct job *job)
+{
+	struct keeper_status status;
+
+	if (!job->keeper)
+		return;
+	if (keeper_status(job->keeper, &status) == 0 && status.keeper_pid > 0)
+		kill(status.keeper_pid, SIGKILL);
+	keeper_detach(take_ptr(job->keeper));
+}
+
+/* The keeper holds the process by now: is it still the one that was checked? */
+static int check_adopted(struct job *job, const struct action *action)
+{
+	char path[32];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%d", action->pid);
+	if (stat(path, &st) < 0 || process_born(action->pid) != action->born)
+		return -ESRCH;
+	return st.st_uid == job->spec.uid ? 0 : -EPERM;
+}
+
+int job_adopt(struct job *job, const struct action *action)
 {
 	struct keeper_config config;
+	pid_t pid = action->pid;
 	int r;
 
 	job_fill_keeper(job, &config);
 	config.adopted = true;
 	config.adopt_pid = pid;
-	r = job_hold(job, JOB_CALL_MS);
+	job->in_place = true;
+	job->adopted_pid = pid;
+	r = agent_has_process(job->agent, pid, job) ? -EBUSY : job_hold(job, JOB_CALL_MS);
 	if (r == 0)
 		r = keeper_start(&config, &job->keeper);
+	if (r == 0)
+		r = check_adopted(job, action);
 	if (r == 0)
 		r = job_make_capture(job);
 	if (r == 0 && job->value.fence == FENCE_STRICT)
 		r = keeper_lease(job->keeper, job->run_until_boot_ns);
 	if (r < 0) {
-		struct job_value value = job->value;
-		int ended;
-
 		job_say(job, "process %d could not be adopted: %s", pid, strerror(-r));
-		value.state = JOB_STATE_KILLED;
-		ended = job_cas(job, &value, JOB_CALL_MS);
-		if (ended < 0)
-			log_errno(ended, "%s: withdraw", job->spec.name);
-		job_drop(job);
-		/* The process is somebody's: let it be. Only our keeper goes. */
-		if (job->keeper) {
-			ended = keeper_quit(job->keeper);
-			keeper_detach(take_ptr(job->keeper));
-		}
+		withdraw(job);
+		leave_process(job);
 		job_discard(job);
 		job_phase(job, PHASE_GONE);
 		return r;

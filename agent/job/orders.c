@@ -23,7 +23,7 @@ static int seal_json(struct agent *a, struct json_object *json, const char *labe
 	int r;
 
 	if (size + SEAL_OVERHEAD > OV_ORDER_MAX)
-		return -EMSGSIZE;
+		return -E2BIG;
 	r = key_seal(cluster_worker_key(a->cluster), label, cluster_id(a->cluster), 16, text, size,
 		     order->bytes);
 	if (r == 0)
@@ -107,7 +107,39 @@ static bool text_is(struct json_object *json, const char *key, const void *bytes
 
 	hex_encode(bytes, size, hex);
 	return json_object_object_get_ex(json, key, &value) &&
+	       json_object_is_type(value, json_type_string) &&
 	       !strcmp(json_object_get_string(value), hex);
+}
+
+/* What only tells something may be told twice; and is asked often, as by `decamp wait`. */
+static bool is_question(struct json_object *order)
+{
+	struct json_object *verb;
+
+	return json_object_object_get_ex(order, "verb", &verb) &&
+	       json_object_is_type(verb, json_type_string) &&
+	       !strcmp(json_object_get_string(verb), "show");
+}
+
+/* False if it was seen before, or if there is no room to remember it for long enough. */
+static bool remember_nonce(struct agent *a, const uint8_t nonce[NONCE_BYTES], uint64_t sent)
+{
+	uint64_t now = now_wall_ms();
+	struct order_nonce *slot;
+	bool fresh = true;
+
+	pthread_mutex_lock(&a->lock);
+	for (size_t i = 0; i < ARRAY_SIZE(a->order_nonces); i++)
+		fresh &= memcmp(a->order_nonces[i].nonce, nonce, NONCE_BYTES) != 0;
+	slot = &a->order_nonces[a->order_nonce_next % ARRAY_SIZE(a->order_nonces)];
+	fresh &= slot->sent_wall_ms + ORDER_AGE_MAX_MS < now;
+	if (fresh) {
+		memcpy(slot->nonce, nonce, NONCE_BYTES);
+		slot->sent_wall_ms = sent;
+		a->order_nonce_next++;
+	}
+	pthread_mutex_unlock(&a->lock);
+	return fresh;
 }
 
 /* For this host, fresh, and never seen before. */
@@ -116,7 +148,6 @@ static bool acceptable(struct agent *a, struct json_object *order)
 	struct json_object *value;
 	uint8_t nonce[NONCE_BYTES];
 	uint64_t now = now_wall_ms(), sent;
-	bool seen = false;
 
 	if (!text_is(order, "to", &a->self, sizeof(a->self)) ||
 	    !json_object_object_get_ex(order, "wall_ms", &value))
@@ -124,17 +155,13 @@ static bool acceptable(struct agent *a, struct json_object *order)
 	sent = (uint64_t)json_object_get_int64(value);
 	if (sent + ORDER_AGE_MAX_MS < now || sent > now + ORDER_AGE_MAX_MS)
 		return false;
+	if (is_question(order))
+		return true;
 	if (!json_object_object_get_ex(order, "nonce", &value) ||
+	    !json_object_is_type(value, json_type_string) ||
 	    hex_decode(json_object_get_string(value), nonce, sizeof(nonce)) < 0)
 		return false;
-	pthread_mutex_lock(&a->lock);
-	for (size_t i = 0; i < ARRAY_SIZE(a->order_nonces); i++)
-		seen |= !memcmp(a->order_nonces[i], nonce, sizeof(nonce));
-	if (!seen)
-		memcpy(a->order_nonces[a->order_nonce_next++ % ARRAY_SIZE(a->order_nonces)], nonce,
-		       sizeof(nonce));
-	pthread_mutex_unlock(&a->lock);
-	return !seen;
+	return remember_nonce(a, nonce, sent);
 }
 
 static int carry_out(struct agent *a, struct json_object *order, struct api_reply *reply)
@@ -146,6 +173,8 @@ static int carry_out(struct agent *a, struct json_object *order, struct api_repl
 	    !json_object_object_get_ex(order, "uid", &uid) ||
 	    !json_object_object_get_ex(order, "gid", &gid) ||
 	    !json_object_object_get_ex(order, "body", &body) ||
+	    !json_object_is_type(verb, json_type_string) ||
+	    !json_object_is_type(uid, json_type_int) || !json_object_is_type(gid, json_type_int) ||
 	    !json_object_is_type(body, json_type_object))
 		return -EBADMSG;
 	call.uid = (uid_t)json_object_get_int64(uid);
@@ -182,26 +211,36 @@ static void *order_thread(void *arg)
 		json_object_object_add(answer, "reply", reply.json);
 	close_fdp(&reply.stream_fd);
 	msg.status = seal_json(a, answer, "decamp answer v1", &msg.u.order);
+	if (msg.status == -E2BIG) { /* it was carried out: that must arrive, the words need not */
+		json_object_object_del(answer, "reply");
+		msg.status = seal_json(a, answer, "decamp answer v1", &msg.u.order);
+	}
 	r = send_with_fd(a->main_channel, &msg, sizeof(msg), -1);
 	if (r < 0)
 		log_errno(r, "answer");
 	json_object_put(answer);
 	json_object_put(order);
 	free(work);
+	a->order_threads--;
 	return NULL;
 }
 
 void order_received(struct agent *a, const struct ov_msg *msg)
 {
-	struct order_work *work = malloc(sizeof(*work));
+	/* The other half is not trusted: it starts no threads without end. */
+	struct order_work *work = a->order_threads < ORDER_THREADS_MAX ? malloc(sizeof(*work)) :
+									 NULL;
 	pthread_t thread;
 
 	if (!work)
 		return;
 	work->agent = a;
 	work->order = msg->u.order;
-	if (pthread_create(&thread, NULL, order_thread, work) != 0)
-		free(work);
-	else
+	a->order_threads++;
+	if (pthread_create(&thread, NULL, order_thread, work) == 0) {
 		pthread_detach(thread);
+		return;
+	}
+	a->order_threads--;
+	free(work);
 }

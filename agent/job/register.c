@@ -2,6 +2,7 @@
 /* The job's register and its objects, asked for over the thread's side channel. */
 #define LOG_TAG "job"
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -18,12 +19,28 @@ static void nap_ms(long ms)
 	nanosleep(&ts, NULL);
 }
 
-/* A side channel that timed out in the middle could bring the late answer to the next request. */
-static int renew_channel(struct job *job)
+/*
+ * A side channel that timed out in the middle could bring the late answer to the next request; one
+ * that the other half refused is closed. The number stays: others may have copied it.
+ */
+static int renew_channel(int main_channel, int *channel)
 {
-	close_fdp(&job->channel);
-	job->channel = ov_open_channel(job->agent->main_channel);
-	return job->channel < 0 ? job->channel : 0;
+	_cleanup_close_ int fresh = ov_open_channel(main_channel);
+
+	if (fresh < 0)
+		return fresh;
+	if (*channel < 0)
+		*channel = take_fd(fresh);
+	else if (dup3(fresh, *channel, O_CLOEXEC) < 0)
+		return -errno;
+	return 0;
+}
+
+/* The answer (r of ov_call) is none: it never came, or belonged to another request. */
+static bool is_out_of_step(int r, const struct ov_msg *answer)
+{
+	return r == -EBADMSG || r == -EBADF || r == -EPIPE || r == -ECONNRESET ||
+	       (r == -EAGAIN && answer->status == 0);
 }
 
 static int call_patiently(struct job *job, struct ov_msg *msg, int patience_ms)
@@ -35,11 +52,10 @@ static int call_patiently(struct job *job, struct ov_msg *msg, int patience_ms)
 	for (;;) {
 		attempt = *msg;
 		r = ov_call(job->channel, &attempt, -1, NULL, JOB_CALL_MS);
-		if (r == -EBADMSG || (r == -EAGAIN && attempt.status == 0)) {
-			int again = renew_channel(job);
-
-			if (again < 0)
-				return again;
+		if (is_out_of_step(r, &attempt)) {
+			r = renew_channel(job->agent->main_channel, &job->channel);
+			if (r < 0)
+				return r;
 			r = -EAGAIN;
 		}
 		if (r != -EAGAIN || now_boot_ns() >= deadline || job->agent->stopping)
@@ -69,7 +85,9 @@ int job_cas(struct job *job, const struct job_value *value, int patience_ms)
 
 	if (r < 0)
 		return r;
-	if (!job_value_sane(&msg.u.value))
+	if (!job_value_sane(&msg.u.value) ||
+	    memcmp(&msg.u.value.job, &job->id, sizeof(job->id)) != 0 ||
+	    fence_token_compare(&msg.u.value.token, &value->token) != 0)
 		return -EBADMSG;
 	pthread_mutex_lock(&job->lock);
 	job->value = msg.u.value;
@@ -83,8 +101,11 @@ bool job_is_lost(struct job *job)
 	const struct job_value *v = &msg.u.value;
 	int r = call_patiently(job, &msg, JOB_CALL_MS);
 
-	return r == 0 && (fence_token_compare(&v->token, &job->value.token) != 0 ||
-			  v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self));
+	/* -ENOENT is no verdict: a host that has just started knows nobody who could know the job. */
+	if (r < 0 || !job_value_sane(v) || memcmp(&v->job, &job->id, sizeof(job->id)) != 0)
+		return false;
+	return fence_token_compare(&v->token, &job->value.token) != 0 ||
+	       v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self);
 }
 
 int job_hold(struct job *job, int patience_ms)
@@ -106,6 +127,8 @@ void job_drop(struct job *job)
 
 	if (r < 0)
 		log_debug("%s: drop lease: %s", job->spec.name, strerror(-r));
+	if (is_out_of_step(r, &msg) && renew_channel(job->agent->main_channel, &job->channel) < 0)
+		log_debug("%s: no side channel", job->spec.name);
 }
 
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
@@ -121,10 +144,9 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 					    .copies = job->agent->config.copies } };
 	int r = ov_call(job->channel, &msg, memfd, NULL, JOB_OBJECT_MS);
 
-	if (r == -EBADMSG || r == -EAGAIN) {
-		int again = renew_channel(job);
-
-		return again < 0 ? again : -EAGAIN;
+	if (is_out_of_step(r, &msg)) {
+		r = renew_channel(job->agent->main_channel, &job->channel);
+		return r < 0 ? r : -EAGAIN;
 	}
 	if (r == -ESTALE) /* some holder knows a newer token: the register decides, not a holder */
 		return -EAGAIN;
@@ -132,6 +154,8 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 		return r;
 	if (msg.u.object.holder_count < 1 || msg.u.object.holder_count > OV_HOLDERS_MAX)
 		return -EBADMSG;
+	if (msg.u.object.holder_count < job->few_holders)
+		job->few_holders = msg.u.object.holder_count;
 	*ret_holder_count = msg.u.object.holder_count;
 	memcpy(ret_holders, msg.u.object.holders,
 	       msg.u.object.holder_count * sizeof(struct node_id));
@@ -155,6 +179,10 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 		return -EBADMSG;
 	memcpy(msg.u.object.holders, holders, holder_count * sizeof(*holders));
 	r = ov_call(fetch->channel, &msg, -1, &fd, JOB_OBJECT_MS);
+	if (is_out_of_step(r, &msg)) {
+		r = renew_channel(fetch->main_channel, &fetch->channel);
+		return r < 0 ? r : -EAGAIN;
+	}
 	if (r < 0)
 		return r;
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size != (off_t)size || !memfd_is_sealed(fd))
@@ -167,7 +195,7 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest)
 {
-	struct fetch_ctx fetch = { .channel = channel, .id = *id };
+	struct fetch_ctx fetch = { .main_channel = a->main_channel, .channel = channel, .id = *id };
 	_cleanup_close_ int fd = -1;
 	void *bytes;
 	int r;
@@ -191,6 +219,19 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 	return r;
 }
 
+/* The register may hold another manifest under a number than the one that was kept. */
+static bool keeps(const struct job *job, uint32_t i)
+{
+	const struct ckpt_ref *ref = &job->value.history[i];
+
+	if (!job->kept[i].hashes || job->kept[i].seq != ref->seq)
+		return false;
+	for (size_t k = job->kept[i].count; k > 0; k--) /* it is the last */
+		if (!memcmp(&job->kept[i].hashes[k - 1], &ref->manifest, sizeof(ref->manifest)))
+			return true;
+	return false;
+}
+
 /* Which objects each restorable checkpoint needs: read from its manifest where not known. */
 void job_learn_kept(struct job *job)
 {
@@ -200,7 +241,7 @@ void job_learn_kept(struct job *job)
 		size_t count;
 		int r;
 
-		if (job->kept[i].hashes && job->kept[i].seq == ref->seq)
+		if (keeps(job, i))
 			continue;
 		free(job->kept[i].hashes);
 		job->kept[i].hashes = NULL;
@@ -243,7 +284,7 @@ void job_retain(struct job *job)
 	int r = fd < 0 ? fd : 0;
 
 	for (uint32_t i = 0; r == 0 && i < job->value.history_count; i++) {
-		if (!job->kept[i].hashes || job->kept[i].seq != job->value.history[i].seq)
+		if (!keeps(job, i))
 			return;
 		r = write_full(fd, job->kept[i].hashes,
 			       job->kept[i].count * sizeof(struct object_hash));
@@ -259,8 +300,8 @@ void job_retain(struct job *job)
 	r = ov_call(job->channel, &msg, fd, NULL, JOB_CALL_MS);
 	if (r < 0)
 		log_debug("%s: retain: %s", job->spec.name, strerror(-r));
-	if (r == -EAGAIN || r == -EBADMSG)
-		r = renew_channel(job);
+	if (is_out_of_step(r, &msg))
+		r = renew_channel(job->agent->main_channel, &job->channel);
 }
 
 /* An answer that is an array in a memfd: checked for its size, copied to the heap. */

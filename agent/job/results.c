@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <json-c/json.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "agent/job/job.h"
 #include "agent/restore/restore.h"
@@ -16,7 +17,9 @@ enum { COLLECT_PATIENCE_MS = 20000 };
 static int fetch_results(struct job *job, const struct manifest *manifest,
 			 struct results_report *ret_report)
 {
-	struct fetch_ctx fetch = { .channel = job->channel, .id = job->id };
+	struct fetch_ctx fetch = { .main_channel = job->agent->main_channel,
+				   .channel = job->channel,
+				   .id = job->id };
 	char folder[JOB_NAME_MAX + 32];
 	struct results_request request = { .manifest = manifest,
 					   .job_key = &job->key,
@@ -90,16 +93,27 @@ static void drop_objects(struct job *job)
 		log_debug("%s: drop: %s", job->spec.name, strerror(-r));
 }
 
+/* Once is enough: what came home may have been changed there since. */
+static bool is_home_already(const struct job *job)
+{
+	_cleanup_free_ char *path = NULL;
+
+	return asprintf(&path, "%s/done/%s.json", job->agent->config.state_dir, job->hex) >= 0 &&
+	       access(path, F_OK) == 0;
+}
+
 int job_bring_home(struct job *job)
 {
 	struct results_report report = { 0 };
 	struct job_value value = job->value;
 	struct manifest *manifest = NULL;
+	bool again = is_home_already(job);
 	int r = 0;
 
 	job_phase(job, PHASE_FINISHING);
 	job_step(job, "bringing home", 0, 0);
-	if (value.history_count > 0) {
+	job_end_leftover(job);
+	if (value.history_count > 0 && !again) {
 		r = job_open_manifest(job->agent, job->channel, &job->id, &job->key,
 				      &value.history[0], &manifest);
 		if (r == 0)
@@ -107,7 +121,7 @@ int job_bring_home(struct job *job)
 		if (r == 0)
 			r = fetch_results(job, manifest, &report);
 	}
-	if (r == 0)
+	if (r == 0 && !again)
 		r = write_record(job, &report);
 	manifest_destroy(manifest);
 	if (r == 0) {
@@ -115,16 +129,14 @@ int job_bring_home(struct job *job)
 		r = job_cas(job, &value, COLLECT_PATIENCE_MS);
 	}
 	if (r == 0) {
-		_cleanup_free_ char *path = NULL;
-
 		drop_objects(job);
-		if (asprintf(&path, "%s/home/%s.json", job->agent->config.state_dir, job->hex) >= 0)
-			unlink(path);
+		job_forget_home(job);
 		log_info("%s: results are home: written=%u set_aside=%u failed=%u", job->spec.name,
 			 report.written, report.set_aside, report.failed);
 	} else {
 		log_errno(r, "%s: results", job->spec.name); /* the guardian will remind us */
 	}
+	job_discard(job);
 	job_phase(job, PHASE_GONE);
 	return r;
 }

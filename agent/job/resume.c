@@ -7,6 +7,7 @@
 #include <json-c/json.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "agent/job/job.h"
 #include "agent/util/io.h"
@@ -57,7 +58,7 @@ static int read_record(struct agent *a, const char *hex, struct record *ret_reco
 	return r;
 }
 
-static int resume_job(struct agent *a, const char *hex, struct keeper *keeper)
+static int resume_job(struct agent *a, const char *hex)
 {
 	struct action resume = { .type = ACTION_RESUME };
 	struct secret_key key;
@@ -79,7 +80,6 @@ static int resume_job(struct agent *a, const char *hex, struct keeper *keeper)
 	key_wipe(&key, sizeof(key));
 	if (r < 0)
 		return r;
-	keeper_detach(keeper);
 	job->user_frozen = record.frozen;
 	job->releasing = record.releasing;
 	r = job_post(job, &resume);
@@ -89,17 +89,24 @@ static int resume_job(struct agent *a, const char *hex, struct keeper *keeper)
 
 /*
  * No keeper: its namespace is dead, nothing of the job runs here. The register decides what
- * becomes of it; what lies here is of no use, for a restore starts from the manifest.
+ * becomes of it; what lies here is of no use, for a restore starts from the manifest. Only a
+ * process adopted in place outlives its keeper: not beside the copy that comes from a checkpoint.
  */
 static void clear(struct agent *a, const char *hex)
 {
 	_cleanup_free_ char *state = NULL, *run = NULL, *cgroup = NULL;
+	struct record record;
 	int r;
 
 	if (asprintf(&state, "%s/jobs/%s", a->config.state_dir, hex) < 0 ||
 	    asprintf(&run, "%s/jobs/%s", a->config.run_dir, hex) < 0 ||
 	    asprintf(&cgroup, "%s/%s", a->cgroup_base, hex) < 0)
 		return;
+	if (a->cgroup_base[0] && read_record(a, hex, &record) == 0) {
+		if (record.value.history_count > 0)
+			job_kill_cgroup(cgroup);
+		job_spec_deinit(&record.spec);
+	}
 	r = remove_tree_at(AT_FDCWD, state);
 	if (r == 0)
 		r = remove_tree_at(AT_FDCWD, run);
@@ -131,41 +138,81 @@ int agent_start_jobs(struct agent *a)
 		if (asprintf(&run, "%s/jobs/%s", a->config.run_dir, entry->d_name) < 0)
 			return -ENOMEM;
 		r = keeper_attach(run, &keeper);
-		if (r < 0) {
+		if (r == -ECONNREFUSED || r == -ENOENT) {
 			clear(a, entry->d_name);
 			continue;
 		}
-		r = a->cluster ? resume_job(a, entry->d_name, keeper) : -ENOENT;
-		if (r < 0) { /* never harm the job: it runs on under its keeper, unprotected */
-			log_errno(r, "job %s runs but cannot be taken up", entry->d_name);
+		if (r == 0) {
 			keeper_detach(keeper);
+			r = a->cluster ? resume_job(a, entry->d_name) : -ENOENT;
 		}
+		if (r < 0) /* never harm the job: it runs on under its keeper, unprotected */
+			log_errno(r, "job %s runs but cannot be taken up", entry->d_name);
 	}
 	return 0;
+}
+
+/* The statistics come with the newest manifest; without it, the job goes on without them. */
+static void learn_statistics(struct job *job)
+{
+	struct manifest *manifest;
+
+	if (job->value.history_count == 0 ||
+	    job_open_manifest(job->agent, job->channel, &job->id, &job->key, &job->value.history[0],
+			      &manifest) < 0)
+		return;
+	if (job_learn_head(job, manifest_head(manifest)) < 0)
+		log_warn("%s: statistics are lost", job->spec.name);
+	manifest_destroy(manifest);
+}
+
+/* As long as it takes: the warden freezes the job meanwhile if its lease runs out. */
+static int hold_again(struct job *job)
+{
+	int r;
+
+	for (;;) {
+		r = job_hold(job, JOB_CALL_MS);
+		if (r == 0 || job->agent->stopping)
+			return r;
+		if (r == -ESTALE || job->lost || job_is_lost(job))
+			return -ESTALE;
+		sleep(1);
+	}
+}
+
+static void follow(struct job *job, pid_t pid)
+{
+	struct host_trace *trace = job->agent->trace;
+
+	if (trace && pid > 0 && host_trace_follow(trace, pid) == 0)
+		job->traced_pid = pid;
 }
 
 /* First action of a resumed job: is it still ours? */
 int job_resume(struct job *job)
 {
 	struct keeper_status status;
-	struct manifest *manifest;
 	int r = keeper_attach(job->run_dir, &job->keeper);
 
 	if (r == 0)
-		r = job_make_capture(job);
-	if (r == 0)
 		r = keeper_status(job->keeper, &status);
-	if (r < 0)
+	if (r < 0) { /* its keeper has ended just now, or is out of order: no harm to the job */
+		keeper_detach(take_ptr(job->keeper));
+		job_phase(job, PHASE_GONE);
 		return r;
-	/* As long as it takes: the warden freezes the job meanwhile if its lease runs out. */
-	do {
-		r = job_hold(job, JOB_CALL_MS);
-	} while (r < 0 && r != -ESTALE && !job->agent->stopping && !job->lost);
-	if (r == -ESTALE || job->lost) {
+	}
+	job->in_place = status.init_pid == 0 && job->spec.adopted;
+	if (job->in_place) {
+		job->adopted_pid = status.main_pid;
+		follow(job, status.main_pid);
+	}
+	r = hold_again(job);
+	if (r == -ESTALE) {
 		job_say(job, "another host took this job over while decampd was away");
 		job_discard(job);
 		job_phase(job, PHASE_GONE);
-		return -ESTALE;
+		return r;
 	}
 	if (r == 0 && job->releasing)
 		return job_finish_release(job);
@@ -173,19 +220,18 @@ int job_resume(struct job *job)
 		return r;
 	if (status.frozen && !job->user_frozen) /* frozen for a checkpoint that never ended */
 		r = keeper_thaw(job->keeper);
-	if (r == 0 && job->value.fence == FENCE_STRICT)
-		r = keeper_lease(job->keeper, job->run_until_boot_ns);
-	if (job->value.history_count > 0 &&
-	    job_open_manifest(job->agent, job->channel, &job->id, &job->key, &job->value.history[0],
-			      &manifest) == 0) {
-		if (job_learn_head(job, manifest_head(manifest)) < 0)
-			log_warn("%s: statistics are lost", job->spec.name);
-		manifest_destroy(manifest);
-		r = job_make_capture(job);
-	}
+	if (r < 0)
+		log_errno(r, "%s: thaw", job->spec.name);
+	r = job->value.fence == FENCE_STRICT ? keeper_lease(job->keeper, job->run_until_boot_ns) :
+					       0;
+	if (r < 0)
+		log_errno(r, "%s: lease", job->spec.name);
+	learn_statistics(job);
+	r = job_make_capture(job);
 	if (r < 0)
 		log_errno(r, "%s: resume", job->spec.name);
 	pthread_mutex_lock(&job->lock);
+	job->interval_s = job_interval_s(job);
 	job->next_ckpt_boot_ns = now_boot_ns() + 1000000000u;
 	pthread_mutex_unlock(&job->lock);
 	job_say(job, "taken up again after a restart of decampd");

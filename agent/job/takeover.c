@@ -19,6 +19,7 @@ enum { FETCH_TRIES = 4, FETCH_PAUSE_S = 2, LEASE_MARGIN_MS = 200, RELEASE_MS = 3
 struct takeover {
 	struct job *job;
 	struct fetch_ctx fetch;
+	uint64_t granted_boot_ns;
 };
 
 static void on_progress(void *ctx, const char *step, uint64_t done, uint64_t total)
@@ -26,6 +27,19 @@ static void on_progress(void *ctx, const char *step, uint64_t done, uint64_t tot
 	struct takeover *t = ctx;
 
 	job_step(t->job, step, done, total);
+}
+
+/* The warden knows the deadline before the job runs, or a decampd that dies now leaves it unfenced. */
+static int set_lease(struct job *job)
+{
+	struct keeper *keeper;
+	int r = keeper_attach(job->run_dir, &keeper);
+
+	if (r < 0)
+		return r;
+	r = keeper_lease(keeper, job->run_until_boot_ns);
+	keeper_detach(keeper);
+	return r;
 }
 
 /* Last word before anything of the job runs: is it still ours? */
@@ -42,6 +56,33 @@ static int on_ready(void *ctx)
 	if (job->value.fence == FENCE_STRICT &&
 	    job->run_until_boot_ns < now + LEASE_MARGIN_MS * 1000000u)
 		return -EAGAIN;
+	return job->value.fence == FENCE_STRICT ? set_lease(job) : 0;
+}
+
+/* Who it runs as, and where its results go, is the register's (or home's) word, not a manifest's. */
+static bool is_same_job(const struct job_spec *a, const struct job_spec *b)
+{
+	return a->uid == b->uid && a->gid == b->gid && !strcmp(a->name, b->name) &&
+	       !strcmp(a->user, b->user) && !strcmp(a->cwd, b->cwd) &&
+	       !strcmp(a->command, b->command);
+}
+
+/* Other threads read the names without the lock: they stay the same, byte by byte. */
+static int replace_spec(struct job *job, struct job_spec *spec_take)
+{
+	struct json_object *old;
+
+	if (!is_same_job(&job->spec, spec_take)) {
+		job_spec_deinit(spec_take);
+		return -EBADMSG;
+	}
+	pthread_mutex_lock(&job->lock);
+	old = job->spec.json;
+	job->spec.json = take_ptr(spec_take->json);
+	job->spec.every_s = spec_take->every_s;
+	job->spec.adopted = spec_take->adopted;
+	json_object_put(old);
+	pthread_mutex_unlock(&job->lock);
 	return 0;
 }
 
@@ -54,11 +95,11 @@ int job_learn_head(struct job *job, const struct manifest_head *head)
 	if (!json)
 		return -EBADMSG;
 	r = job_spec_from_json(json, &spec);
+	if (r == 0)
+		r = replace_spec(job, &spec);
 	if (r < 0)
 		return -EBADMSG;
 	pthread_mutex_lock(&job->lock);
-	job_spec_deinit(&job->spec);
-	job->spec = spec;
 	job->stat_count = head->stat_count;
 	memcpy(job->stats, head->stats, sizeof(job->stats));
 	job->move_count = head->move_count;
@@ -72,10 +113,10 @@ static void note_move(struct job *job, const struct ckpt_ref *ref, uint64_t gran
 	const struct ckpt_stat *last = job->stat_count ? &job->stats[job->stat_count - 1] : NULL;
 	uint64_t resume_ms = (now_boot_ns() - granted_boot_ns) / 1000000;
 	uint64_t silent_ms = job->agent->config.hold_ms + resume_ms;
-	uint64_t age_ms = now_wall_ms() - ref->wall_ms;
-	struct move_stat move = { .wall_ms = now_wall_ms(),
-				  .from_seq = ref->seq,
-				  .resume_ms = resume_ms };
+	uint64_t now = now_wall_ms();
+	/* Their clock may be ahead of ours. */
+	uint64_t age_ms = now > ref->wall_ms ? now - ref->wall_ms : 0;
+	struct move_stat move = { .wall_ms = now, .from_seq = ref->seq, .resume_ms = resume_ms };
 	bool handed_over = last && last->seq == ref->seq && strcmp(last->reason, "interval") &&
 			   strcmp(last->reason, "user") && strcmp(last->reason, "final");
 
@@ -163,16 +204,16 @@ static int start_again(struct job *job)
 	struct job_spec parsed;
 	int r;
 
-	if (!node_id_equal(&job->value.home, &job->agent->self))
-		return -ENOENT;
 	if (asprintf(&path, "%s/home/%s.json", job->agent->config.state_dir, job->hex) < 0)
 		return -ENOMEM;
 	r = read_file_at(AT_FDCWD, path, 1 << 20, &text, NULL);
 	if (r < 0)
 		return r;
 	json = json_tokener_parse(text);
-	if (!json || !json_object_object_get_ex(json, "spec", &spec))
+	if (!json || !json_object_object_get_ex(json, "spec", &spec)) {
+		json_object_put(json);
 		return -EBADMSG;
+	}
 	r = job_spec_from_json(json_object_get(spec), &parsed);
 	json_object_put(json);
 	if (r < 0)
@@ -181,11 +222,25 @@ static int start_again(struct job *job)
 		job_spec_deinit(&parsed);
 		return -ENOENT;
 	}
-	pthread_mutex_lock(&job->lock);
-	job_spec_deinit(&job->spec);
-	job->spec = parsed;
-	pthread_mutex_unlock(&job->lock);
-	return job_launch(job);
+	r = replace_spec(job, &parsed);
+	return r < 0 ? r : job_launch(job);
+}
+
+/*
+ * Nothing of it is left anywhere, or it never came to be (its creation got no answer, say): else
+ * it would go from host to host for ever.
+ */
+static void give_up(struct job *job)
+{
+	struct job_value value = job->value;
+	int r;
+
+	job_say(job, "it had no checkpoint yet and cannot be started again: it is given up");
+	value.state = JOB_STATE_KILLED;
+	r = job_cas(job, &value, RELEASE_MS);
+	if (r < 0)
+		log_errno(r, "%s: give up", job->spec.name);
+	job_forget_home(job);
 }
 
 static int restore_newest(struct takeover *t, char *reason)
@@ -195,16 +250,14 @@ static int restore_newest(struct takeover *t, char *reason)
 
 	for (uint32_t i = 0; i < job->value.history_count; i++) {
 		for (int attempt = 0; attempt < FETCH_TRIES; attempt++) {
-			uint64_t granted = now_boot_ns();
-
 			r = restore_from(t, &job->value.history[i], reason);
 			if (r == 0)
-				note_move(job, &job->value.history[i], granted);
+				note_move(job, &job->value.history[i], t->granted_boot_ns);
 			/* Holders may be on their way back: only what they do not answer is retried. */
 			if (r != -EAGAIN && r != -ENOENT && r != -EHOSTUNREACH)
 				break;
 			if (job->lost || job->agent->stopping)
-				return -ESTALE;
+				return -ECANCELED;
 			sleep(FETCH_PAUSE_S);
 		}
 		if (r != -ENOENT && r != -EAGAIN && r != -EBADMSG && r != -EHOSTUNREACH)
@@ -215,40 +268,35 @@ static int restore_newest(struct takeover *t, char *reason)
 	return r;
 }
 
-int job_takeover(struct job *job)
+/* It does not run here: the lease goes, and with it all that was laid out. */
+static int abandon(struct job *job, int r)
 {
-	struct takeover t = { .job = job, .fetch = { .channel = job->channel, .id = job->id } };
-	char reason[RESTORE_REASON_MAX] = "";
-	int r = job_hold(job, JOB_CALL_MS);
+	job_drop(job);
+	job_discard(job);
+	job_phase(job, PHASE_GONE);
+	return r;
+}
 
-	if (r == 0 && (job->agent->user_present || job->agent->vacating)) {
-		give_back(job, "somebody uses this host, or it is being emptied");
-		job_drop(job);
-		r = -EBUSY;
+/* No checkpoint was ever committed. */
+static int takeover_from_nothing(struct job *job)
+{
+	int r;
+
+	if (!node_id_equal(&job->value.home, &job->agent->self)) {
+		give_back(job, "it has no checkpoint yet and was submitted elsewhere");
+		return abandon(job, -ENOENT);
 	}
-	if (r < 0) {
-		job_discard(job);
-		job_phase(job, PHASE_GONE);
+	r = start_again(job);
+	if (r == 0 || job->phase == PHASE_GONE)
 		return r;
-	}
-	job_phase(job, PHASE_RESTORING);
-	if (job->value.history_count == 0) {
-		r = start_again(job);
-		if (r == 0)
-			return 0;
-		snprintf(reason, sizeof(reason),
-			 "it has no checkpoint yet and was submitted elsewhere");
-	} else {
-		r = restore_newest(&t, reason);
-	}
-	if (r < 0) {
-		if (r != -ESTALE)
-			give_back(job, reason[0] ? reason : strerror(-r));
-		job_drop(job);
-		job_discard(job);
-		job_phase(job, PHASE_GONE);
-		return r;
-	}
+	give_up(job);
+	return abandon(job, r);
+}
+
+static void takeover_done(struct job *job)
+{
+	int r;
+
 	if (job->value.fence == FENCE_STRICT) {
 		r = keeper_lease(job->keeper, job->run_until_boot_ns);
 		if (r < 0)
@@ -261,7 +309,37 @@ int job_takeover(struct job *job)
 	r = job_save(job);
 	if (r < 0)
 		log_errno(r, "%s: local record", job->spec.name);
-	job_say(job, "resumed from checkpoint %" PRIu64, job->value.history[0].seq);
+	job_say(job, "resumed from checkpoint %" PRIu64,
+		job->move_count ? job->moves[job->move_count - 1].from_seq : 0);
 	job_phase(job, PHASE_RUNNING);
+}
+
+int job_takeover(struct job *job)
+{
+	struct takeover t = { .job = job, .granted_boot_ns = now_boot_ns() };
+	char reason[RESTORE_REASON_MAX] = "";
+	int r = job_hold(job, JOB_CALL_MS);
+
+	/* Without an answer the overlay half would go on renewing what nobody runs. */
+	if (r < 0)
+		return abandon(job, r);
+	if (job->agent->user_present || job->agent->vacating) {
+		give_back(job, "somebody uses this host, or it is being emptied");
+		return abandon(job, -EBUSY);
+	}
+	job_end_leftover(job);
+	job_phase(job, PHASE_RESTORING);
+	if (job->value.history_count == 0)
+		return takeover_from_nothing(job);
+	t.fetch = (struct fetch_ctx){ .main_channel = job->agent->main_channel,
+				      .channel = job->channel,
+				      .id = job->id };
+	r = restore_newest(&t, reason);
+	if (r < 0) {
+		if (!job->lost && !job->agent->stopping)
+			give_back(job, reason[0] ? reason : strerror(-r));
+		return abandon(job, r);
+	}
+	takeover_done(job);
 	return 0;
 }

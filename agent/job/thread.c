@@ -16,7 +16,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { RETRY_MIN_S = 2, POLL_MAX_MS = 30000 };
+enum { RETRY_MIN_S = 2, LOOK_MS = 5000 };
 
 void job_say(struct job *job, const char *fmt, ...)
 {
@@ -88,13 +88,11 @@ int job_post(struct job *job, const struct action *action)
 int job_do(struct job *job, struct action *action, int timeout_ms)
 {
 	struct action *shared = malloc(sizeof(*shared));
-	struct timespec until;
-	int r = 0;
+	struct timespec slice;
+	uint64_t until = now_boot_ns() + (uint64_t)(timeout_ms > 0 ? timeout_ms : 0) * 1000000;
 
 	if (!shared)
 		return -ENOMEM;
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += timeout_ms / 1000;
 	*shared = *action;
 	shared->detached = false;
 	shared->finished = false;
@@ -105,9 +103,13 @@ int job_do(struct job *job, struct action *action, int timeout_ms)
 		return -ESTALE;
 	}
 	queue_push(job, shared);
-	while (!shared->finished && r == 0)
-		r = timeout_ms < 0 ? pthread_cond_wait(&job->changed, &job->lock) :
-				     pthread_cond_timedwait(&job->changed, &job->lock, &until);
+	/* A second at a time: a decampd that ends does not wait for those who wait here. */
+	while (!shared->finished && !job->agent->stopping &&
+	       (timeout_ms < 0 || now_boot_ns() < until)) {
+		clock_gettime(CLOCK_MONOTONIC, &slice);
+		slice.tv_sec++;
+		pthread_cond_timedwait(&job->changed, &job->lock, &slice);
+	}
 	if (!shared->finished) {
 		shared->detached = true; /* the thread frees it when it comes to it */
 		pthread_mutex_unlock(&job->lock);
@@ -144,6 +146,38 @@ static void action_done(struct job *job, struct action *action, int result)
 	else
 		pthread_cond_broadcast(&job->changed);
 	pthread_mutex_unlock(&job->lock);
+}
+
+void job_get_value(struct job *job, struct job_value *ret_value)
+{
+	pthread_mutex_lock(&job->lock);
+	*ret_value = job->value;
+	pthread_mutex_unlock(&job->lock);
+}
+
+void job_end_leftover(struct job *job)
+{
+	struct keeper *keeper;
+
+	if (keeper_attach(job->run_dir, &keeper) < 0)
+		return;
+	log_warn("%s: an old incarnation was left here: it is ended", job->spec.name);
+	if (keeper_kill(keeper) < 0 || keeper_quit(keeper) < 0)
+		log_warn("%s: its keeper does not answer", job->spec.name);
+	keeper_detach(keeper);
+}
+
+void job_kill_cgroup(const char *cgroup_dir)
+{
+	_cleanup_free_ char *path = NULL;
+	int r;
+
+	if (!*cgroup_dir)
+		return;
+	r = asprintf(&path, "%s/cgroup.kill", cgroup_dir) < 0 ? -ENOMEM :
+								write_kernel_file(path, "1");
+	if (r < 0 && r != -ENOENT)
+		log_errno(r, "%s", cgroup_dir);
 }
 
 void job_discard(struct job *job)
@@ -196,27 +230,30 @@ int job_save(struct job *job)
 
 static int do_freeze(struct job *job, bool on)
 {
-	int r = on ? keeper_freeze(job->keeper, KEEPER_CALL_MS) : keeper_thaw(job->keeper);
+	int r;
 
+	if (!job->keeper)
+		return -EBUSY;
+	r = on ? keeper_freeze(job->keeper, KEEPER_CALL_MS) : keeper_thaw(job->keeper);
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&job->lock);
 	job->user_frozen = on;
 	if (!on)
 		job->owner_frozen = false;
-	pthread_mutex_unlock(&job->lock);
 	return job_save(job);
 }
 
 static int do_kill(struct job *job, int signal)
 {
+	int r;
+
 	if (!job->keeper)
 		return -ESRCH;
+	job->killed |= signal == 0 || signal == SIGKILL || signal == SIGTERM;
 	if (signal)
 		return keeper_signal(job->keeper, signal);
 	/* SIGKILL of the main process only: the keeper then ends the rest and reports the status. */
-	int r = keeper_signal(job->keeper, SIGKILL);
-
+	r = keeper_signal(job->keeper, SIGKILL);
 	if (r == 0 && (job->user_frozen || job->owner_frozen))
 		r = do_freeze(job, false);
 	return r;
@@ -224,19 +261,24 @@ static int do_kill(struct job *job, int signal)
 
 static int run_action(struct job *job, struct action *action)
 {
+	bool frozen = job->user_frozen || job->owner_frozen;
+
+	/* Whoever thaws it now might run it beside its next incarnation. */
+	if (job->releasing && action->type != ACTION_RESUME && action->type != ACTION_LOST &&
+	    action->type != ACTION_STOP)
+		return -EBUSY;
 	switch (action->type) {
 	case ACTION_LAUNCH:
 		return job_launch(job);
 	case ACTION_ADOPT:
-		return job_adopt(job, action->pid);
+		return job_adopt(job, action);
 	case ACTION_RESUME:
 		return job_resume(job);
 	case ACTION_RESTORE:
 		return job_takeover(job);
 	case ACTION_CHECKPOINT:
 		return job_checkpoint(job, action->reason,
-				      job->user_frozen ? CAPTURE_STAY_FROZEN : CAPTURE_RUN_ON,
-				      &action->stat);
+				      frozen ? CAPTURE_STAY_FROZEN : CAPTURE_RUN_ON, &action->stat);
 	case ACTION_HANDOVER:
 		return job_handover(job, action);
 	case ACTION_ROLLBACK:
@@ -278,36 +320,79 @@ static int exit_status_of(struct job *job, const struct keeper_status *status)
 	return 0;
 }
 
-/* The keeper says that something changed: the main process ended, or the warden froze it. */
-static void keeper_spoke(struct job *job)
+/*
+ * No keeper, no job: its namespace died with it. The register still has the last checkpoint;
+ * letting the lease lapse brings the job back from it. A process adopted in place is left over and
+ * must not run beside that; without a checkpoint it is all there is and runs on, no longer a job.
+ */
+static void keeper_died(struct job *job)
+{
+	struct job_value value = job->value;
+	int r;
+
+	keeper_detach(take_ptr(job->keeper));
+	if (job->in_place && value.history_count == 0) {
+		job_say(job, "its keeper died before its first checkpoint; the process runs on "
+			     "unprotected");
+		value.state = JOB_STATE_KILLED;
+		r = job_cas(job, &value, JOB_CALL_MS);
+		if (r < 0)
+			log_errno(r, "%s: withdraw", job->spec.name);
+	} else {
+		job_say(job, "its keeper died; it will be brought back from checkpoint %llu",
+			(unsigned long long)value.history[0].seq);
+		job_kill_cgroup(job->cgroup_dir);
+	}
+	job_drop(job);
+	job_discard(job);
+	job_phase(job, PHASE_GONE);
+}
+
+/* The connection is lost or out of step: a new one, if there is somebody to answer it. */
+static void keeper_again(struct job *job, int error)
+{
+	struct keeper *again;
+	int r = keeper_attach(job->run_dir, &again);
+
+	if (r == -ECONNREFUSED || r == -ENOENT) {
+		keeper_died(job);
+	} else if (r < 0) {
+		log_errno(error, "%s: keeper", job->spec.name); /* at the next look */
+	} else {
+		keeper_detach(job->keeper);
+		job->keeper = again;
+	}
+}
+
+/* A freeze or thaw that failed in the middle is made up for. */
+static void mend_freeze(struct job *job, const struct keeper_status *status)
+{
+	bool want = job->user_frozen || job->owner_frozen;
+	int r = 0;
+
+	if (job->phase != PHASE_RUNNING || job->releasing || !status->running)
+		return;
+	if (want && !status->frozen)
+		r = keeper_freeze(job->keeper, KEEPER_CALL_MS);
+	else if (!want && status->frozen)
+		r = keeper_thaw(job->keeper);
+	if (r < 0)
+		log_errno(r, "%s: %s", job->spec.name, want ? "freeze" : "thaw");
+}
+
+/* Something changed, or it is time to look: it ended, the warden froze it, the keeper is gone. */
+static void look_at_keeper(struct job *job)
 {
 	struct keeper_status status;
 	int r = keeper_status(job->keeper, &status);
 
-	if (r == -ECONNRESET || r == -EPIPE || r == -ECONNREFUSED) {
-		struct keeper *again;
-
-		keeper_detach(take_ptr(job->keeper));
-		r = keeper_attach(job->run_dir, &again);
-		if (r < 0) {
-			/* No keeper, no job: its namespace died with it. The register still has the
-			 * last checkpoint; letting the lease lapse brings the job back from it. */
-			job_say(job,
-				"its keeper died; it will be brought back from checkpoint %llu",
-				(unsigned long long)job->value.history[0].seq);
-			job_drop(job);
-			job_discard(job);
-			job_phase(job, PHASE_GONE);
-			return;
-		}
-		job->keeper = again;
+	if (job->lost) /* killed for that: it has no end of its own to tell */
 		return;
-	}
 	if (r < 0) {
-		log_errno(r, "%s: keeper", job->spec.name);
+		keeper_again(job, r);
 		return;
 	}
-	if (status.exited && status.exit_suspect) {
+	if (status.exited && status.exit_suspect && !job->killed) {
 		job_say(job, "it died because CRIU was killed inside it: going back to its "
 			     "last checkpoint");
 		r = job_revive(job);
@@ -317,9 +402,12 @@ static void keeper_spoke(struct job *job)
 		r = job_finish(job, exit_status_of(job, &status));
 		if (r < 0 && r != -ESTALE)
 			log_errno(r, "%s: store the result", job->spec.name);
-	} else if (status.lease_frozen) {
+	} else if (status.lease_frozen && !job->lease_frozen) {
 		job_say(job, "frozen: the cluster could not be reached to renew the lease");
+	} else {
+		mend_freeze(job, &status);
 	}
+	job->lease_frozen = status.lease_frozen;
 }
 
 static void scheduled_checkpoint(struct job *job)
@@ -349,17 +437,19 @@ static void scheduled_checkpoint(struct job *job)
 	pthread_mutex_unlock(&job->lock);
 }
 
-/* How long until the next checkpoint is due; -1: none planned. */
+/* How long until the next checkpoint is due; else until the next look at the keeper. */
 static int until_checkpoint_ms(struct job *job)
 {
 	uint64_t now = now_boot_ns(), due = job->next_ckpt_boot_ns;
 
-	if (job->phase != PHASE_RUNNING || !job->keeper || job->user_frozen || job->owner_frozen)
+	if (!job->keeper)
 		return -1;
+	if (job->phase != PHASE_RUNNING || job->user_frozen || job->owner_frozen)
+		return LOOK_MS;
 	if (due <= now)
 		return 0;
 	due = (due - now) / 1000000 + 1;
-	return due > POLL_MAX_MS ? POLL_MAX_MS : (int)due;
+	return due > LOOK_MS ? LOOK_MS : (int)due;
 }
 
 static void wait_for_work(struct job *job)
@@ -370,15 +460,17 @@ static void wait_for_work(struct job *job)
 	};
 	struct action *action;
 	uint64_t drained;
+	int ready = poll(fds, 2, until_checkpoint_ms(job));
 
-	if (poll(fds, 2, until_checkpoint_ms(job)) < 0 && errno != EINTR)
+	if (ready < 0 && errno != EINTR)
 		log_errno(-errno, "%s: poll", job->spec.name);
 	if (fds[0].revents && read(job->wake_fd, &drained, sizeof(drained)) < 0)
 		log_debug("wake: %s", strerror(errno));
 	while (job->phase != PHASE_GONE && (action = queue_pop(job)))
 		action_done(job, action, run_action(job, action));
-	if (job->phase != PHASE_GONE && job->keeper && fds[1].revents)
-		keeper_spoke(job);
+	/* Also now and then unasked: a keeper that is killed says nothing. */
+	if (job->phase != PHASE_GONE && job->keeper && (fds[1].revents || ready == 0))
+		look_at_keeper(job);
 	if (job->phase != PHASE_GONE && until_checkpoint_ms(job) == 0)
 		scheduled_checkpoint(job);
 }
@@ -399,6 +491,8 @@ void *job_thread(void *arg)
 	job->channel = -1;
 	capture_destroy(take_ptr(job->capture));
 	packer_destroy(take_ptr(job->packer));
+	if (job->traced_pid)
+		host_trace_forget(job->agent->trace, job->traced_pid);
 	job_unref(job);
 	return NULL;
 }

@@ -13,30 +13,37 @@
 #include "agent/util/io.h"
 
 /* Mount number -> mount point, from the manifest's notes ("mounts": ["N path", ..]). */
-static bool absolute_path(const struct manifest *m, const char *upper_path, char *out, size_t size)
+static bool absolute_path(struct json_object *mounts, const char *upper_path, char *out,
+			  size_t size)
 {
-	struct json_object *meta, *mounts, *item;
 	char *end;
 	unsigned long number = strtoul(upper_path, &end, 10);
-	const char *point = NULL, *rest = *end == '/' ? end + 1 : "";
-	bool ok = false;
+	const char *rest = *end == '/' ? end + 1 : "";
 
-	if (number == 0) {
-		snprintf(out, size, "/%s", rest);
-		return true;
+	if (number == 0)
+		return snprintf(out, size, "/%s", rest) < (int)size;
+	for (size_t i = 0; mounts && i < json_object_array_length(mounts); i++) {
+		struct json_object *item = json_object_array_get_idx(mounts, i);
+
+		if (json_object_is_type(item, json_type_string) &&
+		    strtoul(json_object_get_string(item), &end, 10) == number && *end == ' ')
+			return snprintf(out, size, "%s/%s", end + 1, rest) < (int)size;
 	}
-	meta = json_tokener_parse(manifest_head(m)->meta_json);
-	if (json_object_object_get_ex(meta, "mounts", &mounts))
-		for (size_t i = 0; i < json_object_array_length(mounts) && !ok; i++) {
-			item = json_object_array_get_idx(mounts, i);
-			if (strtoul(json_object_get_string(item), &end, 10) == number &&
-			    *end == ' ') {
-				point = end + 1;
-				ok = snprintf(out, size, "%s/%s", point, rest) < (int)size;
-			}
-		}
+	return false;
+}
+
+/* The caller's, or NULL. */
+static struct json_object *mounts_of(const struct manifest *m)
+{
+	struct json_object *meta = json_tokener_parse(manifest_head(m)->meta_json), *mounts = NULL;
+
+	if (json_object_object_get_ex(meta, "mounts", &mounts) &&
+	    json_object_is_type(mounts, json_type_array))
+		json_object_get(mounts);
+	else
+		mounts = NULL;
 	json_object_put(meta);
-	return ok;
+	return mounts;
 }
 
 /* A job's layers may hold files that were carried along as root: they are not the user's to read. */
@@ -48,27 +55,64 @@ static bool is_of_user(const struct target *t, const struct manifest_file *file)
 static int find_file(const struct target *t, const struct manifest *m, const char *path,
 		     size_t *ret_index)
 {
+	struct json_object *mounts = mounts_of(m);
 	char absolute[4096];
+	int r = -ENOENT;
 
-	for (size_t i = 0; i < manifest_file_count(m); i++) {
+	for (size_t i = 0; i < manifest_file_count(m) && r < 0; i++) {
 		struct manifest_file file;
 
 		manifest_file(m, i, &file);
 		if (file.kind == FILE_UPPER && S_ISREG(file.st.st_mode) && is_of_user(t, &file) &&
-		    absolute_path(m, file.path, absolute, sizeof(absolute)) &&
+		    absolute_path(mounts, file.path, absolute, sizeof(absolute)) &&
 		    !strcmp(absolute, path)) {
 			*ret_index = i;
-			return 0;
+			r = 0;
 		}
 	}
-	return -ENOENT;
+	json_object_put(mounts);
+	return r;
 }
 
-/* One file of the newest readable checkpoint into a memfd for the reply. */
+/* Big files must not fill the memory of a root daemon: a nameless one on the disk. */
+static int make_temporary(const struct agent *a)
+{
+	int fd = open(a->config.state_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+	return fd < 0 ? memfd_new("file") : fd;
+}
+
+/*
+ * The user leads us to this path: a device is not so much as opened, and only a regular file that
+ * he owns is handed out.
+ */
+static int stream_file(int path_fd, uid_t owner, uint64_t offset, struct api_reply *reply)
+{
+	char path[64];
+	struct stat st;
+	int fd;
+
+	if (fstat(path_fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode) || st.st_uid != owner)
+		return -EPERM;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", path_fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	reply->stream_fd = fd;
+	reply->stream_offset = offset < (uint64_t)st.st_size ? offset : (uint64_t)st.st_size;
+	reply->stream_size = (uint64_t)st.st_size - reply->stream_offset;
+	return 0;
+}
+
+/* One file of the newest readable checkpoint, for the reply. */
 static int stream_from_manifest(struct target *t, const char *path, uint64_t offset,
 				struct api_reply *reply)
 {
-	struct fetch_ctx fetch = { .channel = t->channel, .id = t->value.job };
+	struct fetch_ctx fetch = { .main_channel = t->agent->main_channel,
+				   .channel = t->channel,
+				   .id = t->value.job };
 	struct secret_key key;
 	struct manifest *m;
 	_cleanup_close_ int fd = -1;
@@ -81,7 +125,7 @@ static int stream_from_manifest(struct target *t, const char *path, uint64_t off
 	memcpy(key.b, t->seal.key, sizeof(key.b));
 	r = find_file(t, m, path, &index);
 	if (r == 0)
-		r = fd = memfd_new("file");
+		r = fd = make_temporary(t->agent);
 	if (r >= 0)
 		r = restore_file(m, &key, index, job_fetch_object, &fetch, fd);
 	key_wipe(&key, sizeof(key));
@@ -96,20 +140,16 @@ static int stream_from_manifest(struct target *t, const char *path, uint64_t off
 	return 0;
 }
 
-/*
- * A file of a running job. The path leads through folders that the job's user controls, so it is
- * resolved inside the job's root, and only a regular file that the user owns is handed out.
- */
+/* A file of a running job, resolved inside the job's root. */
 static int stream_live(const struct target *t, const char *path, uint64_t offset,
 		       struct api_reply *reply)
 {
-	struct open_how how = { .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK,
+	struct open_how how = { .flags = O_PATH | O_CLOEXEC,
 				.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
 	_cleanup_close_ int root = -1, fd = -1;
 	struct keeper_status status;
 	struct keeper *k;
 	char root_path[64];
-	struct stat st;
 	int r = keeper_attach(t->local->run_dir, &k);
 
 	if (r < 0)
@@ -124,30 +164,15 @@ static int stream_live(const struct target *t, const char *path, uint64_t offset
 	if (root < 0)
 		return -errno;
 	fd = (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return -errno;
-	if (!S_ISREG(st.st_mode) || st.st_uid != t->local->spec.uid)
-		return -EPERM;
-	reply->stream_fd = take_fd(fd);
-	reply->stream_offset = offset < (uint64_t)st.st_size ? offset : (uint64_t)st.st_size;
-	reply->stream_size = (uint64_t)st.st_size - reply->stream_offset;
-	return 0;
+	return fd < 0 ? -errno : stream_file(fd, t->local->spec.uid, offset, reply);
 }
 
 /* After the results came home: the log lies in the submission directory. */
 static int stream_home(struct target *t, const char *path, uint64_t offset, struct api_reply *reply)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	struct stat st;
+	_cleanup_close_ int fd = open(path, O_PATH | O_CLOEXEC | O_NOFOLLOW);
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return -errno;
-	if (!S_ISREG(st.st_mode) || st.st_uid != t->seal.uid)
-		return -EPERM;
-	reply->stream_fd = take_fd(fd);
-	reply->stream_offset = offset < (uint64_t)st.st_size ? offset : (uint64_t)st.st_size;
-	reply->stream_size = (uint64_t)st.st_size - reply->stream_offset;
-	return 0;
+	return fd < 0 ? -errno : stream_file(fd, t->seal.uid, offset, reply);
 }
 
 static const char *stream_state(const struct target *t)
@@ -216,7 +241,7 @@ static const char *kind_of(mode_t mode)
 
 int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 {
-	struct json_object *files;
+	struct json_object *files, *mounts;
 	struct manifest *m;
 	struct target t;
 	char path[4096];
@@ -232,6 +257,7 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 		return r;
 	}
 	files = json_object_new_array();
+	mounts = mounts_of(m);
 	for (size_t i = 0; i < manifest_file_count(m); i++) {
 		struct json_object *json;
 		struct manifest_file file;
@@ -239,7 +265,7 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 		manifest_file(m, i, &file);
 		if (file.kind != FILE_UPPER ||
 		    (!is_of_user(&t, &file) && !S_ISCHR(file.st.st_mode)) ||
-		    !absolute_path(m, file.path, path, sizeof(path)))
+		    !absolute_path(mounts, file.path, path, sizeof(path)))
 			continue;
 		json = json_object_new_object();
 		json_object_object_add(json, "path", json_object_new_string(path));
@@ -252,6 +278,7 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 				       json_object_new_string(kind_of(file.st.st_mode)));
 		json_object_array_add(files, json);
 	}
+	json_object_put(mounts);
 	reply->json = json_object_new_object();
 	json_object_object_add(reply->json, "seq",
 			       json_object_new_int64((int64_t)manifest_head(m)->seq));

@@ -178,8 +178,9 @@ int verb_vacate(void *agent, const struct api_call *call, struct api_reply *repl
 	}
 	reply->json = json_object_new_object();
 	json_object_object_add(reply->json, "jobs_left", names);
-	json_object_object_add(reply->json, "moved",
-			       json_object_new_int64(undo ? 0 : (int64_t)(before - left)));
+	json_object_object_add(
+		reply->json, "moved",
+		json_object_new_int64(undo || left > before ? 0 : (int64_t)(before - left)));
 	return 0;
 }
 
@@ -238,9 +239,8 @@ static int in_cluster_already(struct agent *a, struct api_reply *reply)
 			 "this host is in a cluster already");
 }
 
-int verb_cluster_init(void *agent, const struct api_call *call, struct api_reply *reply)
+static int found_cluster(struct agent *a, const struct api_call *call, struct api_reply *reply)
 {
-	struct agent *a = agent;
 	struct cluster *cluster;
 	struct place place;
 	int r;
@@ -256,6 +256,17 @@ int verb_cluster_init(void *agent, const struct api_call *call, struct api_reply
 		return api_error(reply, r, "failed", a->config.state_dir, "see decampd's log",
 				 "the cluster's keys could not be made: %s", strerror(-r));
 	return enter_cluster(a, cluster, reply);
+}
+
+int verb_cluster_init(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	struct agent *a = agent;
+	int r;
+
+	pthread_mutex_lock(&a->cluster_lock);
+	r = found_cluster(a, call, reply);
+	pthread_mutex_unlock(&a->cluster_lock);
+	return r;
 }
 
 int verb_cluster_invite(void *agent, const struct api_call *call, struct api_reply *reply)
@@ -276,9 +287,9 @@ int verb_cluster_invite(void *agent, const struct api_call *call, struct api_rep
 	r = api_get_int(call, "ttl_s", 1, 30 * 86400, INVITE_TTL_S, &ttl_s);
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&a->lock);
+	pthread_mutex_lock(&a->cluster_lock);
 	r = cluster_invite(a->cluster, a->config.state_dir, (uint32_t)ttl_s, token, &msg.u.invite);
-	pthread_mutex_unlock(&a->lock);
+	pthread_mutex_unlock(&a->cluster_lock);
 	if (r == 0) {
 		channel = ov_open_channel(a->main_channel);
 		r = channel < 0 ? channel : ov_call(channel, &msg, -1, NULL, JOB_CALL_MS);
@@ -291,9 +302,8 @@ int verb_cluster_invite(void *agent, const struct api_call *call, struct api_rep
 	return 0;
 }
 
-int verb_cluster_join(void *agent, const struct api_call *call, struct api_reply *reply)
+static int join_cluster(struct agent *a, const struct api_call *call, struct api_reply *reply)
 {
-	struct agent *a = agent;
 	struct ov_msg msg = { .op = OV_JOIN };
 	struct cluster_join *join;
 	struct cluster *cluster;
@@ -330,6 +340,17 @@ int verb_cluster_join(void *agent, const struct api_call *call, struct api_reply
 				 "check that the inviting host is up, or ask for a new token",
 				 "the cluster did not admit this host: %s", strerror(-r));
 	return enter_cluster(a, cluster, reply);
+}
+
+int verb_cluster_join(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	struct agent *a = agent;
+	int r;
+
+	pthread_mutex_lock(&a->cluster_lock);
+	r = join_cluster(a, call, reply);
+	pthread_mutex_unlock(&a->cluster_lock);
+	return r;
 }
 
 const struct api_route agent_routes[] = {

@@ -307,7 +307,11 @@ int verb_history(void *agent, const struct api_call *call, struct api_reply *rep
 		reply->json = describe_history(&t.value, NULL, 0, NULL, 0);
 	} else {
 		r = target_manifest(&t, &manifest);
-		if (r < 0) {
+		if (r < 0 && t.value.state == JOB_STATE_COLLECTED) {
+			r = api_error(reply, r, "at-home", t.seal.name,
+				      "ask on the host where it was submitted",
+				      "it has gone home, and its history with it");
+		} else if (r < 0) {
 			r = api_error(reply, r, "unreadable", t.seal.name,
 				      "decamp nodes shows which hosts are away",
 				      "its newest checkpoint cannot be read now: %s", strerror(-r));

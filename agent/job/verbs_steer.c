@@ -14,6 +14,7 @@ enum {
 	LONG_MS = 600000,   /* a checkpoint of a big job, a move */
 	ARRIVE_MS = 300000, /* until the new owner runs it */
 	POLL_MS = 200,
+	FORWARD_MARGIN_MS = 5000,
 };
 
 static int reply_state(struct target *t, struct api_reply *reply)
@@ -146,7 +147,8 @@ int verb_kill(void *agent, const struct api_call *call, struct api_reply *reply)
 		r = job_do(t.local, &action, STEER_MS);
 		r = r < 0 ? steer_failed(&t, r, "the kill", reply) : reply_state(&t, reply);
 	} else {
-		r = target_forward(&t, "kill", call, STEER_MS, reply);
+		/* Longer than its owner takes to say that it is busy: that is no silence. */
+		r = target_forward(&t, "kill", call, STEER_MS + FORWARD_MARGIN_MS, reply);
 		if (r == -EHOSTUNREACH && !t.here && signal == 0) {
 			json_object_put(reply->json);
 			reply->json = NULL;
@@ -348,6 +350,10 @@ int verb_restore(void *agent, const struct api_call *call, struct api_reply *rep
 	}
 	if (t.local || (t.value.state == JOB_STATE_HELD && runs_there(&t, call, &t.value.owner)))
 		r = move_job(&t, call, "restore", &action, reply);
+	else if (action.seq != t.value.history[0].seq)
+		r = api_error(reply, -EHOSTUNREACH, "owner-away", t.seal.name,
+			      "decamp restore without --seq, then once more with it",
+			      "nobody runs it now: only its newest checkpoint can be restored");
 	else
 		r = take_job(&t, call, &host, reply);
 out:

@@ -22,7 +22,9 @@ static void user_name(uid_t uid, char *name, size_t size)
 	char buf[4096];
 	struct passwd pwd, *found = NULL;
 
-	if (getpwuid_r(uid, &pwd, buf, sizeof(buf), &found) == 0 && found)
+	/* A name that is cut short may be another user's. */
+	if (getpwuid_r(uid, &pwd, buf, sizeof(buf), &found) == 0 && found &&
+	    strlen(pwd.pw_name) < size)
 		snprintf(name, size, "%s", pwd.pw_name);
 	else
 		snprintf(name, size, "%u", uid);
@@ -148,6 +150,8 @@ static int submission_begin(struct submission *s, const char *program)
 	char user[32];
 	int r;
 
+	if (s->agent->stopping)
+		return -EAGAIN;
 	if (!s->agent->cluster)
 		return api_error(s->reply, -EPERM, "no-cluster", s->agent->hostname,
 				 "decamp cluster init, or decamp cluster join TOKEN",
@@ -216,22 +220,32 @@ static int submission_commit(struct submission *s, struct job **ret_job)
 		r = job_seal_value(a, &spec, &key, value);
 	channel = r < 0 ? r : ov_open_channel(a->main_channel);
 	r = channel < 0 ? channel : ov_call(channel, &msg, -1, NULL, JOB_CALL_MS);
-	if (r == 0 && !job_value_sane(&msg.u.value))
+	if (r == 0 &&
+	    (!job_value_sane(&msg.u.value) || memcmp(&msg.u.value.job, &s->id, sizeof(s->id)) != 0))
 		r = -EBADMSG;
 	if (r < 0) {
+		/* Without an answer it may exist all the same: without a record nobody starts it. */
 		job_spec_deinit(&spec);
+		key_wipe(&key, sizeof(key));
 		return api_error(s->reply, r, "no-majority", s->name,
 				 "decamp nodes shows who is there",
 				 "the cluster did not take the job: %s", strerror(-r));
 	}
 	r = agent_add_job(a, &s->id, &msg.u.value, &spec, &key, &job);
 	key_wipe(&key, sizeof(key));
-	if (r < 0)
-		return r;
+	if (r < 0) {
+		msg.op = OV_JOB_CAS;
+		value->state = JOB_STATE_KILLED;
+		if (ov_call(channel, &msg, -1, NULL, JOB_CALL_MS) < 0)
+			log_warn("%s: its register entry stays", s->name);
+		return api_error(s->reply, r, "no-room", s->name, "let other jobs end first",
+				 "this host cannot take the job: %s", strerror(-r));
+	}
 	if (asprintf(&path, "%s/home/%s.json", a->config.state_dir, job->hex) >= 0) {
 		struct json_object *record = json_object_new_object();
 		const char *text;
 
+		/* Its thread has nothing to do yet that would count references at the same time. */
 		json_object_object_add(record, "spec", json_object_get(job->spec.json));
 		text = json_object_to_json_string(record);
 		r = write_file_atomic_at(AT_FDCWD, path, text, strlen(text), 0600);
@@ -246,26 +260,33 @@ static int submission_commit(struct submission *s, struct job **ret_job)
 static int submission_start(struct submission *s, struct action *action)
 {
 	_cleanup_(job_unrefp) struct job *job = NULL;
+	char message[JOB_MESSAGE_MAX];
 	struct json_object *json;
 	int r = submission_commit(s, &job);
 
 	if (r < 0)
 		return r;
 	r = job_do(job, action, LAUNCH_MS);
+	pthread_mutex_lock(&job->lock);
+	memcpy(message, job->message, sizeof(message));
+	pthread_mutex_unlock(&job->lock);
 	if (r < 0)
 		return api_error(s->reply, r, "not-started", s->name,
 				 "correct that and run it again", "%s",
-				 job->message[0] ? job->message : strerror(-r));
+				 message[0] ? message : strerror(-r));
 	json = json_object_new_object();
 	json_object_object_add(json, "job", json_object_new_string(job->hex));
 	json_object_object_add(json, "name", json_object_new_string(job->spec.name));
+	pthread_mutex_lock(&job->lock);
 	for (int i = 0; i < 2; i++) {
 		const char *key = i ? "stderr" : "stdout";
 		struct json_object *path;
 
 		if (json_object_object_get_ex(job->spec.json, key, &path))
-			json_object_object_add(json, key, json_object_get(path));
+			json_object_object_add(
+				json, key, json_object_new_string(json_object_get_string(path)));
 	}
+	pthread_mutex_unlock(&job->lock);
 	s->reply->json = json;
 	return 0;
 }
@@ -375,6 +396,9 @@ int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply
 	bool fine;
 	int r = api_get_int(call, "pid", 1, INT32_MAX, 0, &pid);
 
+	if (r == 0 && pid)
+		action.born = process_born((pid_t)pid);
+
 	if (r < 0 || pid == 0)
 		return api_error(reply, -EINVAL, "bad-request", "pid", "decamp adopt PID",
 				 "must be a process id");
@@ -395,9 +419,16 @@ int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply
 		return r;
 	}
 	json_object_put(report);
+	if (agent_has_process(agent, (pid_t)pid, NULL))
+		return api_error(reply, -EEXIST, "a-job-already", object,
+				 "decamp ps lists your jobs", "it belongs to a job already");
 	snprintf(comm_path, sizeof(comm_path), "/proc/%" PRId64, pid);
 	if (stat(comm_path, &st) < 0)
 		return -ESRCH;
+	/* It may have become another's since it was checked. */
+	if (call->uid != 0 && st.st_uid != call->uid)
+		return api_error(reply, -EPERM, "not-yours", object, "choose one of your processes",
+				 "it is another user's");
 	s.uid = st.st_uid;
 	s.gid = st.st_gid;
 	snprintf(comm_path, sizeof(comm_path), "/proc/%" PRId64 "/comm", pid);
