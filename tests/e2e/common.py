@@ -168,7 +168,7 @@ def make_folder(home, name, user):
 
 COUNTER = """\
 import sys, time
-marker, steps, pause, megabytes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+steps, pause, megabytes = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 state = bytearray(megabytes << 20)
 x = 12345
 out = open("out.txt", "a")
@@ -187,7 +187,7 @@ print("finished", x)
 
 
 def counter_argv(marker, steps, pause=0.02, megabytes=4):
-    """A deterministic program: a line per step in out.txt, state in memory, `finished` at the end."""
+    """A deterministic program: a line per step in out.txt, state in memory."""
     return ["/usr/bin/python3", "-c", COUNTER, marker, str(steps), str(pause), str(megabytes)]
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A user learns what is going on from doctor, ps, show, history and nodes, without reading a log."""
+"""doctor, ps, show, history and nodes tell a user what is going on, without a log."""
 
 from common import check, check_counter, check_equal, counter_argv, main, submit
 

@@ -4,7 +4,7 @@
 
 from common import (check, check_counter, check_equal, counter_argv, main, submit, wait_for)
 
-STEPS = 500
+STEPS = 350
 
 
 def flags(host):

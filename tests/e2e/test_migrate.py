@@ -5,7 +5,7 @@
 from common import (CliError, check, check_counter, check_equal, counter_argv, main, make_folder,
                     refused, submit, wait_for)
 
-STEPS = 500
+STEPS = 320
 
 
 def test_migrate(lab):

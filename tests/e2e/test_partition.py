@@ -6,7 +6,7 @@ import time
 
 from common import (check, check_counter, check_equal, counter_argv, main, submit, wait_for)
 
-STEPS = 500
+STEPS = 380
 LEASE_SECONDS = 4
 
 

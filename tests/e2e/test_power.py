@@ -6,7 +6,7 @@ the disk coming back."""
 from common import (check, check_counter, check_equal, counter_argv, counter_output, home_of, main,
                     submit, wait_for)
 
-STEPS = 400
+STEPS = 280
 
 
 def others(lab, host):
@@ -70,7 +70,8 @@ def test_disk_lost(lab):
     home.boot(wipe=True)
     asked = lab[1]
     job.wait_state("done", 60, at=asked)
-    out = asked.run([lab.build / "decamp", "cat", f"{job.name}:{home_of(lab.user)}/{job.name}/out.txt"],
+    path = f"{home_of(lab.user)}/{job.name}/out.txt"
+    out = asked.run([lab.build / "decamp", "cat", f"{job.name}:{path}"],
                     user=lab.user).stdout.encode()
     check_equal(out, counter_output(STEPS), "the results can be read from any host")
 

@@ -7,7 +7,7 @@ import os
 from common import (check, check_counter, check_equal, counter_argv, counter_output, home_of, main,
                     submit, wait_for)
 
-STEPS = 300
+STEPS = 220
 
 
 def decamp(host, lab, *arguments, user=None):

@@ -8,7 +8,7 @@ import sys
 
 from common import ROOT, SKIP_CODE
 
-SCALE = "0.5"
+SCALE = "0.7"
 
 
 def main():

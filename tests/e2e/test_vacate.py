@@ -5,7 +5,7 @@
 from common import (check, check_counter, check_equal, counter_argv, main, refused, submit,
                     wait_for)
 
-STEPS = 500
+STEPS = 350
 
 
 def test_vacate(lab):

@@ -18,7 +18,7 @@ class LabError(Exception):
 
 
 def cgroup2_root():
-    """Mount point of the cgroup v2 tree, which in a hybrid set-up lies beside the v1 controllers."""
+    """Mount point of the cgroup v2 tree; in a hybrid set-up it lies beside v1 controllers."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, right = line.split(" - ")
         if right.split()[0] == "cgroup2":
@@ -144,7 +144,8 @@ def environment_of(pid):
 
 def command_of(pid):
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        return line.decode(errors="replace")
     except OSError:
         return ""
 
