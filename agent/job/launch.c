@@ -120,7 +120,7 @@ static const char *spec_string(struct job *job, const char *key)
 
 static int fill_command(struct job *job, struct keeper_command *command)
 {
-	struct json_object *groups;
+	struct json_object *groups, *mask;
 	char *argv = NULL, *env = NULL;
 	int r = join_strings(job->spec.json, "argv", &argv, &command->argv_size);
 
@@ -142,6 +142,9 @@ static int fill_command(struct job *job, struct keeper_command *command)
 		command->rlim_max[i] = job->agent->limits[i].rlim_max;
 	}
 	command->have_rlimits = true;
+	command->umask = 022;
+	if (json_object_object_get_ex(job->spec.json, "umask", &mask))
+		command->umask = (mode_t)json_object_get_int(mask) & 0777;
 	if (json_object_object_get_ex(job->spec.json, "groups", &groups))
 		for (size_t i = 0; i < json_object_array_length(groups) &&
 				   command->group_count < KEEPER_GROUPS_MAX;

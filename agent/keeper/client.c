@@ -233,7 +233,8 @@ static int write_order(const struct keeper_command *c, int fd)
 				      .uid = c->uid,
 				      .gid = c->gid,
 				      .group_count = c->group_count,
-				      .have_rlimits = c->have_rlimits };
+				      .have_rlimits = c->have_rlimits,
+				      .umask = c->umask };
 	int r;
 
 	for (size_t i = 0; i < 4; i++)

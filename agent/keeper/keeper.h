@@ -76,6 +76,7 @@ struct keeper_command {
 	uint32_t group_count;
 	uint64_t rlim_cur[16], rlim_max[16]; /* RLIMIT_*; used if have_rlimits */
 	bool have_rlimits;
+	mode_t umask;
 };
 
 /*

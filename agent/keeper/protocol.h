@@ -98,6 +98,7 @@ struct keeper_run_order {
 	gid_t gid;
 	uint32_t group_count;
 	uint32_t have_rlimits;
+	uint32_t umask;
 	gid_t groups[KEEPER_GROUPS_MAX];
 	uint64_t rlim_cur[RLIM_NLIMITS];
 	uint64_t rlim_max[RLIM_NLIMITS];

@@ -229,6 +229,7 @@ static int become_job(const struct run_plan *plan, uint32_t *ret_step)
 	r = set_stdio(plan);
 	if (r < 0)
 		return r;
+	umask(plan->order.umask & 0777);
 	*ret_step = STEP_EXEC;
 	if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
 		return -errno;

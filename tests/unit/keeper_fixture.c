@@ -183,7 +183,8 @@ void fixture_move(struct fixture *f)
 void fixture_run(struct fixture *f, uid_t uid, const char *const argv[])
 {
 	static const char env[] = "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\0LANG=C";
-	struct keeper_command command = { .env = env,
+	struct keeper_command command = { .umask = 022,
+					  .env = env,
 					  .env_size = sizeof(env),
 					  .cwd = "/var/tmp",
 					  .stdout_path = FIXTURE_OUT,

@@ -120,7 +120,8 @@ static void start_as(struct fixture *f, const struct place *p, uid_t uid, const 
 {
 	static const char env[] = "PATH=/usr/bin:/bin\0LANG=C";
 	char argv[8192], out[128];
-	struct keeper_command command = { .env = env,
+	struct keeper_command command = { .umask = 022,
+					  .env = env,
 					  .env_size = sizeof(env),
 					  .cwd = p->base,
 					  .stdout_path = out,
