@@ -31,6 +31,7 @@ void job_unref(struct job *job)
 	job_spec_deinit(&job->spec);
 	key_wipe(&job->key, sizeof(job->key));
 	pthread_mutex_destroy(&job->lock);
+	pthread_mutex_destroy(&job->dump_lock);
 	pthread_cond_destroy(&job->changed);
 	free(job);
 }
@@ -117,6 +118,7 @@ static struct job *job_new(struct agent *a, const struct job_id *id, const struc
 	job->channel = -1;
 	job->phase = PHASE_STARTING;
 	pthread_mutex_init(&job->lock, NULL);
+	pthread_mutex_init(&job->dump_lock, NULL);
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_cond_init(&job->changed, &monotonic);
@@ -515,12 +517,44 @@ static void for_each_job(struct agent *a, void (*fn)(struct job *job, void *ctx)
 	}
 }
 
+/* Waits for a dump under way, not for its packing and sending: those go on with the job frozen. */
+static void *freeze_thread(void *arg)
+{
+	struct job *job = arg;
+	struct keeper *keeper;
+	int r = 0;
+
+	pthread_mutex_lock(&job->dump_lock);
+	if ((job->phase == PHASE_RUNNING || job->phase == PHASE_CHECKPOINTING) && !job->lost &&
+	    job->agent->user_present && keeper_attach(job->run_dir, &keeper) == 0) {
+		r = keeper_freeze(keeper, KEEPER_CALL_MS);
+		keeper_detach(keeper);
+		job->owner_frozen = r == 0;
+	}
+	pthread_mutex_unlock(&job->dump_lock);
+	if (r < 0)
+		log_errno(r, "%s: freeze", job->spec.name);
+	job_unref(job);
+	return NULL;
+}
+
+static void freeze_now(struct job *job)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, freeze_thread, job_ref(job)) != 0)
+		job_unref(job);
+	else
+		pthread_detach(thread);
+}
+
 static void send_away(struct job *job, void *ctx)
 {
 	struct action action = { .type = ACTION_HANDOVER };
 	int r;
 
-	/* Its thread freezes it first of all. Nobody else may: a capture must not be frozen. */
+	if (!strcmp(ctx, "login"))
+		freeze_now(job);
 	snprintf(action.reason, sizeof(action.reason), "%s", (const char *)ctx);
 	r = job_post(job, &action);
 	if (r < 0 && r != -ESTALE)

@@ -324,7 +324,9 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 		return not_stale(r);
 	}
 	job_step(job, "capturing", 0, 0);
+	pthread_mutex_lock(&job->dump_lock);
 	r = capture_take(job->capture, &request, ret_snap, why);
+	pthread_mutex_unlock(&job->dump_lock);
 	if (r < 0) {
 		job_say(job, "no checkpoint: %s", why[0] ? why : strerror(-r));
 		return not_stale(r);

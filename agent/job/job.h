@@ -129,7 +129,9 @@ struct job {
 	int wake_fd; /* eventfd: the queue has something */
 	atomic_int refs;
 
-	pthread_mutex_t lock; /* guards all below up to the blank line */
+	pthread_mutex_t dump_lock; /* held while a capture runs: CRIU cannot work in a frozen
+				    * cgroup, so nobody may freeze it then */
+	pthread_mutex_t lock;	   /* guards all below up to the blank line */
 	pthread_cond_t changed;
 	struct action *queue_head, *queue_tail;
 	_Atomic enum job_phase phase; /* atomic: read without the lock too; so are the flags below */
