@@ -267,6 +267,12 @@ static void examine_files(struct doctor *d)
 		 "the root file system is a job's lower layer",
 		 "an overlay may be nested in one other at most",
 		 "the root is nested in too many overlays: run decampd outside of the container");
+	required(
+		d, "root is no overlay", !fs_magic("/", &magic) || magic != OVERLAYFS_SUPER_MAGIC,
+		"jobs' mapped files are found through one overlay",
+		"of a file mapped through two overlays the kernel names a hidden mount, which CRIU "
+		"cannot dump",
+		"run decampd on the machine itself, not in a container whose root is an overlay");
 }
 
 static void examine_capabilities(struct doctor *d)
