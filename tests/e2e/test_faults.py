@@ -93,14 +93,14 @@ def test_packet_loss(lab):
     """Every tenth packet is lost: checkpoints are committed all the same."""
     lab.lose(10)
     try:
-        job = submit(lab, lab[2], "lossy", counter_argv("mark-6", 300, 0.05), "--every", "2")
+        job = submit(lab, lab[2], "lossy", counter_argv("mark-6", 700, 0.05), "--every", "2")
         job.wait_seq(3, 60)
         check(True, "three checkpoints are committed")
     finally:
         lab.lose(0)
     lab.wait_members()
     job.wait_collected()
-    check_counter(job, 300)
+    check_counter(job, 700)
 
 
 if __name__ == "__main__":
