@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <glob.h>
 #include <pwd.h>
 #include <signal.h>
 #include <string.h>
@@ -110,37 +109,6 @@ static int fork_overlay(struct agent *a, const struct passwd *user, pid_t *ret_p
 	a->main_channel = pair[0];
 	*ret_pid = pid;
 	return 0;
-}
-
-static bool is_program(const char *path)
-{
-	return access(path, X_OK) == 0;
-}
-
-/* The configured CRIU, one in PATH, or the newest that the build put into its cache. */
-static void find_criu(struct agent *a)
-{
-	const char *path = getenv("PATH");
-	glob_t cache;
-
-	if (a->config.criu_path[0]) {
-		if (is_program(a->config.criu_path))
-			snprintf(a->criu, sizeof(a->criu), "%s", a->config.criu_path);
-		return;
-	}
-	for (const char *at = path; at && *at;) {
-		size_t len = strcspn(at, ":");
-
-		snprintf(a->criu, sizeof(a->criu), "%.*s/criu", (int)len, at);
-		if (is_program(a->criu))
-			return;
-		at += len + (at[len] == ':');
-	}
-	a->criu[0] = '\0';
-	if (glob("/var/cache/decamp/criu-*/sbin/criu", 0, NULL, &cache) == 0) {
-		snprintf(a->criu, sizeof(a->criu), "%s", cache.gl_pathv[cache.gl_pathc - 1]);
-		globfree(&cache);
-	}
 }
 
 static void raise_limits(struct agent *a)
@@ -402,7 +370,8 @@ static int start(struct agent *a, const char *config_path, pid_t *ret_overlay)
 		return log_errno(r, "resources");
 	snprintf(a->hostname, sizeof(a->hostname), "%s", res.hostname);
 	raise_limits(a);
-	find_criu(a);
+	if (host_criu_path(&a->config, a->criu, sizeof(a->criu)) < 0)
+		a->criu[0] = '\0';
 	a->has_sys_resource = host_has_sys_resource();
 	r = host_cgroup_base(a->cgroup_base, sizeof(a->cgroup_base));
 	if (r < 0) {
