@@ -42,7 +42,8 @@ endif
 PROTO := $(shell find agent overlay -name '*.proto' 2>/dev/null)
 BPF := $(wildcard bpf/*.bpf.c)
 CORE := $(wildcard overlay/core/*.c)
-LIB := $(foreach d,api capture cluster host image job pack restore util,$(wildcard agent/$d/*.c)) \
+LIB := $(foreach d,api capture cluster host image job native pack restore util,\
+	$(filter-out agent/native/main.c,$(wildcard agent/$d/*.c))) \
 	$(wildcard overlay/net/*.c overlay/store/*.c overlay/*.c)
 CLI := $(wildcard agent/cli/*.c)
 # The keeper and its client share a protocol; the keeper takes one file of the library.
@@ -60,10 +61,11 @@ VMLINUX := $(if $(shell grep -l '"vmlinux.h"' bpf/* 2>/dev/null),build/gen/vmlin
 obj = $(patsubst %.c,$(B)/obj/%.o,$(patsubst build/%,%,$1))
 ARCHIVES := $(if $(LIB)$(PROTO),$(B)/libdecamp.a) $(if $(CORE),$(B)/liboverlay-core.a)
 PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp) \
-	$(if $(wildcard agent/keeper/main.c),$(B)/decamp-keeper)
+	$(if $(wildcard agent/keeper/main.c),$(B)/decamp-keeper) \
+	$(if $(wildcard agent/native/main.c),$(B)/decamp-capture)
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
-	agent/main.c tests/sim/sim_core.c)
+	agent/main.c agent/native/main.c tests/sim/sim_core.c)
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
@@ -124,7 +126,8 @@ link = $(CC) $(FLAVOUR) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--as-needed \
 	-Wl,--start-group $(filter %.a,$^) -Wl,--end-group
 $(B)/decampd: $(call obj,agent/main.c) $(ARCHIVES)
 $(B)/decamp: $(call obj,$(CLI)) $(ARCHIVES)
-$(B)/decampd $(B)/decamp:
+$(B)/decamp-capture: $(call obj,agent/native/main.c) $(ARCHIVES)
+$(B)/decampd $(B)/decamp $(B)/decamp-capture:
 	$(call say,LINK)
 	$(Q)$(link) $(LIBS)
 $(B)/decamp-keeper: FLAVOUR := -O2 -static-pie
@@ -165,7 +168,7 @@ install: all
 		share/man/man5 share/man/man8 share/doc/decamp share/bash-completion/completions)
 	install $(B)/decampd $(DESTDIR)$(prefix)/sbin/
 	install $(B)/decamp $(DESTDIR)$(prefix)/bin/
-	install $(B)/decamp-keeper $(DESTDIR)$(prefix)/lib/decamp/
+	install $(B)/decamp-keeper $(B)/decamp-capture $(DESTDIR)$(prefix)/lib/decamp/
 	$(foreach s,1 5 8,$(if $(wildcard docs/*.$s),install -m 644 $(wildcard docs/*.$s) \
 		$(DESTDIR)$(prefix)/share/man/man$s/;))
 	$(if $(wildcard packaging/decampd.conf),install -m 644 packaging/decampd.conf \

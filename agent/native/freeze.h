@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Stop a process tree by ptrace, look at it, let it go: nothing of it is seen by the program.
+ *
+ * freeze_tree() seizes and interrupts every thread of the tree, follows threads and processes that
+ * are born meanwhile, and repairs at once, in the stopped thread, what the stop did to a blocking
+ * call: -EINTR where no signal is pending becomes a restart. Threads of a tree in a frozen cgroup
+ * can be stopped too. Whoever is the calling thread becomes the tracer: all calls from one thread.
+ *
+ * Speed: the caller runs SCHED_FIFO with locked memory (freeze_prepare_self), for which the rights
+ * may be missing: then it is slower, never wrong. If the tracer dies, the kernel lets all go.
+ * Source: ptrace(2), kernel/ptrace.c, kernel/signal.c.
+ */
+#pragma once
+
+#include "agent/native/tree.h"
+
+/* Once per process: SCHED_FIFO, mlockall. Returns false if something of it was refused. */
+bool freeze_prepare_self(void);
+/* The priority holds only in a pause, for the thread that freezes. */
+void freeze_raise(void);
+void freeze_lower(void);
+
+/*
+ * Before: tree->root set, tree->arena there. After: tree->tasks and their threads complete, all
+ * stopped. -ETIMEDOUT after deadline_ms (all was let go), -ESRCH: the root is gone; -EOPNOTSUPP:
+ * somebody else traces a task. A tree that was listed before (tree_list) stops faster.
+ */
+int freeze_tree(struct native_tree *tree, int deadline_ms) _must_check_;
+/* The tasks and threads as /proc lists them now; nothing is stopped. */
+int tree_list(struct native_tree *tree) _must_check_;
+/* Let go of all threads; never fails. Job-control stops are as they were. */
+void thaw_tree(struct native_tree *tree);
+
+/* Registers, xsave, masks, queued signals, rseq of all threads, into the tree; fix-ups applied to
+ * what is stored there, never to the thread. */
+int regs_collect(struct native_tree *tree) _must_check_;
+
+/*
+ * One system call in a thread of a process that is not stopped by us: seizes that thread, runs
+ * `nr`, puts everything back, lets go. fn may be called with the thread still stopped (to fetch a
+ * descriptor that the call made) and may run further calls by inject_syscall(). -EOPNOTSUPP where
+ * there is no system call instruction to be found, or seccomp forbids.
+ */
+struct injection;
+int inject_syscall(struct injection *i, long nr, const uint64_t args[6],
+		   int64_t *ret_result) _must_check_;
+int inject(pid_t pid, int (*fn)(void *ctx, struct injection *i), void *ctx) _must_check_;

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The native engine as capture uses it: a process of its own per job, decamp-capture, that traces
+ * the job, follows its memory and writes CRIU-compatible images.
+ *
+ *   decampd --(socketpair)--> decamp-capture --(ptrace, userfaultfd, BPF)--> job
+ *
+ * Why a process: the tracer may have real-time priority and locked memory for itself; and if decampd
+ * is killed at any moment, decamp-capture still puts every register back and lets the job go (G1,
+ * G6). It lives as long as its struct native, and ends by itself when decampd is gone.
+ *
+ * Threading: one thread at a time. Errors: -errno with a sentence in reason; -EOPNOTSUPP: native
+ * does not cover this job as it is now, use the criu engine; the job runs on in any case.
+ */
+#pragma once
+
+#include "agent/native/mem.h"
+#include "agent/native/tree.h"
+
+struct native;
+
+struct native_config {
+	const char *binary; /* decamp-capture */
+	pid_t root;	    /* main process of the job, as decampd sees it */
+	int nice_rounds;    /* niceness of pre-copy */
+	struct native_mem_config mem;
+};
+
+int native_start(const struct native_config *config, struct native **ret_native,
+		 char reason[NATIVE_REASON_MAX]) _must_check_;
+/* Detaches from the job and ends the process; NULL is accepted. */
+void native_stop(struct native *n);
+
+struct native_take {
+	int images;    /* folder, empty */
+	uint64_t base; /* id of the snapshot that the packer has; 0: none, copy everything */
+	bool shell_job;
+	bool own_ipc_ns;
+	const struct native_wanted *wanted; /* blocks of the base to give again */
+	size_t wanted_count;
+	int deadline_ms; /* of the freeze */
+	/*
+	 * Called in the pause, at the same time as native collects: copy files, freeze the cgroup.
+	 * < 0: the snapshot is called off. With the job still stopped in any case.
+	 */
+	int (*frozen)(void *ctx);
+	void *ctx;
+};
+
+/* A file that the job used at the frozen instant. */
+struct native_use {
+	uint64_t ino;
+	uint32_t dev;	/* major << 20 | minor */
+	uint32_t flags; /* USE_* of agent/capture/internal.h */
+	char path[4096];
+};
+
+struct native_result {
+	uint64_t id;	   /* base for the next take, once the packer has it all */
+	uint64_t pause_us; /* first thread stopped to last one let go */
+	uint32_t freeze_us, state_us, regs_us, files_us, scan_us, copy_us, wait_us,
+		thaw_us; /* of it */
+	uint64_t cpu_us; /* of decamp-capture, whole snapshot */
+	uint32_t tasks, threads;
+	struct native_mem_counts mem;
+};
+
+int native_take(struct native *n, const struct native_take *take, struct native_result *ret_result,
+		char reason[NATIVE_REASON_MAX]) _must_check_;
+
+/* What `decamp check` says: would a take be covered? Nothing is stopped. -EOPNOTSUPP + reason. */
+int native_check(const char *binary, pid_t root, char reason[NATIVE_REASON_MAX]) _must_check_;

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the state iterators (state.bpf.c) say of a stopped process: records of fixed size, in the
+ * order of the iterator, read by agent/native as they lie. Kernel pointers are identities only:
+ * equal pointers mean "the same object", nobody follows them.
+ *
+ * PIDs are those of the process' own PID namespace ("inner"), unless the name says host.
+ * Times are nanoseconds. Layouts are shared by two compilers: fixed-width types, no padding.
+ */
+#pragma once
+
+enum {
+	STATE_PATH_MAX = 256, /* with the NUL; a longer path is left empty: readlink(2) it */
+	STATE_COMM_MAX = 16,
+	STATE_GROUPS_MAX = 64,
+	STATE_TIMERS_MAX = 32,
+	STATE_RLIMITS = 16,
+	STATE_SIGNALS = 64,
+	STATE_AUXV_MAX = 52, /* words */
+};
+
+struct state_sigaction {
+	__u64 handler, flags, restorer, mask;
+};
+
+struct state_itimer {
+	__u64 interval_ns, value_ns; /* value: time that is left */
+};
+
+struct state_posix_timer {
+	__s32 id;
+	__s32 clock;
+	__s32 notify; /* SIGEV_* with SIGEV_THREAD_ID as flag */
+	__s32 signo;
+	__u64 sigval;
+	__u64 interval_ns, value_ns; /* value: time that is left; 0: disarmed */
+	__s32 overrun;
+	__s32 target_tid; /* inner; SIGEV_THREAD_ID */
+};
+
+struct state_creds {
+	__u32 uid, gid, suid, sgid, euid, egid, fsuid, fsgid;
+	__u64 cap_inh, cap_prm, cap_eff, cap_bnd, cap_amb;
+	__u32 secbits, no_new_privs, group_count, reserved;
+	__u32 groups[STATE_GROUPS_MAX]; /* group_count above the limit: read /proc */
+};
+
+/* One per thread. */
+struct state_thread {
+	__u32 host_tid, host_tgid; /* as the reader's PID namespace numbers them */
+	__s32 tid, tgid;
+	__u64 task; /* identities */
+	__u64 sas_sp, sas_size;
+	__u32 sas_flags;
+	__s32 pdeath_signal;
+	__u64 clear_child_tid, robust_list;
+	__u64 rseq;
+	__u32 rseq_size, rseq_sig;
+	__u64 blocked, saved_blocked, pending; /* sets of signals */
+	__u32 seccomp_mode, seccomp_filter_count;
+	__u64 seccomp_filter; /* identity */
+	__u32 policy, rt_priority;
+	__s32 nice;
+	__u32 personality;
+	__u32 exit_state, ptraced, io_uring, in_syscall_restart; /* io_uring: task->io_uring set */
+	__u64 nvcsw, nivcsw;					 /* context switches */
+	__u64 restart_expires_ns; /* absolute end of the sleep that a restart goes on with; 0 */
+	__s32 restart_clock, reserved; /* of the above */
+	__u64 dl_runtime, dl_deadline, dl_period;
+	char comm[STATE_COMM_MAX];
+	struct state_creds creds;
+};
+
+/* One per process (thread group). */
+struct state_process {
+	__u32 host_pid, reserved0;
+	__s32 pid, ppid, pgid, sid;
+	__u64 mm, files, fs, sighand, signal; /* identities */
+	__u64 start_code, end_code, start_data, end_data, start_stack, start_brk, brk;
+	__u64 arg_start, arg_end, env_start, env_end;
+	__u64 mm_flags, mm_def_flags;
+	__u64 vdso;
+	__u64 auxv[STATE_AUXV_MAX];
+	struct state_sigaction actions[STATE_SIGNALS]; /* [signal - 1] */
+	__u64 shared_pending;
+	struct state_itimer real, virt, prof;
+	__u32 timer_count, timer_next_id; /* more than STATE_TIMERS_MAX: not covered */
+	struct state_posix_timer timers[STATE_TIMERS_MAX];
+	__u64 rlim_cur[STATE_RLIMITS], rlim_max[STATE_RLIMITS];
+	__s32 exit_code, group_stop_signal; /* group_stop_signal: 0 if not stopped */
+	__u32 group_exit, is_child_subreaper, dumpable, membarrier;
+	__s32 oom_score_adj;
+	__u32 loginuid, umask, thread_count;
+	__s32 tty_nr, tty_pgrp;
+	__u32 ns_pid, ns_mnt, ns_net, ns_uts, ns_ipc, ns_user, ns_cgroup,
+		ns_time;    /* inode numbers */
+	__u64 aio_contexts; /* count of AIO rings */
+	__u64 exe_file;	    /* identity */
+	char exe[STATE_PATH_MAX], cwd[STATE_PATH_MAX], root[STATE_PATH_MAX];
+};
+
+struct state_vma {
+	__u64 start, end, offset; /* bytes */
+	__u64 vm_flags;
+	__u64 file; /* identity; 0: anonymous */
+	__u64 ino, size;
+	__u32 dev;  /* as stat(2) shows it, major << 20 | minor */
+	__u32 mode; /* of the inode */
+	__u32 nlink;
+	__u32 uffd; /* a userfaultfd is registered */
+	char path[STATE_PATH_MAX];
+	char anon_name[80];
+};
+
+/* One per descriptor. */
+struct state_fd {
+	__s32 fd;
+	__u32 cloexec;
+	__u64 file; /* identity: equal for dup'ed and inherited ones */
+	__u64 op, private_data;
+	__u64 pos;
+	__u32 f_flags, f_mode;
+	__u64 ino, size;
+	__u32 dev, rdev, mode, nlink; /* dev, rdev: major << 20 | minor */
+	__s32 owner_pid;	      /* F_SETOWN, inner; 0: none */
+	__u32 owner_type, owner_uid, owner_euid;
+	__s32 owner_signum;
+	__u32 mnt_id;
+	char path[STATE_PATH_MAX];
+};
