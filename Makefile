@@ -3,6 +3,8 @@
 # make deps    install what is missing (root)      make unit unit-san fuzz e2e   one group of tests
 # make         build                               make lint                     style and layering
 # make check   deps, build, every test             make install                  DESTDIR, prefix
+# make zdtm    CRIU's own tests judge our images   make soak SEED= MINUTES=      no write is missed
+# make bench-pause                                 how long a job stands still; build/bench/
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
 # build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
@@ -73,7 +75,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e sim lint install clean
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e sim lint install clean zdtm soak
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -162,6 +164,12 @@ sim: $(B)/tests/sim_core
 	$(Q)$< $(SEED) $(NODES) $(MINUTES)
 unit unit-san fuzz e2e lint:
 	$(Q)tests/run-checks $@ $(T)
+soak: all
+	$(Q)tests/oracle/soak $(SEED) $(MINUTES)
+zdtm: all
+	$(Q)tests/zdtm/run $(T)
+bench-%: all
+	$(Q)tests/bench/$*
 
 install: all
 	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
