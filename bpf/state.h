@@ -16,7 +16,7 @@ enum {
 	STATE_TIMERS_MAX = 32,
 	STATE_RLIMITS = 16,
 	STATE_SIGNALS = 64,
-	STATE_AUXV_MAX = 52, /* words */
+	STATE_AUXV_MAX = 64, /* words */
 };
 
 struct state_sigaction {
@@ -36,6 +36,10 @@ struct state_posix_timer {
 	__u64 interval_ns, value_ns; /* value: time that is left; 0: disarmed */
 	__s32 overrun;
 	__s32 target_tid; /* inner; SIGEV_THREAD_ID */
+	__u32 armed;	  /* 2: it has expired, its signal waits */
+	__u32 own_thread; /* of a thread's CPU clock: the host TID of that thread; 0: of none here */
+	__s32 base_clock; /* by which it expires: relative ones of CLOCK_REALTIME go by another */
+	__s32 reserved;
 };
 
 struct state_creds {
@@ -62,18 +66,28 @@ struct state_thread {
 	__u32 policy, rt_priority;
 	__s32 nice;
 	__u32 personality;
-	__u32 exit_state, ptraced, io_uring, in_syscall_restart; /* io_uring: task->io_uring set */
-	__u64 nvcsw, nivcsw;					 /* context switches */
+	__u32 exit_state;
+	__u32 ptraced;			    /* the tracer's host PID; ~0: one that cannot be seen */
+	__u32 io_uring, in_syscall_restart; /* io_uring: task->io_uring set */
+	__u64 nvcsw, nivcsw;		    /* context switches */
 	__u64 restart_expires_ns; /* absolute end of the sleep that a restart goes on with; 0 */
-	__s32 restart_clock, reserved; /* of the above */
+	__s32 restart_clock;	  /* of the above; -1: not known */
+	__u32 flags;		  /* PF_* */
 	__u64 dl_runtime, dl_deadline, dl_period;
 	char comm[STATE_COMM_MAX];
 	struct state_creds creds;
+	__u64 files, fs;	/* identities */
+	__u64 arch_features;	/* x86: shadow stack in use */
+	__u32 segments;		/* x86: set_thread_area(2) was used */
+	__u32 syscall_dispatch; /* PR_SET_SYSCALL_USER_DISPATCH in use */
+	__u32 seccomp_listener; /* a process decides on its system calls */
+	__u32 reset_on_fork;	/* SCHED_RESET_ON_FORK */
 };
 
 /* One per process (thread group). */
 struct state_process {
-	__u32 host_pid, reserved0;
+	__u32 host_pid;
+	__u32 real_armed; /* of ITIMER_REAL; 2: it has expired, its signal waits */
 	__s32 pid, ppid, pgid, sid;
 	__u64 mm, files, fs, sighand, signal; /* identities */
 	__u64 start_code, end_code, start_data, end_data, start_stack, start_brk, brk;
@@ -97,6 +111,10 @@ struct state_process {
 	__u64 aio_contexts; /* count of AIO rings */
 	__u64 exe_file;	    /* identity */
 	char exe[STATE_PATH_MAX], cwd[STATE_PATH_MAX], root[STATE_PATH_MAX];
+	__u32 ns_pid_children, ns_time_children;   /* of children to come */
+	__s64 timens_monotonic_ns, timens_boot_ns; /* its clock is the host's plus this */
+	__u64 ldt;				   /* identity; 0: none */
+	__u64 task_size; /* end of its address space: 32-bit programs have less than 4 GiB */
 };
 
 struct state_vma {
@@ -112,6 +130,9 @@ struct state_vma {
 	char anon_name[80];
 };
 
+/* By inode->i_flctx: an inode that never had a lock or a lease has none. */
+enum state_locks { STATE_LOCKS_UNKNOWN, STATE_LOCKS_NONE, STATE_LOCKS_MAYBE };
+
 /* One per descriptor. */
 struct state_fd {
 	__s32 fd;
@@ -126,5 +147,7 @@ struct state_fd {
 	__u32 owner_type, owner_uid, owner_euid;
 	__s32 owner_signum;
 	__u32 mnt_id;
+	__u32 locks; /* enum state_locks, of the inode */
+	__u32 reserved;
 	char path[STATE_PATH_MAX];
 };

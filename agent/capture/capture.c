@@ -63,22 +63,37 @@ void capture_destroy(struct capture *c)
 	free(c->inputs);
 	free(c->state_dir);
 	free(c->cwd);
+	capture_native_stop(c);
 	past_deinit(&c->past);
 	free(c);
 }
 
-/* One capture on its way. */
-struct take {
-	struct capture *c;
-	const struct capture_request *request;
-	struct snapshot *s;
-	struct keeper_status status;
-	struct proc_view view;
-	struct mounts proc; /* of the job's mount namespace */
-	char hostname[HOST_NAME_MAX + 1];
-	char *reason;
-	bool froze; /* the cgroup was frozen for CAPTURE_STAY_FROZEN */
-};
+static int remove_content(int folder)
+{
+	int fd = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_closedir_ DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *item;
+	int r = 0;
+
+	if (!dir) {
+		r = -errno;
+		close_fdp(&fd);
+		return r;
+	}
+	while (r == 0 && (item = readdir(dir)))
+		if (strcmp(item->d_name, ".") && strcmp(item->d_name, ".."))
+			r = remove_tree_at(folder, item->d_name);
+	return r;
+}
+
+int capture_empty_images(struct take *t)
+{
+	int r = remove_content(t->s->images);
+
+	return r < 0 ? capture_fail(t->reason, r, "the spool folder %s cannot be emptied",
+				    t->request->spool_dir) :
+		       0;
+}
 
 static int open_spool(struct take *t)
 {
@@ -104,11 +119,11 @@ static int open_spool(struct take *t)
 	return 0;
 }
 
-/* For adopted jobs: a layer for each mount that has a file the job may change. */
-static int make_layers(struct take *t)
+int capture_make_layers(struct take *t)
 {
 	struct mounts *layers = &t->s->layers;
 
+	mounts_deinit(layers);
 	layers->v = calloc(KEEPER_MOUNTS_MAX, sizeof(*layers->v));
 	if (!layers->v)
 		return -ENOMEM;
@@ -137,54 +152,86 @@ static int make_layers(struct take *t)
 	return 0;
 }
 
-static int look_at_tree(struct take *t)
+int capture_check_orphan(struct take *t)
 {
 	pid_t orphan = 0;
-	int r;
 
 	if (!t->c->config.adopted && t->status.init_pid > 0)
 		orphan = proc_find_orphan(t->status.init_pid, t->status.main_pid);
-	if (orphan > 0)
-		return capture_fail(t->reason, -EOPNOTSUPP,
-				    "process %d of the job has left its main process (a daemon of "
-				    "its own): a checkpoint would lose it; let the job wait for it",
-				    orphan);
+	if (orphan <= 0)
+		return 0;
+	t->ours = true;
+	return capture_fail(
+		t->reason, -EOPNOTSUPP,
+		"process %d of the job has left its main process (a daemon of its own): "
+		"a checkpoint would lose it; let the job wait for it",
+		orphan);
+}
+
+static int look_at_tree(struct take *t)
+{
+	int r = capture_check_orphan(t);
+
+	if (r < 0)
+		return r;
 	r = proc_view_read(&t->view, t->status.main_pid, true);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's processes (main %d) cannot be read",
 				    t->status.main_pid);
-	t->s->info.tasks = (uint32_t)t->view.inner_count;
-	return 0;
+	return t->c->config.adopted ? capture_make_layers(t) : 0;
 }
 
-static int copy_files(struct take *t)
+int capture_copy_files(struct take *t)
 {
-	struct walk w = { .entries = &t->s->entries,
+	struct walk w = { .entries = &t->walked,
 			  .past = &t->c->past,
 			  .view = &t->view,
 			  .layers = &t->s->layers,
 			  .freeze = t->s->freeze,
 			  .spool_files = t->s->files,
+			  .copies = t->copies,
+			  .shared = t->shared,
+			  .shared_count = t->shared_count,
+			  .shared_known = t->shared != NULL,
 			  .copy_all = t->c->copy_all,
 			  .ended = t->request->files_only,
 			  .reason = t->reason };
 	int r;
 
+	entries_deinit(&t->walked);
+	/* What a new file or two needs more is taken on the way. */
+	r = entries_reserve(&t->walked, t->c->past.count + t->c->past.count / 4 + 64);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's files");
 	if (t->c->config.adopted && t->request->files_only) {
 		r = 0; /* its files are the host's, where they are already */
 	} else if (t->c->config.adopted) {
-		r = make_layers(t);
-		if (r == 0)
-			r = walk_open_files(&w, &t->proc);
+		r = walk_open_files(&w, &t->proc);
 	} else {
 		r = walk_uppers(&w, t->c->state_dir);
 		if (r == 0 && !t->request->files_only)
 			r = walk_shm(&w, t->status.main_pid);
 	}
-	free(w.shared);
+	if (!t->shared)
+		free(w.shared);
+	t->copies = w.copies;
 	if (r < 0 && !t->reason[0])
 		capture_fail(t->reason, r, "the job's files cannot be read");
 	return r;
+}
+
+/* Now, while the engine still holds the tasks: when it lets go, they must not run. */
+int capture_stay_frozen(struct take *t)
+{
+	int r;
+
+	if (t->request->after != CAPTURE_STAY_FROZEN)
+		return 0;
+	r = keeper_freeze(t->request->keeper, 0);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's cgroup cannot be frozen");
+	t->froze = true;
+	return 0;
 }
 
 /*
@@ -214,14 +261,9 @@ static int on_frozen(void *ctx)
 	t->s->info.wall_ms = now_wall_ms();
 	r = look_at_tree(t);
 	if (r == 0)
-		r = copy_files(t);
-	if (r == 0 && t->request->after == CAPTURE_STAY_FROZEN) {
-		/* Now, while CRIU still holds the tasks: when it lets go, they must not run. */
-		r = keeper_freeze(t->request->keeper, 0);
-		if (r < 0)
-			capture_fail(t->reason, r, "the job's cgroup cannot be frozen");
-		t->froze = r == 0;
-	}
+		r = capture_copy_files(t);
+	if (r == 0)
+		r = capture_stay_frozen(t);
 	t->s->info.files_us = (now_boot_ns() - begin_ns) / 1000;
 	return r;
 }
@@ -288,7 +330,7 @@ static int prepare(struct take *t)
 	return collect_inputs(t);
 }
 
-static int dump(struct take *t)
+static int dump_criu(struct take *t)
 {
 	struct criu_times times = { 0 };
 	char images[PATH_MAX], why[CRIU_REASON_MAX] = "";
@@ -320,6 +362,59 @@ static int dump(struct take *t)
 	}
 	t->s->info.pause_us = times.wall_us;
 	t->s->info.freeze_us = times.freezing_us;
+	snprintf(t->s->info.engine, sizeof(t->s->info.engine), "criu");
+	return r;
+}
+
+/* Leaves no trace of native's attempt. */
+static int begin_anew(struct take *t)
+{
+	int r;
+
+	snprintf(t->s->info.fallback, sizeof(t->s->info.fallback), "%s", t->reason);
+	t->reason[0] = '\0';
+	/* CRIU works inside the tasks and cannot in a frozen cgroup. */
+	r = t->froze ? keeper_thaw(t->request->keeper) : 0;
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's cgroup cannot be thawed");
+	t->froze = false;
+	proc_view_deinit(&t->view);
+	entries_deinit(&t->walked);
+	free(take_ptr(t->shared));
+	r = proc_view_read(&t->view, t->status.main_pid, false);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's process %d cannot be read",
+				    t->status.main_pid);
+	return capture_empty_images(t);
+}
+
+/* Native first; whatever it does not cover, or fails at, is CRIU's. */
+static int dump(struct take *t)
+{
+	enum capture_engine engine = t->request->engine;
+	int r = -EOPNOTSUPP;
+
+	if (!t->request->native || !t->request->native[0]) {
+		if (engine == CAPTURE_NATIVE)
+			return capture_fail(t->reason, r, "there is no native engine here");
+		engine = CAPTURE_CRIU;
+	}
+	if (engine != CAPTURE_CRIU) {
+		r = capture_native(t);
+		if (r == 0 || engine == CAPTURE_NATIVE || t->ours ||
+		    proc_is_gone(t->status.main_pid))
+			return r;
+		r = begin_anew(t);
+		if (r < 0)
+			return r;
+	}
+	r = dump_criu(t);
+	if (r < 0 && t->s->info.fallback[0]) {
+		size_t n = strlen(t->reason);
+
+		snprintf(t->reason + n, CAPTURE_REASON_MAX - n, "; the native engine: %s",
+			 t->s->info.fallback);
+	}
 	return r;
 }
 
@@ -334,18 +429,21 @@ static int complete(struct take *t)
 		if (r < 0)
 			return capture_fail(t->reason, r, "the job's cgroup does not freeze");
 	}
+	r = entries_move(&t->s->entries, &t->walked);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's files");
+	t->s->info.tasks = (uint32_t)t->view.inner_count;
 	init_closure(t, &closure);
 	r = closure_add_view(&closure, &t->view);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the files that the job uses cannot be listed");
 	r = snapshot_add_images(t->s);
 	if (r < 0)
-		return capture_fail(t->reason, r, "CRIU's images in %s cannot be read",
+		return capture_fail(t->reason, r, "the images in %s cannot be read",
 				    t->request->spool_dir);
 	r = snapshot_make_meta(t->s, &t->view, t->hostname, t->c->cwd);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the notes for restore");
-	snprintf(t->s->info.engine, sizeof(t->s->info.engine), "criu");
 	return 0;
 }
 
@@ -367,7 +465,9 @@ static int take_files(struct take *t)
 	clock_gettime(CLOCK_REALTIME, &t->s->freeze);
 	t->s->info.wall_ms = now_wall_ms();
 	snprintf(t->s->info.engine, sizeof(t->s->info.engine), "files");
-	r = copy_files(t);
+	r = capture_copy_files(t);
+	if (r == 0)
+		r = entries_move(&t->s->entries, &t->walked);
 	return r < 0 ? r : snapshot_make_meta(t->s, &t->view, name, t->c->cwd);
 }
 
@@ -395,6 +495,8 @@ int capture_take(struct capture *c, const struct capture_request *request,
 	r = request->files_only ? take_files(&t) : take_all(&t);
 	proc_view_deinit(&t.view);
 	mounts_deinit(&t.proc);
+	entries_deinit(&t.walked);
+	free(t.shared);
 	if (r < 0) {
 		/* Whatever failed first: there is nothing left to capture. */
 		if (t.status.main_pid > 0 && proc_is_gone(t.status.main_pid))

@@ -4,8 +4,9 @@
  *
  *   stop all tasks -> CRIU images -> copy what changed in the upper layer -> let go -> (pack reads)
  *
- * Engines stand behind struct capture_engine: `criu` now, `native` later. Whatever fails, the job
- * runs on (G1). In the pause only copying is done: hashing, packing, sending come after.
+ * Two engines: `native` (agent/native: a pause of about a millisecond) and `criu` for whatever native
+ * does not cover, with the reason kept. Whatever fails, the job runs on (G1). In the pause only
+ * copying is done: hashing, packing, sending come after.
  *
  * Files: the job's overlay upper layers are walked at the frozen instant; a regular file whose
  * (inode, size, mtime, ctime) are those of the last captured state is "unchanged" unless it is or
@@ -24,6 +25,7 @@
 #include <sys/stat.h>
 
 #include "agent/keeper/keeper.h"
+#include "agent/native/native.h"
 
 enum {
 	CAPTURE_FILES_MAX = 1 << 20,
@@ -50,11 +52,23 @@ void capture_destroy(struct capture *c);
 
 enum capture_after { CAPTURE_RUN_ON, CAPTURE_STAY_FROZEN };
 
+enum capture_engine {
+	CAPTURE_AUTO,	/* native, and criu where that does not work */
+	CAPTURE_NATIVE, /* or fail */
+	CAPTURE_CRIU,
+};
+
 struct capture_request {
 	struct keeper *keeper;
 	const char *criu;
-	const char *spool_dir;	  /* exists, empty, root only, tmpfs or disk */
-	bool files_only;	  /* the job has ended: upper layers only, no tasks, no images, no
+	const char *native; /* decamp-capture; NULL or empty: criu only */
+	enum capture_engine engine;
+	/* Blocks of the last accepted snapshot's pages-N.img that the packer needs again. */
+	const struct native_wanted *wanted;
+	size_t wanted_count;
+	bool forget;	       /* the packer does not know that snapshot: memory is copied whole */
+	const char *spool_dir; /* exists, empty, root only, tmpfs or disk */
+	bool files_only;       /* the job has ended: upper layers only, no tasks, no images, no
 				   * closure; keeper and criu are not used */
 	enum capture_after after; /* STAY_FROZEN: the cgroup is frozen before the tasks are let go */
 	bool unprivileged_dump;	  /* no CAP_SYS_RESOURCE: CRIU runs as the job's user */
@@ -68,6 +82,8 @@ struct snapshot_info {
 	uint64_t wall_ms; /* of the frozen instant */
 	uint32_t tasks;
 	char engine[16];
+	char fallback[CAPTURE_REASON_MAX]; /* why not native; empty if native, or not tried */
+	struct native_result native;	   /* all 0 with another engine */
 	char *meta_json; /* {"root_pid":…,"pids":[…],"mounts":[…],"shell_job":…}: for restore */
 };
 
@@ -87,6 +103,10 @@ struct snapshot_file {
 	const uint8_t *xattrs;
 	size_t xattrs_size;
 	int fd; /* regular files; -1: unchanged since the snapshot that was last accepted */
+	/* Not NULL: the content is put together of blocks, RUN_NEW ones from fd, RUN_OLD ones from
+	 * the image of that name in the snapshot that was last accepted. */
+	const struct native_run *runs;
+	size_t run_count;
 };
 
 /*

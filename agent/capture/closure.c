@@ -63,7 +63,7 @@ static int add_found(struct closure *c, const char *path, int fd, const struct s
 
 		clock_gettime(CLOCK_REALTIME, &now);
 		e->unsettled = capture_is_recent(&st->st_ctim, &now);
-		e->content = !c->copy_all && past_has(c->past, e->kind, e->path, st) ?
+		e->content = !c->copy_all && past_find(c->past, e->kind, e->path, st) ?
 				     CONTENT_UNCHANGED :
 				     CONTENT_LOWER;
 	}

@@ -7,6 +7,7 @@
  *   walk.c    upper layers -> entries, copies          copy.c     reflink, holes, plain copy
  *   closure.c lower layers -> entries                  paths.c    (kind, path) -> index
  *   snapshot.c entries -> caller; notes for restore    capture.c  the order of it all
+ *   native.c   the native engine
  *
  * Threading: none of it is shared between threads.
  */
@@ -39,6 +40,7 @@ enum { CLOSURE_LIST_MAX = 256 << 20 }; /* bytes of closure.list or carried.list 
 enum entry_content {
 	CONTENT_NONE,	   /* folder, symlink, whiteout, FIFO */
 	CONTENT_IMAGE,	   /* in images/ of the spool */
+	CONTENT_RUNS,	   /* in images/ as pages-N.runs and pages.new */
 	CONTENT_SPOOL,	   /* copied at the frozen instant, to files/<spool_index> */
 	CONTENT_LIVE,	   /* to be read where it is: the job has ended */
 	CONTENT_LOWER,	   /* to be read from the lower layers after the thaw */
@@ -66,6 +68,10 @@ struct entries {
 /* Takes over nothing: path is copied. *ret_entry is valid until the next add. -EEXIST: is in. */
 int entries_add(struct entries *e, enum snapshot_kind kind, const char *path, const struct stat *st,
 		struct entry **ret_entry) _must_check_;
+/* Moves all entries of from, which is empty afterwards, to e; both keep what they have on errors. */
+int entries_move(struct entries *e, struct entries *from) _must_check_;
+/* Room for count entries, so that adding them takes no memory. */
+int entries_reserve(struct entries *e, size_t count) _must_check_;
 /* Reads link_target; dirfd/name: where the symlink is. */
 int entry_read_link(struct entry *e, int dirfd, const char *name) _must_check_;
 /* Reads the extended attributes that travel, in the format of capture.h. */
@@ -81,6 +87,8 @@ struct past_file {
 	ino_t ino;
 	off_t size;
 	struct timespec mtime, ctime;
+	uint8_t *xattrs; /* a change of them is a new ctime */
+	size_t xattrs_size;
 };
 
 struct past {
@@ -89,9 +97,9 @@ struct past {
 	struct paths index;
 };
 
-/* True if the file is as it was and the kernel would have shown any change. */
-bool past_has(const struct past *p, enum snapshot_kind kind, const char *path,
-	      const struct stat *st);
+/* Not NULL if the file is as it was and the kernel would have shown any change. */
+const struct past_file *past_find(const struct past *p, enum snapshot_kind kind, const char *path,
+				  const struct stat *st);
 int past_learn(struct past *p, const struct entries *e) _must_check_;
 void past_deinit(struct past *p);
 
@@ -125,6 +133,9 @@ struct proc_view {
 	bool shell_job; /* some session leader lies outside the tree */
 };
 
+/* For views that are not made of /proc. */
+int proc_view_add_use(struct proc_view *v, const char *path, unsigned int flags) _must_check_;
+int proc_view_add_thread(struct proc_view *v, pid_t inner_tid) _must_check_;
 /* files: look at maps and descriptors too. */
 int proc_view_read(struct proc_view *v, pid_t root, bool files) _must_check_;
 void proc_view_deinit(struct proc_view *v);
@@ -167,16 +178,20 @@ struct walk {
 	const struct mounts *layers;
 	struct timespec freeze;
 	int spool_files; /* folder of the copies */
-	size_t copies;
-	bool copy_all; /* believe nothing of the past */
-	bool ended;    /* nobody writes any more: no copies are needed */
-	char *reason;  /* CAPTURE_REASON_MAX bytes, set on errors */
+	size_t copies;	 /* counts on over attempts of one capture */
+	bool copy_all;	 /* believe nothing of the past */
+	bool ended;	 /* nobody writes any more: no copies are needed */
+	char *reason;	 /* CAPTURE_REASON_MAX bytes, set on errors */
 	struct walk_inode {
 		dev_t dev;
 		ino_t ino;
 	} * shared; /* mapped MAP_SHARED now; freed by the caller */
 	size_t shared_count;
+	bool shared_known; /* walk_find_shared() was called */
 };
+
+/* Inodes of the upper layers that are mapped shared, as the view says. */
+int walk_find_shared(struct walk *w, const char *state_dir) _must_check_;
 
 /* All layers below state_dir/upper. */
 int walk_uppers(struct walk *w, const char *state_dir) _must_check_;
@@ -223,6 +238,11 @@ struct capture {
 	char **inputs;
 	struct past past;
 	bool copy_all; /* the packer asked for what we no longer have */
+
+	struct native *native;
+	pid_t native_root;
+	uint64_t native_base;		      /* the accepted snapshot, if native took it; else 0 */
+	char native_lack[CAPTURE_REASON_MAX]; /* why there is no native engine here at all */
 };
 
 struct snapshot {
@@ -235,7 +255,41 @@ struct snapshot {
 	int images; /* folder */
 	int files;  /* folder */
 	struct timespec freeze;
+	uint64_t native_id;
 };
+
+/* One capture on its way. */
+struct take {
+	struct capture *c;
+	const struct capture_request *request;
+	struct snapshot *s;
+	struct keeper_status status;
+	struct proc_view view;	   /* criu: at the frozen instant; native: just before it */
+	struct mounts proc;	   /* of the job's mount namespace */
+	struct entries walked;	   /* upper layers at the frozen instant */
+	size_t copies;		   /* files of the spool */
+	struct walk_inode *shared; /* found before the pause */
+	size_t shared_count;
+	char hostname[HOST_NAME_MAX + 1];
+	char *reason;
+	bool froze; /* the cgroup was frozen for CAPTURE_STAY_FROZEN */
+	bool ours;  /* what failed was not the engine: no other one would do better */
+};
+
+/* capture.c: steps that both engines need. */
+int capture_check_orphan(struct take *t) _must_check_;
+/* For adopted jobs: a layer for each mount that has a file the job may change, as t->view says. */
+int capture_make_layers(struct take *t) _must_check_;
+/* The walk at the frozen instant, into t->walked; may be called again. */
+int capture_copy_files(struct take *t) _must_check_;
+int capture_stay_frozen(struct take *t) _must_check_;
+
+/* What an attempt left in the folder of images. */
+int capture_empty_images(struct take *t) _must_check_;
+
+/* native.c: images of the job, t->walked, and t->view of the frozen instant. */
+int capture_native(struct take *t) _must_check_;
+void capture_native_stop(struct capture *c);
 
 /* List of the images, their sizes into info. */
 int snapshot_add_images(struct snapshot *s) _must_check_;

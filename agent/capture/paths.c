@@ -23,9 +23,9 @@ static struct paths_slot *slot_of(const struct paths *p, int kind, const char *p
 	return &p->slots[i];
 }
 
-static int paths_grow(struct paths *p)
+static int paths_grow_to(struct paths *p, size_t room)
 {
-	struct paths bigger = { .room = p->room ? 2 * p->room : 64, .seed = p->seed };
+	struct paths bigger = { .room = room, .seed = p->seed };
 
 	/* The names are the job's: an unknown seed keeps it from choosing ones that collide. */
 	if (!p->room && getrandom(&bigger.seed, sizeof(bigger.seed), 0) < 0)
@@ -52,7 +52,7 @@ int paths_add(struct paths *p, int kind, const char *path, size_t value)
 	int r;
 
 	if (4 * (p->count + 1) > 3 * p->room) {
-		r = paths_grow(p);
+		r = paths_grow_to(p, p->room ? 2 * p->room : 64);
 		if (r < 0)
 			return r;
 	}
@@ -116,6 +116,44 @@ int entries_add(struct entries *e, enum snapshot_kind kind, const char *path, co
 	e->count++;
 	*ret_entry = entry;
 	return 0;
+}
+
+int entries_reserve(struct entries *e, size_t count)
+{
+	size_t room = 64;
+
+	if (count > CAPTURE_FILES_MAX)
+		count = CAPTURE_FILES_MAX;
+	if (count > e->room) {
+		struct entry *more = realloc(e->v, count * sizeof(*more));
+
+		if (!more)
+			return -ENOMEM;
+		e->v = more;
+		e->room = count;
+	}
+	while (3 * room < 4 * (count + 1))
+		room *= 2;
+	return room > e->index.room ? paths_grow_to(&e->index, room) : 0;
+}
+
+int entries_move(struct entries *e, struct entries *from)
+{
+	int r = entries_reserve(e, e->count + from->count);
+
+	if (r == 0 && e->room < e->count + from->count)
+		r = -EFBIG;
+	for (size_t i = 0; r == 0 && i < from->count; i++) {
+		struct entry *entry = &from->v[i];
+
+		r = paths_add(&e->index, (int)entry->kind, entry->path, e->count);
+		if (r < 0)
+			break;
+		e->v[e->count++] = *entry;
+		*entry = (struct entry){ 0 };
+	}
+	entries_deinit(from);
+	return r;
 }
 
 int entry_read_link(struct entry *e, int dirfd, const char *name)
@@ -218,18 +256,20 @@ static bool same_time(const struct timespec *a, const struct timespec *b)
 	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
 }
 
-bool past_has(const struct past *p, enum snapshot_kind kind, const char *path,
-	      const struct stat *st)
+const struct past_file *past_find(const struct past *p, enum snapshot_kind kind, const char *path,
+				  const struct stat *st)
 {
 	const struct past_file *f;
 	size_t i;
 
 	if (!paths_find(&p->index, (int)kind, path, &i))
-		return false;
+		return NULL;
 	f = &p->v[i];
-	return !f->unsettled && f->dev == st->st_dev && f->ino == st->st_ino &&
-	       f->size == st->st_size && same_time(&f->mtime, &st->st_mtim) &&
-	       same_time(&f->ctime, &st->st_ctim);
+	if (f->unsettled || f->dev != st->st_dev || f->ino != st->st_ino ||
+	    f->size != st->st_size || !same_time(&f->mtime, &st->st_mtim) ||
+	    !same_time(&f->ctime, &st->st_ctim))
+		return NULL;
+	return f;
 }
 
 int past_learn(struct past *p, const struct entries *e)
@@ -252,8 +292,16 @@ int past_learn(struct past *p, const struct entries *e)
 					  .size = from->st.st_size,
 					  .mtime = from->st.st_mtim,
 					  .ctime = from->st.st_ctim };
-		if (!to->path || paths_add(&fresh.index, (int)to->kind, to->path, fresh.count)) {
+		if (from->xattrs_size && to->path) {
+			to->xattrs = malloc(from->xattrs_size);
+			to->xattrs_size = from->xattrs_size;
+		}
+		if (to->xattrs)
+			memcpy(to->xattrs, from->xattrs, from->xattrs_size);
+		if (!to->path || (to->xattrs_size && !to->xattrs) ||
+		    paths_add(&fresh.index, (int)to->kind, to->path, fresh.count)) {
 			free(to->path);
+			free(to->xattrs);
 			past_deinit(&fresh);
 			return -ENOMEM;
 		}
@@ -266,8 +314,10 @@ int past_learn(struct past *p, const struct entries *e)
 
 void past_deinit(struct past *p)
 {
-	for (size_t i = 0; i < p->count; i++)
+	for (size_t i = 0; i < p->count; i++) {
 		free(p->v[i].path);
+		free(p->v[i].xattrs);
+	}
 	free(p->v);
 	paths_deinit(&p->index);
 	*p = (struct past){ 0 };

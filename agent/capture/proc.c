@@ -61,6 +61,16 @@ static int push_use(struct proc_view *v, const char *path, unsigned int flags)
 	return 0;
 }
 
+int proc_view_add_use(struct proc_view *v, const char *path, unsigned int flags)
+{
+	return push_use(v, path, flags);
+}
+
+int proc_view_add_thread(struct proc_view *v, pid_t inner_tid)
+{
+	return push_pid(&v->inner, &v->inner_count, &v->inner_room, inner_tid);
+}
+
 /* Last number of the line that begins with key: the view of the innermost namespace. */
 static int status_last(const char *text, const char *key, pid_t *ret_pid)
 {
@@ -140,12 +150,14 @@ static int read_threads(struct proc_view *v, pid_t pid)
 			continue;
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/status", pid, tid);
 		r = inner_pid_of(path, &inner);
+		if (r == -ENOENT || r == -ESRCH)
+			continue;
 		if (r == 0)
 			r = push_pid(&v->inner, &v->inner_count, &v->inner_room, inner);
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/children", pid, tid);
 		if (r == 0)
 			r = each_child(path, add_child, v);
-		if (r < 0)
+		if (r < 0 && r != -ENOENT && r != -ESRCH)
 			return r;
 	}
 	return 0;
@@ -327,6 +339,12 @@ bool proc_is_gone(pid_t pid)
 	return (kill(pid, 0) < 0 && errno == ESRCH) || is_zombie(pid);
 }
 
+/* Members of a tree that runs come and go while it is looked at. */
+static int unless_gone(int r, bool is_root)
+{
+	return !is_root && (r == -ENOENT || r == -ESRCH) ? 0 : r;
+}
+
 int proc_view_read(struct proc_view *v, pid_t root, bool files)
 {
 	int r = proc_inner_pid(root, &v->root_inner);
@@ -335,7 +353,7 @@ int proc_view_read(struct proc_view *v, pid_t root, bool files)
 		r = push_pid(&v->pids, &v->pid_count, &v->pid_room, root);
 	/* read_threads() appends the children, so that the loop meets the whole tree. */
 	for (size_t i = 0; r == 0 && i < v->pid_count; i++)
-		r = read_threads(v, v->pids[i]);
+		r = unless_gone(read_threads(v, v->pids[i]), i == 0);
 	for (size_t i = 0; r == 0 && i < v->pid_count; i++) {
 		pid_t session = 0;
 
@@ -345,6 +363,7 @@ int proc_view_read(struct proc_view *v, pid_t root, bool files)
 		v->shell_job |= r == 0 && !has_pid(v, session);
 		if (r == 0 && files)
 			r = read_files(v, v->pids[i]);
+		r = unless_gone(r, i == 0);
 	}
 	return r == -ENOENT ? -ESRCH : r;
 }

@@ -7,6 +7,9 @@
 #include "agent/capture/internal.h"
 #include "agent/util/io.h"
 
+enum { RUNS_MAX = 512 << 20 };
+#define IMAGE_BLOCKS_MAX ((uint64_t)1 << 36)
+
 const struct snapshot_info *snapshot_info(const struct snapshot *s)
 {
 	return &s->info;
@@ -37,6 +40,7 @@ void snapshot_accept(struct capture *c, const struct snapshot *s)
 	if (past_learn(&c->past, &s->entries) < 0)
 		past_deinit(&c->past);
 	c->copy_all = false;
+	c->native_base = s->native_id;
 }
 
 static bool ends_with(const char *text, const char *end)
@@ -44,6 +48,61 @@ static bool ends_with(const char *text, const char *end)
 	size_t n = strlen(text), m = strlen(end);
 
 	return n >= m && !strcmp(text + n - m, end);
+}
+
+/* Reads pages-N.runs; *ret_runs: the caller frees. */
+static int read_runs(const struct snapshot *s, const char *name, struct native_run **ret_runs,
+		     size_t *ret_count)
+{
+	_cleanup_close_ int fd = openat(s->images, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	struct native_run *runs;
+	struct stat st;
+	int r;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode) || st.st_size % (off_t)sizeof(*runs) || st.st_size > RUNS_MAX)
+		return -EBADMSG;
+	runs = malloc((size_t)st.st_size + 1);
+	if (!runs)
+		return -ENOMEM;
+	r = pread_full(fd, runs, (size_t)st.st_size, 0);
+	if (r < 0) {
+		free(runs);
+		return r;
+	}
+	*ret_runs = runs;
+	*ret_count = (size_t)st.st_size / sizeof(*runs);
+	return 0;
+}
+
+/* pages-N.runs stands for pages-N.img, which is nowhere as a whole. */
+static int add_runs(struct snapshot *s, const char *name)
+{
+	char image[NAME_MAX + 1];
+	_cleanup_free_ struct native_run *runs = NULL;
+	struct stat st = { .st_mode = S_IFREG | 0600, .st_nlink = 1 };
+	struct entry *e;
+	uint64_t blocks = 0;
+	size_t count;
+	int r = read_runs(s, name, &runs, &count);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++) {
+		if (runs[i].count > IMAGE_BLOCKS_MAX || blocks > IMAGE_BLOCKS_MAX)
+			return -EBADMSG;
+		blocks += runs[i].count;
+	}
+	snprintf(image, sizeof(image), "%.*s.img", (int)(strlen(name) - strlen(".runs")), name);
+	st.st_size = (off_t)(blocks * NATIVE_PAGE);
+	st.st_mtim = s->freeze;
+	r = entries_add(&s->entries, SNAPSHOT_IMAGE, image, &st, &e);
+	if (r < 0)
+		return r;
+	e->content = CONTENT_RUNS;
+	s->info.mem_bytes += (uint64_t)st.st_size;
+	return 0;
 }
 
 int snapshot_add_images(struct snapshot *s)
@@ -64,6 +123,12 @@ int snapshot_add_images(struct snapshot *s)
 		int r;
 
 		/* Logs and statistics are of this run only; all that restore reads is *.img. */
+		if (ends_with(item->d_name, ".runs")) {
+			r = add_runs(s, item->d_name);
+			if (r < 0)
+				return r;
+			continue;
+		}
 		if (!ends_with(item->d_name, ".img"))
 			continue;
 		if (fstatat(s->images, item->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -209,6 +274,9 @@ static int open_content(struct snapshot *s, struct entry *e)
 	case CONTENT_IMAGE:
 		fd = openat(s->images, e->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 		return fd < 0 ? -errno : fd;
+	case CONTENT_RUNS:
+		fd = openat(s->images, "pages.new", O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		return fd < 0 ? -errno : fd;
 	case CONTENT_SPOOL:
 		snprintf(path, sizeof(path), "%zu", e->spool_index);
 		fd = openat(s->files, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
@@ -286,9 +354,20 @@ static int give(struct snapshot *s, struct entry *e, bool force_content,
 				      .xattrs = e->xattrs,
 				      .xattrs_size = e->xattrs_size,
 				      .fd = -1 };
+	_cleanup_free_ struct native_run *runs = NULL;
 	_cleanup_close_ int fd = -1;
 	int r;
 
+	if (e->content == CONTENT_RUNS) {
+		char name[NAME_MAX + 1];
+
+		snprintf(name, sizeof(name), "%.*s.runs", (int)(strlen(e->path) - strlen(".img")),
+			 e->path);
+		r = read_runs(s, name, &runs, &file.run_count);
+		if (r < 0)
+			return r;
+		file.runs = runs;
+	}
 	if (S_ISREG(e->st.st_mode) && (force_content || e->content != CONTENT_UNCHANGED)) {
 		fd = open_content(s, e);
 		/* A file of the host that went away: nobody can carry it along any more. */

@@ -44,9 +44,9 @@ static int note_shared(struct walk *w, const struct stat *st)
 	return 0;
 }
 
-/* Inodes of the upper layers that are mapped shared now. */
-static int find_shared(struct walk *w, const char *state_dir)
+int walk_find_shared(struct walk *w, const char *state_dir)
 {
+	w->shared_known = true;
 	for (size_t i = 0; w->view && i < w->view->use_count; i++) {
 		const struct file_use *use = &w->view->uses[i];
 		const struct mount_row *row;
@@ -70,18 +70,35 @@ static int find_shared(struct walk *w, const char *state_dir)
 	return 0;
 }
 
-/* A regular file: as it was, or a copy of it into the spool. */
+/* As the packer has it; nothing of it needs to be looked at. */
+static bool take_unchanged(struct walk *w, struct entry *e)
+{
+	const struct past_file *f;
+
+	if (w->copy_all || !S_ISREG(e->st.st_mode) || is_mapped_shared(w, &e->st))
+		return false;
+	f = past_find(w->past, e->kind, e->path, &e->st);
+	if (!f)
+		return false;
+	if (f->xattrs_size) {
+		e->xattrs = malloc(f->xattrs_size);
+		if (!e->xattrs)
+			return false;
+		memcpy(e->xattrs, f->xattrs, f->xattrs_size);
+		e->xattrs_size = f->xattrs_size;
+	}
+	e->unsettled = capture_is_recent(&e->st.st_ctim, &w->freeze);
+	e->content = CONTENT_UNCHANGED;
+	return true;
+}
+
+/* A regular file that may have changed: a copy of it into the spool. */
 static int take_content(struct walk *w, struct entry *e, int fd)
 {
 	char name[32];
-	bool shared = is_mapped_shared(w, &e->st);
 	int r;
 
-	e->unsettled = shared || capture_is_recent(&e->st.st_ctim, &w->freeze);
-	if (!w->copy_all && !shared && past_has(w->past, e->kind, e->path, &e->st)) {
-		e->content = CONTENT_UNCHANGED;
-		return 0;
-	}
+	e->unsettled = is_mapped_shared(w, &e->st) || capture_is_recent(&e->st.st_ctim, &w->freeze);
 	if (w->ended) {
 		e->content = CONTENT_LIVE;
 		return 0;
@@ -132,6 +149,8 @@ static int take_entry(struct walk *w, int dirfd, const char *name, const char *p
 	if (r == -EFBIG)
 		return capture_fail(w->reason, r, "the job has more than %d files",
 				    CAPTURE_FILES_MAX);
+	if (r == 0 && take_unchanged(w, e))
+		return 0;
 	if (r == 0 && S_ISLNK(st->st_mode))
 		r = entry_read_link(e, dirfd, name);
 	if (r == 0 && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)))
@@ -266,7 +285,7 @@ static int note_all_removed(struct walk *w, const char *state_dir)
 
 int walk_uppers(struct walk *w, const char *state_dir)
 {
-	int r = find_shared(w, state_dir);
+	int r = w->shared_known ? 0 : walk_find_shared(w, state_dir);
 
 	for (size_t i = 0; r == 0 && i < w->layers->count; i++) {
 		char path[PATH_MAX];

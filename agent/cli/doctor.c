@@ -120,6 +120,8 @@ int verb_check(struct cli *cli, int argc, char **argv)
 	       ok ? "can be checkpointed" : "cannot be checkpointed");
 	if (ok)
 		printf("engine: %s\n", js_text(reply.json, "engine", "?"));
+	if (ok && *js_text(reply.json, "native_reason", ""))
+		printf("not native: %s\n", js_text(reply.json, "native_reason", ""));
 	print_list("Problems", js_member(reply.json, "problems"));
 	print_list("Notes", js_member(reply.json, "notes"));
 	return ok ? CLI_OK : CLI_FAILED;

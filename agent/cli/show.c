@@ -62,7 +62,6 @@ static void show_place(struct json_object *job, struct json_object *detail)
 	line("processes", "%s", list);
 	if (js_has(detail, "mem_bytes"))
 		line("memory", "%s", text_size(js_int(detail, "mem_bytes", 0)).s);
-	line("captured by", "%s", js_text(detail, "engine", ""));
 	line("last message", "%s", js_text(job, "message", ""));
 }
 
@@ -94,6 +93,38 @@ static void show_protection(struct json_object *job, struct json_object *detail)
 	line("fence", "%s", js_text(detail, "fence", ""));
 }
 
+/* Which engine stops the job, and where the time of a pause goes. */
+static void show_engine(struct json_object *detail)
+{
+	struct json_object *native = js_member(detail, "native"),
+			   *pause = js_member(native, "pause");
+	int64_t by_native = js_int(detail, "native_count", 0),
+		by_criu = js_int(detail, "criu_count", 0);
+
+	if (by_native + by_criu > 0)
+		line("captured by", "native %lld times, criu %lld times", (long long)by_native,
+		     (long long)by_criu);
+	else
+		line("captured by", "%s", js_text(detail, "engine", ""));
+	line("not by native, because", "%s", js_text(detail, "fallback_reason", ""));
+	if (!pause)
+		return;
+	line("last pause", "%s: freeze %s, state %s, files %s, memory %s, waiting %s, thaw %s",
+	     text_us(js_int(pause, "total_us", 0)).s, text_us(js_int(pause, "freeze_us", 0)).s,
+	     text_us(js_int(pause, "state_us", 0) + js_int(pause, "regs_us", 0)).s,
+	     text_us(js_int(pause, "files_us", 0)).s,
+	     text_us(js_int(pause, "scan_us", 0) + js_int(pause, "copy_us", 0)).s,
+	     text_us(js_int(pause, "wait_us", 0)).s, text_us(js_int(pause, "thaw_us", 0)).s);
+	line("memory followed by", "%s, %lld rounds, %s left for the pause",
+	     js_text(native, "tracker", "?"), (long long)js_int(native, "rounds", 0),
+	     text_size(js_int(native, "residue_bytes", 0)).s);
+	if (js_bool(native, "bounded", false))
+		line("note",
+		     "it writes memory faster than that can be copied (%lld pages a second): "
+		     "the rounds are given up and the pause is as long as the rest takes",
+		     (long long)js_int(native, "dirty_pages_per_s", 0));
+}
+
 static void show_cost(struct json_object *detail)
 {
 	int64_t interval = js_int(detail, "interval_s", 0),
@@ -111,6 +142,7 @@ static void show_cost(struct json_object *detail)
 		line("pause", "%s usually, %s at most",
 		     text_us(js_int(detail, "pause_us_median", 0)).s,
 		     text_us(js_int(detail, "pause_us_max", 0)).s);
+	show_engine(detail);
 	if (js_has(detail, "sent_bytes_median"))
 		line("sent per checkpoint", "%s",
 		     text_size(js_int(detail, "sent_bytes_median", 0)).s);

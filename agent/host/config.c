@@ -20,7 +20,17 @@ enum {
 	FREEZE_DELAY_MS = 500, /* how long a freeze may take: F of the lease rule */
 };
 
-enum key_type { KEY_PATH, KEY_NAME, KEY_ROOM, KEY_ADDR, KEY_PORT, KEY_UINT, KEY_SIZE, KEY_BOOL };
+enum key_type {
+	KEY_PATH,
+	KEY_NAME,
+	KEY_ROOM,
+	KEY_ADDR,
+	KEY_PORT,
+	KEY_UINT,
+	KEY_SIZE,
+	KEY_BOOL,
+	KEY_ENGINE
+};
 
 struct key {
 	const char *name;
@@ -42,6 +52,8 @@ static const struct key keys[] = {
 	{ "port", KEY_PORT, FIELD(port), 1, 65535 },
 	{ "keeper_path", KEY_PATH, FIELD(keeper_path), 1, 0 },
 	{ "criu_path", KEY_PATH, FIELD(criu_path), 0, 0 },
+	{ "capture_path", KEY_PATH, FIELD(capture_path), 1, 0 },
+	{ "engine", KEY_ENGINE, FIELD(engine), 1, 0 },
 	{ "every_s", KEY_UINT, FIELD(every_s), 0, 7 * 86400 },
 	{ "copies", KEY_UINT, FIELD(copies), 1, OV_HOLDERS_MAX },
 	{ "probe_ms", KEY_UINT, FIELD(probe_ms), 20, 60000 },
@@ -103,6 +115,8 @@ void host_config_default(struct host_config *config)
 		.listen_addr = "0.0.0.0",
 		.port = 7431,
 		.keeper_path = "/usr/lib/decamp/decamp-keeper",
+		.capture_path = "/usr/lib/decamp/decamp-capture",
+		.engine = "criu",
 		.copies = 3,
 		.probe_ms = 1000,
 		.suspect_ms = 5000,
@@ -241,6 +255,10 @@ static const char *wrong_text(const struct key *key, const char *value)
 		if (inet_pton(AF_INET, value, addr) == 1 || inet_pton(AF_INET6, value, addr) == 1)
 			return NULL;
 		return "is no IPv4 or IPv6 address";
+	case KEY_ENGINE:
+		if (!strcmp(value, "auto") || !strcmp(value, "native") || !strcmp(value, "criu"))
+			return NULL;
+		return "is neither auto, native nor criu";
 	case KEY_NAME:
 		if (strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789_-") == strlen(value) &&
 		    !isdigit((unsigned char)value[0]) && value[0] != '-')

@@ -299,14 +299,41 @@ static void examine_tracking(struct doctor *d)
 {
 	bool async = probe_wp_async(), soft = probe_soft_dirty();
 
-	/* The criu engine of this version reads all pages; unchanged ones are found by content. */
 	feature(d, "userfaultfd WP_ASYNC + PAGEMAP_SCAN", async,
-		"comparison of all pages by content (this version's engine)",
+		async ? "yes" :
+		soft  ? "soft-dirty" :
+			"comparison of all pages by content: the pause grows with memory",
 		"finding the pages that changed without reading all memory");
-	feature(d, "soft-dirty", soft, "comparison of all pages by content (this version's engine)",
+	feature(d, "soft-dirty", soft,
+		soft  ? "yes" :
+		async ? "not needed: userfaultfd" :
+			"comparison of all pages by content: the pause grows with memory",
 		"the same, on kernels before 6.7");
 	feature(d, "kernel module", false, "not used in this version",
 		"stopping a process without disturbing its system calls");
+}
+
+static void examine_native(struct doctor *d)
+{
+	static const char why[] = "stops a job for a millisecond instead of a second per GiB";
+	char output[OUTPUT_BYTES], use[OUTPUT_BYTES + 64];
+	bool have = false;
+
+	if (!strcmp(d->config->engine, "criu")) {
+		feature(d, "native engine", false, "criu: engine = criu in decampd.conf", why);
+		return;
+	}
+	if (access(d->config->capture_path, X_OK) < 0)
+		snprintf(output, sizeof(output), "%s: %s", d->config->capture_path,
+			 strerror(errno));
+	else
+		have = run_program(d->config->capture_path, "probe", output) == 0;
+	first_line(output);
+	snprintf(use, sizeof(use), "criu: %s", output[0] ? output : "its program does not start");
+	feature(d, "native engine", have, have ? "BPF iterators, ptrace" : use, why);
+	if (!have)
+		warn(d, "no native engine (%.300s): each checkpoint stops its job for longer",
+		     output[0] ? output : "its program does not start");
 }
 
 static void examine_bpf(struct doctor *d)
@@ -388,6 +415,7 @@ int host_doctor(const struct host_config *config, struct json_object **ret_repor
 	examine_cgroup(&d);
 	examine_files(&d);
 	examine_bpf(&d);
+	examine_native(&d);
 	examine_tracking(&d);
 	examine_real_time(&d);
 	examine_logins(&d);

@@ -31,11 +31,13 @@ struct host_config {
 	char user[32];	     /* decamp */
 	char room[64];	     /* failure domain; default: host name's letters before digits */
 	char listen_addr[48], advertise_addr[48];
-	uint16_t port;	       /* 7431 */
-	char keeper_path[256]; /* /usr/lib/decamp/decamp-keeper */
-	char criu_path[256];   /* empty: found in PATH */
-	uint32_t every_s;      /* 0: adaptive (Young) */
-	uint32_t copies;       /* 3 */
+	uint16_t port;		/* 7431 */
+	char keeper_path[256];	/* /usr/lib/decamp/decamp-keeper */
+	char criu_path[256];	/* empty: found in PATH */
+	char capture_path[256]; /* /usr/lib/decamp/decamp-capture */
+	char engine[16];	/* auto, native, criu */
+	uint32_t every_s;	/* 0: adaptive (Young) */
+	uint32_t copies;	/* 3 */
 	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* 1000 5000 5000 20000 22000 */
 	uint64_t quota_bytes, reserve_bytes;			    /* 20 GiB, 5 GiB */
 	uint64_t closure_max_bytes;				    /* 4 GiB */

@@ -67,6 +67,17 @@ static int make_spool(struct job *job, char spool[600])
 	return mkdir(spool, 0700) < 0 ? -errno : 0;
 }
 
+/* One layout in both stages, so that a big job's runs need no copy. */
+_Static_assert(sizeof(struct pack_run) == sizeof(struct native_run) &&
+		       offsetof(struct pack_run, count) == offsetof(struct native_run, count) &&
+		       PACK_RUN_NEW == (int)RUN_NEW && PACK_RUN_OLD == (int)RUN_OLD,
+	       "same runs");
+_Static_assert(sizeof(struct pack_wanted) == sizeof(struct native_wanted) &&
+		       offsetof(struct pack_wanted, first) ==
+			       offsetof(struct native_wanted, first) &&
+		       offsetof(struct pack_wanted, count) == offsetof(struct native_wanted, count),
+	       "same blocks");
+
 struct feed {
 	struct job *job;
 	uint64_t file_bytes;
@@ -81,7 +92,9 @@ static int feed_packer(void *ctx, const struct snapshot_file *file)
 				 .link_target = file->link_target,
 				 .xattrs = file->xattrs,
 				 .xattrs_size = file->xattrs_size,
-				 .fd = file->fd };
+				 .fd = file->fd,
+				 .runs = (const struct pack_run *)file->runs,
+				 .run_count = file->run_count };
 
 	if (file->kind != SNAPSHOT_IMAGE && S_ISREG(file->st.st_mode))
 		feed->file_bytes += (uint64_t)file->st.st_size;
@@ -265,7 +278,6 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 
 	job_step(job, "packing", 0, info->mem_bytes);
 	job->few_holders = UINT32_MAX;
-	forget_weak(job);
 	r = pack_files(job, snap, &feed, stat->seq);
 	if (r < 0)
 		return not_stale(r);
@@ -301,13 +313,40 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 	return 0;
 }
 
+static enum capture_engine engine_of(const struct host_config *config)
+{
+	return !strcmp(config->engine, "criu")	 ? CAPTURE_CRIU :
+	       !strcmp(config->engine, "native") ? CAPTURE_NATIVE :
+						   CAPTURE_AUTO;
+}
+
+/* What users see of the engine's work. */
+static void note_engine(struct job *job, const struct snapshot_info *info)
+{
+	bool fell_back = info->fallback[0] != '\0';
+
+	pthread_mutex_lock(&job->lock);
+	if (info->native.id)
+		job->native = info->native;
+	if (fell_back) {
+		job->fallbacks++;
+		snprintf(job->fallback, sizeof(job->fallback), "%s", info->fallback);
+	}
+	pthread_mutex_unlock(&job->lock);
+	if (fell_back)
+		log_info("%s: captured by criu: %s", job->spec.name, info->fallback);
+}
+
 static int take_snapshot(struct job *job, const char *reason, enum capture_after after,
 			 bool files_only, struct snapshot **ret_snap, struct ckpt_stat *ret_stat)
 {
 	char spool[600], why[CAPTURE_REASON_MAX] = "";
+	_cleanup_free_ struct pack_wanted *wanted = NULL;
 	struct capture_request request = {
 		.keeper = job->keeper,
 		.criu = job->agent->criu,
+		.native = job->agent->config.capture_path,
+		.engine = engine_of(&job->agent->config),
 		.spool_dir = spool,
 		.after = after,
 		.files_only = files_only,
@@ -323,6 +362,11 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 		job_say(job, "no checkpoint: %s: %s: free some space there", spool, strerror(-r));
 		return not_stale(r);
 	}
+	/* Before the capture: what went lost with its holders must be captured anew. */
+	forget_weak(job);
+	request.forget =
+		packer_wanted(job->packer, NATIVE_WANTED_MAX, &wanted, &request.wanted_count) < 0;
+	request.wanted = (const struct native_wanted *)wanted;
 	job_step(job, "capturing", 0, 0);
 	pthread_mutex_lock(&job->dump_lock);
 	r = capture_take(job->capture, &request, ret_snap, why);
@@ -332,6 +376,7 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 		return not_stale(r);
 	}
 	info = snapshot_info(*ret_snap);
+	note_engine(job, info);
 	stat.wall_ms = info->wall_ms;
 	stat.pause_us = info->pause_us;
 	stat.mem_bytes = info->mem_bytes;

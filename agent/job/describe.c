@@ -204,6 +204,54 @@ static uint64_t median(uint64_t *values, uint32_t count)
 	return values[count / 2];
 }
 
+/* How the pause of the last native checkpoint was spent, and how memory was followed. */
+static struct json_object *describe_native(const struct native_result *n)
+{
+	struct json_object *json = json_object_new_object(), *pause = json_object_new_object();
+
+	add_int(pause, "total_us", n->pause_us);
+	add_int(pause, "freeze_us", n->freeze_us);
+	add_int(pause, "state_us", n->state_us);
+	add_int(pause, "regs_us", n->regs_us);
+	add_int(pause, "files_us", n->files_us);
+	add_int(pause, "scan_us", n->scan_us);
+	add_int(pause, "copy_us", n->copy_us);
+	add_int(pause, "wait_us", n->wait_us);
+	add_int(pause, "thaw_us", n->thaw_us);
+	json_object_object_add(json, "pause", pause);
+	add_text(json, "tracker", n->mem.tracker);
+	add_int(json, "rounds", n->mem.rounds);
+	add_int(json, "read_bytes", n->mem.read_bytes);
+	add_int(json, "new_bytes", n->mem.new_bytes);
+	add_int(json, "residue_bytes", n->mem.residue_bytes);
+	add_int(json, "dirty_pages_per_s", n->mem.dirty_rate);
+	add_int(json, "attach_us", n->mem.attach_us);
+	add_int(json, "cpu_us", n->cpu_us);
+	add_int(json, "tasks", n->tasks);
+	add_int(json, "threads", n->threads);
+	add_bool(json, "bounded", n->mem.bounded);
+	return json;
+}
+
+/* Under job->lock. */
+static void add_engines(struct json_object *detail, const struct job *job)
+{
+	uint32_t native = 0, criu = 0;
+
+	for (uint32_t i = 0; i < job->stat_count; i++) {
+		native += !strcmp(job->stats[i].engine, "native");
+		criu += !strcmp(job->stats[i].engine, "criu");
+	}
+	add_int(detail, "native_count", native);
+	add_int(detail, "criu_count", criu);
+	if (job->fallbacks) {
+		add_int(detail, "fallbacks", job->fallbacks);
+		add_text(detail, "fallback_reason", job->fallback);
+	}
+	if (job->native.id)
+		json_object_object_add(detail, "native", describe_native(&job->native));
+}
+
 static void add_figures(struct json_object *detail, const struct ckpt_stat *stats, uint32_t count)
 {
 	uint64_t pauses[MANIFEST_STATS_MAX], sent[MANIFEST_STATS_MAX];
@@ -262,6 +310,7 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 	if (local) {
 		pthread_mutex_lock(&local->lock);
 		add_figures(detail, local->stats, local->stat_count);
+		add_engines(detail, local);
 		add_int(detail, "moves", local->move_count);
 		if (local->move_count)
 			add_int(detail, "recovery_time_ms",

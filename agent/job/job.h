@@ -148,7 +148,10 @@ struct job {
 	uint32_t stat_count, move_count;
 	struct ckpt_stat stats[MANIFEST_STATS_MAX];
 	struct move_stat moves[MANIFEST_STATS_MAX];
-	uint32_t failures; /* checkpoints failed in a row */
+	struct native_result native; /* of the last native checkpoint here; id 0: none */
+	uint32_t fallbacks;	     /* checkpoints here that native was to take and did not */
+	char fallback[CAPTURE_REASON_MAX]; /* why, the last time */
+	uint32_t failures;		   /* checkpoints failed in a row */
 	struct results_summary {
 		uint32_t written, deleted, set_aside, failed;
 		char folder[128];

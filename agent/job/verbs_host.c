@@ -12,13 +12,30 @@
 
 enum { VACATE_MS = 600000, JOIN_MS = 20000, INVITE_TTL_S = 86400 };
 
+/* The engine that would capture it, and why not the fast one. */
+static void add_engine(const struct host_config *config, pid_t pid, struct json_object *report)
+{
+	char reason[NATIVE_REASON_MAX] = "engine = criu in decampd.conf";
+	struct json_object *ok;
+	int r = -EOPNOTSUPP;
+
+	if (!json_object_object_get_ex(report, "ok", &ok) || !json_object_get_boolean(ok))
+		return;
+	if (strcmp(config->engine, "criu"))
+		r = native_check(config->capture_path, pid, reason);
+	json_object_object_add(report, "engine",
+			       json_object_new_string(r == 0 ? "native" : "criu"));
+	if (r < 0)
+		json_object_object_add(report, "native_reason", json_object_new_string(reason));
+}
+
 int verb_check(void *agent, const struct api_call *call, struct api_reply *reply)
 {
+	const struct agent *a = agent;
 	int64_t pid;
 	char object[32];
 	int r = api_get_int(call, "pid", 1, INT32_MAX, 0, &pid);
 
-	(void)agent;
 	if (r < 0 || pid == 0)
 		return api_error(reply, -EINVAL, "bad-request", "pid", "decamp check PID",
 				 "must be a process id");
@@ -30,6 +47,8 @@ int verb_check(void *agent, const struct api_call *call, struct api_reply *reply
 	if (r < 0 && !reply->json)
 		return api_error(reply, r, "not-yours", object, "choose one of your processes",
 				 "%s", r == -EPERM ? "it may not be looked at" : strerror(-r));
+	if (r == 0)
+		add_engine(&a->config, (pid_t)pid, reply->json);
 	return reply->json ? 0 : r;
 }
 

@@ -25,6 +25,9 @@ void freeze_lower(void);
  * Before: tree->root set, tree->arena there. After: tree->tasks and their threads complete, all
  * stopped. -ETIMEDOUT after deadline_ms (all was let go), -ESRCH: the root is gone; -EOPNOTSUPP:
  * somebody else traces a task. A tree that was listed before (tree_list) stops faster.
+ * -ENOTRECOVERABLE: a thread hangs in the kernel and only the end of the calling process takes the
+ * tracer off it: end at once. Raises and lowers the priority by itself. pthread signals: one real-
+ * time signal (SIGRTMAX - 3) is used while it works.
  */
 int freeze_tree(struct native_tree *tree, int deadline_ms) _must_check_;
 /* The tasks and threads as /proc lists them now; nothing is stopped. */

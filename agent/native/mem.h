@@ -9,11 +9,19 @@
  * copied whole. Backends, by probing: userfaultfd WP_ASYNC with PAGEMAP_SCAN, soft-dirty, content
  * hash of every page.
  *
- * pages-N.img is not written as one file: pages.new holds the new blocks and pages-N.runs says for
- * each block of pages-N.img, in pagemap order, whether it is the n-th of pages.new or block m of
- * the pages-N.img of the base snapshot. Layout: struct native_run.
+ * pages-N.img is not written as one file: pages.new holds new blocks of 4096 bytes, of all spaces of
+ * the snapshot, in no order and some of them in use by nobody; pages-N.runs says for each block of
+ * pages-N.img, in pagemap order, whether it is the n-th of pages.new or block m of the pages-N.img
+ * (the same N) of the base snapshot.
  *
- * A mem outlives snapshots; one per job. Threading: one thread. Source: docs/native.md.
+ *   pages-N.runs := { from: u64, count: u64 }*	(little-endian, no header, struct native_run)
+ *   from := (RUN_NEW | RUN_OLD) << 56 | first block;  count > 0
+ *
+ * What a reader can check: the size is a multiple of 16; the counts add up to the pages of the
+ * pagemap image with pages_id N; each RUN_NEW ends within pages.new and each RUN_OLD within the
+ * base's pages-N.img; there is no RUN_OLD without a base. N is never given to another memory.
+ *
+ * A mem outlives snapshots; one per job. Threading: one thread. Source: docs/native-mem.md.
  */
 #pragma once
 
@@ -46,10 +54,21 @@ struct native_mem;
 
 struct native_mem_config {
 	enum native_tracker tracker;
-	uint64_t buffer_bytes;	  /* locked, for the residue; more is taken when needed */
-	uint32_t rounds_max;	  /* of pre-copy; 0: as the dirty rate asks for */
+	uint64_t buffer_bytes; /* locked, for the residue; what is more is written in the pause */
+	uint32_t rounds_max;   /* of pre-copy; 0: as the dirty rate asks for */
 	uint32_t pause_target_us; /* aim of the rounds */
-	unsigned int broken;	  /* tests only: mutants that lose writes, see mem.c */
+	unsigned int broken;	  /* tests only: enum native_mem_broken */
+};
+
+/* Mutants for tests: each of them loses writes of some program. */
+enum native_mem_broken {
+	MEM_BROKEN_CHECK_WPASYNC = 1 << 0, /* arms all VMAs in one scan with CHECK_WPASYNC */
+	MEM_BROKEN_ARM_HOLES = 1 << 1, /* pre-copy protects holes too: MADV_DONTNEED is not seen */
+	MEM_BROKEN_SHMEM = 1 << 2,     /* objects that pre-copy read are not looked at again */
+	MEM_BROKEN_VMA_DIFF = 1 << 3,  /* VMAs are those of the last round */
+	MEM_BROKEN_HOLES = 1 << 4,     /* private maps of files are not listed */
+	MEM_BROKEN_UNTRACKED = 1 << 5, /* VMAs that are not followed count as clean */
+	MEM_BROKEN_WALK_END = 1 << 6,  /* one scan call is taken for all of it */
 };
 
 struct native_mem_counts {
@@ -61,7 +80,7 @@ struct native_mem_counts {
 	uint64_t dirty_rate;	/* pages per second, as measured by the rounds */
 	uint32_t rounds;
 	uint32_t attach_us, detach_us; /* of this snapshot; detach: of the mms that ended since */
-	uint32_t scan_us, copy_us, list_us, holes_us; /* parts of the pause */
+	uint32_t scan_us, copy_us, list_us, holes_us, object_us; /* parts of the pause */
 	bool bounded; /* it dirties faster than we copy: pre-copy was given up */
 	char tracker[16];
 };
@@ -70,9 +89,12 @@ int mem_create(const struct native_mem_config *config, struct native_mem **ret_m
 /* Lets go of all userfaultfds: some 30 ms a GiB. */
 void mem_destroy(struct native_mem *m);
 
-/* The next snapshot has no base: everything is copied. */
+/* The next snapshot has no base: everything is copied. Also after a snapshot that was called off. */
 void mem_forget(struct native_mem *m);
-/* Job runs. Attaches to new mms, copies what is dirty, as many rounds as pay. */
+/*
+ * Job runs. Attaches to new mms, copies what is dirty, as many rounds as pay. May be called again
+ * for the same folder when the freeze did not work out. task->state may be missing.
+ */
 int mem_precopy(struct native_mem *m, struct native_state *s, struct native_tree *tree,
 		const struct native_wanted *wanted, size_t wanted_count) _must_check_;
 /* Job stands, VMAs are in the tree: scan and copy the residue. */
@@ -83,8 +105,14 @@ int mem_collect(struct native_mem *m, struct native_tree *tree) _must_check_;
  */
 int mem_add_object(struct native_mem *m, struct native_tree *tree, uint32_t shmid, uint64_t dev,
 		   uint64_t ino, uint64_t size, int fd) _must_check_;
-/* Job runs on: images, runs, arming of what is new. The snapshot becomes the base. */
+/* Job runs on (or still stands): images, runs. The snapshot becomes the base. */
 int mem_write(struct native_mem *m, struct native_tree *tree) _must_check_;
 void mem_counts(const struct native_mem *m, struct native_mem_counts *ret_counts);
+/*
+ * Makes plain pages-N.img of all pages-N.runs, and removes those and pages.new. base: folder with the
+ * plain images of the base snapshot, -1 if there is none. -EBADMSG: runs that ask for what is not
+ * there.
+ */
+int mem_materialise(int images, int base) _must_check_;
 /* Before a freeze: memory that native does not cover (io_uring, AIO in flight, own userfaultfd). */
 int mem_check(struct native_tree *tree) _must_check_;

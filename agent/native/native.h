@@ -19,6 +19,12 @@
 
 struct native;
 
+enum {
+	NATIVE_PAUSE_MS = 10000,     /* a frozen() that hangs longer does not keep the job */
+	NATIVE_TAKE_MS = 30 * 60000, /* for a whole snapshot */
+	NATIVE_WANTED_MAX = 1 << 20,
+};
+
 struct native_config {
 	const char *binary; /* decamp-capture */
 	pid_t root;	    /* main process of the job, as decampd sees it */
@@ -30,6 +36,15 @@ int native_start(const struct native_config *config, struct native **ret_native,
 		 char reason[NATIVE_REASON_MAX]) _must_check_;
 /* Detaches from the job and ends the process; NULL is accepted. */
 void native_stop(struct native *n);
+/* False once its process has ended, or was given up. */
+bool native_alive(const struct native *n);
+
+/* A file that the job used at the frozen instant. Values as USE_* of agent/capture/internal.h. */
+enum {
+	NATIVE_USE_SHARED_MAP = 1 << 0, /* mapped MAP_SHARED */
+	NATIVE_USE_WRITABLE = 1 << 1,	/* open for writing */
+	NATIVE_USE_FOLDER = 1 << 2,	/* working directory, or open folder */
+};
 
 struct native_take {
 	int images;    /* folder, empty */
@@ -40,19 +55,17 @@ struct native_take {
 	size_t wanted_count;
 	int deadline_ms; /* of the freeze */
 	/*
-	 * Called in the pause, at the same time as native collects: copy files, freeze the cgroup.
-	 * < 0: the snapshot is called off. With the job still stopped in any case.
+	 * < 0 from any of these: the snapshot is called off. before: pre-copy is done, the job still
+	 * runs; last looks. frozen: in the pause, at the same time as native collects: copy files,
+	 * freeze the cgroup; the job stands until it returns, NATIVE_PAUSE_MS at most. Both may come
+	 * again when an attempt was given up: what counts is the last.
 	 */
+	int (*before)(void *ctx);
 	int (*frozen)(void *ctx);
+	/* After the pause, what was true in it: files in use, threads as the job numbers them. */
+	int (*use)(void *ctx, const char *path, unsigned int flags);
+	int (*thread)(void *ctx, pid_t inner_tid);
 	void *ctx;
-};
-
-/* A file that the job used at the frozen instant. */
-struct native_use {
-	uint64_t ino;
-	uint32_t dev;	/* major << 20 | minor */
-	uint32_t flags; /* USE_* of agent/capture/internal.h */
-	char path[4096];
 };
 
 struct native_result {

@@ -38,6 +38,8 @@ struct native_thread {
 	struct native_task *task;
 	pid_t tid, inner_tid; /* as this process sees it; as the job does */
 
+	bool busy; /* list.c: may have been in clone(2) before the list, and still be */
+
 	/* freeze.c */
 	bool seized, stopped;
 	bool in_group_stop; /* was stopped by a signal before we came */
@@ -85,12 +87,18 @@ struct native_task {
 
 struct native_tree {
 	struct native_task *tasks; /* parents before children */
-	size_t task_count;
+	size_t task_count, task_room;
 	pid_t root;	 /* as this process sees it */
+	long births;	 /* list.c: the last PID given out when it was listed; 0: not listed */
 	int images;	 /* folder */
 	bool shell_job;	 /* some session leader lies outside the tree */
 	bool own_ipc_ns; /* the job has its own IPC namespace */
-	char *reason;	 /* NATIVE_REASON_MAX bytes */
+	/* Number of the ipcns-* images (sysv.c), for the ids of all tasks; never that of the
+	 * inventory's root ids. 0: no System V objects, the restorer's namespace will do. */
+	uint32_t ipc_ns_id;
+	struct native_filters *filters; /* seccomp.c; NULL: none */
+	char *reason;			/* NATIVE_REASON_MAX bytes */
+	uint64_t stop_ns; /* freeze.c: CLOCK_MONOTONIC, just before the first thread was stopped */
 	uint64_t freeze_boot_ns, freeze_mono_ns, freeze_wall_ns; /* clocks at the frozen instant */
 	struct native_arena *arena;
 };

@@ -7,6 +7,7 @@
  *   packer.c    the packer's verbs; packs and which of them to forget
  *   files.c     remembered files and their extents
  *   read.c      one regular file -> extents
+ *   runs.c      a file of new and old blocks -> extents
  *   seal.c      manifest: protobuf <-> object
  *   build.c     manifest: packer -> protobuf; packer_finish()
  *   check.c     manifest: semantic checks, for what we read and for what we write
@@ -270,6 +271,14 @@ void packer_reset(struct packer *p);
 /* read.c: content hash only if want_hash */
 int packer_read_file(struct packer *p, int fd, uint64_t size, bool want_hash,
 		     struct extent_list *extents, uint8_t ret_content_hash[32]) _must_check_;
+/* One chunk of blocks -> extents. */
+int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
+		      struct extent_list *extents) _must_check_;
+/* Is the content of a pack's blocks still to be had? */
+bool packer_pack_usable(const struct packer *p, uint32_t pack);
+/* runs.c */
+int packer_add_runs(struct packer *p, const struct pack_input *in,
+		    struct extent_list *extents) _must_check_;
 int content_hash_fd(int fd, uint64_t size, uint8_t *buffer, uint8_t ret_hash[32]) _must_check_;
 
 enum { READ_CHUNK = 1 << 20 };

@@ -39,6 +39,16 @@ enum file_kind {
 	FILE_CLOSURE = 3, /* read by the job, not written: absolute path without the leading '/' */
 };
 
+/*
+ * A piece of a file that is given as blocks, new ones and ones of the last finished checkpoint:
+ * from = PACK_RUN_NEW or PACK_RUN_OLD << 56 | first block in fd, or in the file of the same kind
+ * and path in that checkpoint.
+ */
+struct pack_run {
+	uint64_t from, count;
+};
+enum { PACK_RUN_NEW = 1, PACK_RUN_OLD = 2 };
+
 /* One file as it goes in. For regular files fd is read from 0 to st.st_size. */
 struct pack_input {
 	enum file_kind kind;
@@ -48,6 +58,16 @@ struct pack_input {
 	const uint8_t *xattrs;	 /* "name\0" u32-LE length, value, repeated; may be NULL */
 	size_t xattrs_size;
 	int fd; /* regular files; -1: unchanged since the checkpoint before */
+	/* Not NULL: the content is these runs, together st.st_size bytes; fd has the new blocks. */
+	const struct pack_run *runs;
+	size_t run_count;
+};
+
+/* Blocks of a file "pages-N.img" of the last checkpoint that lie in no pack any more. */
+struct pack_wanted {
+	uint32_t pages_id;
+	uint32_t reserved;
+	uint64_t first, count;
 };
 
 /* Stores one finished object; blocking; fills holders (1..OV_HOLDERS_MAX). Sealed memfd, borrowed. */
@@ -108,11 +128,18 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 
 /*
  * -ENOENT for fd -1 on a regular file whose last content the packer does not know, or whose packs it
- * forgot: add it again with its fd. The fd's offset moves. -EEXIST for a path that was added,
+ * forgot: add it again with its fd; and for a run of old blocks that it cannot find. The fd's offset moves. -EEXIST for a path that was added,
  * -ENODATA for a file shorter than st.st_size, -EINVAL for a path or xattrs that no manifest may
  * hold. Links to one inode (kind, st_dev, st_ino, st_nlink > 1) become hard links of the first.
  */
 int packer_add(struct packer *p, const struct pack_input *in) _must_check_;
+
+/*
+ * What the next checkpoint must give as new blocks: asked before the capture, and after
+ * packer_forget_weak(). -E2BIG for more than max: give everything then. Caller frees.
+ */
+int packer_wanted(const struct packer *p, size_t max, struct pack_wanted **ret_wanted,
+		  size_t *ret_count) _must_check_;
 
 /*
  * Flushes, writes and stores the manifest (the last object), returns its reference for the

@@ -14,6 +14,11 @@ static bool pack_usable(const void *ctx, uint32_t pack)
 	return p->packs[pack].state == PACK_OPEN || p->packs[pack].state == PACK_KNOWN;
 }
 
+bool packer_pack_usable(const struct packer *p, uint32_t pack)
+{
+	return pack_usable(p, pack);
+}
+
 static void sweep(struct packer *p)
 {
 	block_index_sweep(&p->index, pack_usable, p);
@@ -364,7 +369,9 @@ static int fill_file(struct packer *p, const struct pack_input *in, struct packe
 	}
 	if (!S_ISREG(in->st.st_mode))
 		return 0;
-	if (in->fd < 0)
+	if (in->runs)
+		r = packer_add_runs(p, in, &f->extents);
+	else if (in->fd < 0)
 		r = reuse_content(p, in, f);
 	else
 		r = packer_read_file(p, in->fd, (uint64_t)in->st.st_size, in->kind != FILE_IMAGE,

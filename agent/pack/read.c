@@ -31,9 +31,8 @@ bool block_is_zero(const uint8_t *block)
 	return true;
 }
 
-/* One chunk of the file, padded with zeros to whole blocks -> extents. */
-static int add_chunk(struct packer *p, const uint8_t *bytes, size_t blocks,
-		     struct extent_list *extents)
+int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
+		      struct extent_list *extents)
 {
 	for (size_t i = 0; i < blocks; i++) {
 		const uint8_t *block = bytes + i * PACK_BLOCK;
@@ -107,10 +106,11 @@ static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
 		r = pread_full(fd, p->read_buffer, n, (off_t)at);
 		if (r < 0)
 			return r;
+		/* Whole blocks: the end of the file is padded with zeros. */
 		memset(p->read_buffer + n, 0, blocks * PACK_BLOCK - n);
 		r = sha ? hash_update(sha, p->read_buffer, n) : 0;
 		if (r == 0)
-			r = add_chunk(p, p->read_buffer, blocks, extents);
+			r = packer_add_blocks(p, p->read_buffer, blocks, extents);
 		if (r < 0)
 			return r;
 		at += n;

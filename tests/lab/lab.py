@@ -258,7 +258,8 @@ class Lab:
         return {"listen_addr": host.addr, "advertise_addr": host.addr, "port": 7431,
                 "room": "room" + "ABCDEFGHIJKLMNOPQRST"[host.index - 1], "copies": 3, **TIMINGS,
                 "quota_bytes": "4G", "reserve_bytes": "100M", "return_idle_s": 5,
-                "keeper_path": self.build / "decamp-keeper", "criu_path": self.find_criu(),
+                "keeper_path": self.build / "decamp-keeper",
+                "capture_path": self.build / "decamp-capture", "criu_path": self.find_criu(),
                 **self.extra_settings}
 
     def find_criu(self):

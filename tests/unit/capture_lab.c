@@ -86,7 +86,9 @@ int capture_lab_add(void *ctx, const struct snapshot_file *file)
 				 .link_target = file->link_target,
 				 .xattrs = file->xattrs,
 				 .xattrs_size = file->xattrs_size,
-				 .fd = file->fd };
+				 .fd = file->fd,
+				 .runs = (const struct pack_run *)file->runs,
+				 .run_count = file->run_count };
 	int r = packer_add(lab->packer, &in);
 
 	if (r < 0)

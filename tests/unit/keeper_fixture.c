@@ -28,25 +28,37 @@ void sleep_ms(int ms)
 		;
 }
 
+static void find_program(const char *name, char path[PATH_MAX])
+{
+	ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 64);
+	char *slash;
+
+	path[n < 0 ? 0 : n] = '\0';
+	slash = strrchr(path, '/');
+	if (!slash)
+		return;
+	snprintf(slash, 64, "/../%s", name);
+	/* A sanitized build has its own folder. */
+	if (access(path, X_OK) < 0)
+		snprintf(slash, 64, "/../../%s", name);
+}
+
 static const char *keeper_binary(void)
 {
 	static char path[PATH_MAX];
 	const char *given = getenv("DECAMP_KEEPER");
-	ssize_t n;
-	char *slash;
 
 	if (given)
 		return given;
-	n = readlink("/proc/self/exe", path, sizeof(path) - 32);
-	if (n < 0)
-		return "";
-	path[n] = '\0';
-	slash = strrchr(path, '/');
-	strcpy(slash, "/../decamp-keeper");
-	if (access(path, X_OK) == 0)
-		return path;
-	/* A sanitized build has its own folder. */
-	strcpy(slash, "/../../decamp-keeper");
+	find_program("decamp-keeper", path);
+	return path;
+}
+
+const char *fixture_capture_binary(void)
+{
+	static char path[PATH_MAX];
+
+	find_program("decamp-capture", path);
 	return path;
 }
 

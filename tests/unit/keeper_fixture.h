@@ -20,6 +20,8 @@ struct fixture {
 
 /* NULL if such tests can run here, else why not. */
 const char *fixture_missing(void);
+/* decamp-capture of this build. */
+const char *fixture_capture_binary(void);
 void fixture_init(struct fixture *f);
 void fixture_deinit(struct fixture *f);
 /* Second life of the same job: kills the keeper, then a new one over a copy of the upper layers. */

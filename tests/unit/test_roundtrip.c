@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -37,6 +38,7 @@ struct world {
 };
 
 static char criu[PATH_MAX];
+static enum capture_engine engine; /* of all captures of a group of tests */
 
 static const char *find_criu(void)
 {
@@ -181,7 +183,12 @@ static int take(struct fixture *f, const struct place *p, struct capture *c,
 		enum capture_after after, struct snapshot **ret, char *reason)
 {
 	struct capture_request request = {
-		.keeper = f->k, .criu = criu, .spool_dir = p->spool, .after = after
+		.keeper = f->k,
+		.criu = criu,
+		.native = fixture_capture_binary(),
+		.engine = engine,
+		.spool_dir = p->spool,
+		.after = after,
 	};
 	struct stat st;
 
@@ -207,11 +214,12 @@ static struct packer_counts checkpoint(struct fixture *f, const struct place *p,
 	assert_int_equal(r, 0);
 	counts = capture_lab_pack(lab, c, s);
 	info = snapshot_info(s);
-	print_message(
-		"checkpoint: pause_us=%llu files_us=%llu tasks=%u mem=%llu raw=%llu new=%llu\n",
-		(unsigned long long)info->pause_us, (unsigned long long)info->files_us, info->tasks,
-		(unsigned long long)info->mem_bytes, (unsigned long long)counts.raw_bytes,
-		(unsigned long long)counts.new_bytes);
+	assert_string_equal(info->engine, engine == CAPTURE_CRIU ? "criu" : "native");
+	print_message("%s: pause_us=%llu files_us=%llu tasks=%u mem=%llu raw=%llu new=%llu\n",
+		      info->engine, (unsigned long long)info->pause_us,
+		      (unsigned long long)info->files_us, info->tasks,
+		      (unsigned long long)info->mem_bytes, (unsigned long long)counts.raw_bytes,
+		      (unsigned long long)counts.new_bytes);
 	assert_true(info->mem_bytes > 0);
 	snapshot_destroy(s);
 	return counts;
@@ -290,7 +298,8 @@ static void roundtrip(struct world *w, const char *script, const char *input, si
 	first = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	wait_output(&w->f, &w->p, 2 * step);
 	second = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
-	assert_true(second.new_bytes < first.new_bytes / 2);
+	/* xz writes all of its memory all the time. */
+	assert_true(strstr(script, "xz") || second.new_bytes < first.new_bytes / 2);
 	wait_output(&w->f, &w->p, 3 * step);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	/* On, so that files are ahead of the checkpoint: restore must roll them back. */
@@ -535,14 +544,15 @@ static void test_refused(void **state)
 }
 
 /* A job that counts; after `fn` spoilt a capture, its output must be what it always is. */
-static void spoilt(struct world *w,
-		   void (*fn)(struct fixture *f, struct place *p, struct capture *c))
+static void spoilt_for(struct world *w, int steps,
+		       void (*fn)(struct fixture *f, struct place *p, struct capture *c))
 {
-	static const char script[] =
-		"i=0; while [ $i -lt 120 ]; do i=$((i+1)); echo $i; sleep 0.02; done";
+	char script[128];
 	char *expected, *text;
 
 	SKIP_IF_MISSING();
+	snprintf(script, sizeof(script),
+		 "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; sleep 0.02; done", steps);
 	expected = undisturbed(w, script);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
@@ -554,6 +564,12 @@ static void spoilt(struct world *w,
 	assert_string_equal(text, expected);
 	free(text);
 	free(expected);
+}
+
+static void spoilt(struct world *w,
+		   void (*fn)(struct fixture *f, struct place *p, struct capture *c))
+{
+	spoilt_for(w, 120, fn);
 }
 
 static void expect_failure(struct fixture *f, struct place *p, struct capture *c, int error,
@@ -621,6 +637,66 @@ static void too_big(struct fixture *f, struct place *p, struct capture *c)
 	assert_int_equal(capture_create(&config, &small), 0);
 	expect_failure(f, p, small, -EFBIG, "heavy");
 	capture_destroy(small);
+}
+
+/* The tracer that this process has as a child; 0: none now. */
+static pid_t find_tracer(void)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/children", "re");
+	int pid;
+
+	while (f && fscanf(f, "%d", &pid) == 1) {
+		char path[64], comm[32] = "";
+		_cleanup_fclose_ FILE *c = NULL;
+
+		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+		c = fopen(path, "re");
+		if (c && fgets(comm, sizeof(comm), c) && !strcmp(comm, "decamp-capture\n"))
+			return pid;
+	}
+	return 0;
+}
+
+static void *kill_tracer_later(void *arg)
+{
+	const int *ms_and_pid = arg;
+
+	sleep_ms(ms_and_pid[0]);
+	kill(ms_and_pid[1], SIGKILL);
+	return NULL;
+}
+
+/* Whenever it dies, the job runs on and the next capture works. */
+static void killed_native(struct fixture *f, struct place *p, struct capture *c)
+{
+	for (int ms = 0; ms <= 20; ms += 4) {
+		int arg[2] = { ms, 0 };
+		char reason[CAPTURE_REASON_MAX];
+		struct snapshot *s = NULL;
+		pthread_t thread;
+		int r;
+
+		/* One capture so that there is a tracer, then one that loses it on the way. */
+		r = take(f, p, c, CAPTURE_RUN_ON, &s, reason);
+		if (r < 0)
+			print_message("capture: %s\n", reason);
+		assert_int_equal(r, 0);
+		snapshot_destroy(take_ptr(s));
+		arg[1] = find_tracer();
+		assert_true(arg[1] > 0);
+		assert_int_equal(pthread_create(&thread, NULL, kill_tracer_later, arg), 0);
+		r = take(f, p, c, CAPTURE_RUN_ON, &s, reason);
+		pthread_join(thread, NULL);
+		if (r < 0)
+			print_message("after %d ms: %s\n", ms, reason);
+		else
+			snapshot_destroy(s);
+	}
+}
+
+static void test_killed_native(void **state)
+{
+	spoilt_for(*state, 600, killed_native);
 }
 
 /* CRIU wrapped: it kills itself a moment after it began. */
@@ -710,7 +786,8 @@ static void test_orphan(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-int main(void)
+/* An argument "criu" or "native" runs that group alone. */
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_python),
@@ -731,5 +808,29 @@ int main(void)
 		TEST(test_orphan),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	const struct CMUnitTest native_tests[] = {
+		TEST(test_python),
+		TEST(test_python_elsewhere),
+		TEST(test_two_moves),
+		TEST(test_user),
+		TEST(test_adopted),
+		TEST(test_shm),
+		TEST(test_pipeline),
+		TEST(test_xz),
+		TEST(test_refused),
+		TEST(test_no_space),
+		TEST(test_no_space_for_files),
+		TEST(test_killed_native),
+		TEST(test_vanished),
+		TEST(test_orphan),
+	};
+	int failed = 0;
+
+	engine = CAPTURE_CRIU;
+	if (argc < 2 || !strcmp(argv[1], "criu"))
+		failed += cmocka_run_group_tests_name("criu", tests, NULL, NULL);
+	engine = CAPTURE_NATIVE;
+	if (argc < 2 || !strcmp(argv[1], "native"))
+		failed += cmocka_run_group_tests_name("native", native_tests, NULL, NULL);
+	return failed;
 }

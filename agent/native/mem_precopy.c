@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Pre-copy: the job runs, what it wrote since the last look is read, round by round. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "agent/native/track.h"
+#include "agent/util/io.h"
+
+enum {
+	COST_PAGE_NS = 2000,	  /* of one page in the pause: asking for it, reading it */
+	PAUSE_TARGET_US = 1000,	  /* if the configuration has none */
+	FREEZE_LEAD_NS = 2000000, /* from the end of pre-copy to the stop */
+};
+
+/* To know a page of a file from a private one, the kernel looks at each page: slow, so only there. */
+uint64_t mem_report(const struct native_mem *m, const struct state_vma *vma)
+{
+	return m->features.report & ~(uint64_t)(vma_is_anon(vma) ? PAGE_FILE : 0);
+}
+
+/* One mm in one round. */
+struct look {
+	struct native_mem *m;
+	struct mem_mm *mm;
+	const struct native_task *task;
+	const struct state_vma *vmas;
+	size_t vma_count;
+	uint64_t pages; /* read */
+};
+
+static int reopen_pagemap(struct mem_mm *mm)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", mm->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	/* The old one is closed last: it is what keeps the identity from being used again. */
+	if (mm->pagemap >= 0)
+		close(mm->pagemap);
+	mm->pagemap = fd;
+	if (mm->memory >= 0)
+		close(mm->memory);
+	mm->memory = -1;
+	return 0;
+}
+
+/* The mm of a process, known or attached to now. */
+static int meet(struct native_mem *m, const struct native_task *task, struct mem_mm **ret_mm)
+{
+	struct mem_mm *mm = mem_find(m, task->pid);
+	uint64_t identity = task->state ? task->state->mm : 0;
+	int r;
+
+	if (mm && identity && mm->identity != identity) {
+		mem_retire(m, mm);
+		mm = NULL;
+	}
+	if (!mm) {
+		mm = mem_new_mm(m, task->pid);
+		if (!mm)
+			return -ENOMEM;
+		mm->identity = identity;
+	}
+	mm->seen = true;
+	r = reopen_pagemap(mm);
+	if (r == 0 && !mm->ops) {
+		mm->ops = m->ops;
+		r = mm->ops->attach(m, mm);
+		if (r < 0 && r != -ESRCH) {
+			/* Seccomp, no free descriptor, ...: without tracking then. */
+			mm->ops = &track_hash;
+			r = mm->ops->attach(m, mm);
+		}
+	}
+	*ret_mm = mm;
+	return r;
+}
+
+/* One kind of pages, cut to one VMA. */
+static int copy_kind(struct native_mem *m, struct mem_mm *mm, const struct state_vma *vma,
+		     uint64_t start, uint64_t end, uint64_t categories)
+{
+	uint64_t page = start / NATIVE_PAGE, count = end / NATIVE_PAGE - page;
+	bool anon = vma_is_anon(vma);
+	struct runs *other = m->batch.paused ? &mm->guards : &mm->space.drops;
+
+	if (categories & PAGE_GUARD)
+		return runs_add(other, page, count, run_from(RUN_KIND_GUARD, 0));
+	/* Content that the file has as well, or none at all. */
+	if (categories & (PAGE_FILE | PAGE_PFNZERO) ||
+	    !(categories & (PAGE_PRESENT | PAGE_SWAPPED)))
+		return m->batch.paused ? 0 : runs_add(other, page, count, 0);
+	return batch_add(m, mm, page, count, anon, vma->vm_flags & VMA_READ);
+}
+
+int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_task *task,
+		   const struct state_vma *vmas, size_t vma_count, const struct region *v,
+		   size_t count)
+{
+	size_t k = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		for (; k < vma_count && vmas[k].end <= v[i].start; k++)
+			;
+		for (size_t j = k; j < vma_count && vmas[j].start < v[i].end; j++) {
+			uint64_t start = v[i].start > vmas[j].start ? v[i].start : vmas[j].start;
+			uint64_t end = v[i].end < vmas[j].end ? v[i].end : vmas[j].end;
+			int r;
+
+			/* The pause reads the vdso by itself, whole. */
+			if (!vma_has_pages(&vmas[j]) || vma_is_vdso(task, &vmas[j]))
+				continue;
+			r = copy_kind(m, mm, &vmas[j], start, end, v[i].categories);
+			if (r < 0)
+				return r;
+		}
+	}
+	return batch_read(m, mm);
+}
+
+/* Reads what m->kinds holds, into the spool and the space. */
+static int copy_found(struct look *l)
+{
+	struct native_mem *m = l->m;
+	uint64_t pages = 0;
+	int r = 0;
+
+	for (size_t i = 0; i < m->kinds.count; i++)
+		pages += (m->kinds.v[i].end - m->kinds.v[i].start) / NATIVE_PAGE;
+	if (l->mm->direct) {
+		/* A device may write to them until its call is over: read them in the pause. */
+		for (size_t i = 0; i < m->kinds.count && r == 0; i++) {
+			const struct region *k = &m->kinds.v[i];
+
+			r = runs_push(&l->mm->space.missed, k->start / NATIVE_PAGE,
+				      (k->end - k->start) / NATIVE_PAGE);
+		}
+	} else {
+		r = mem_copy_kinds(m, l->mm, l->task, l->vmas, l->vma_count, m->kinds.v,
+				   m->kinds.count);
+		if (r == 0)
+			r = batch_flush(m);
+		if (r == 0)
+			r = space_settle(&l->mm->space);
+		l->pages += pages;
+	}
+	m->kinds.count = 0;
+	return r;
+}
+
+/* All that is populated in these ranges. */
+static int copy_ranges(struct look *l, const struct runs *ranges)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < ranges->count && r == 0; i++) {
+		uint64_t start = ranges->v[i].start * NATIVE_PAGE;
+		uint64_t end = start + ranges->v[i].count * NATIVE_PAGE;
+
+		for (uint64_t at = start; at < end && r == 0; at += SCAN_STEP) {
+			uint64_t to = end - at > SCAN_STEP ? at + SCAN_STEP : end;
+
+			r = mem_populated(l->m, l->mm, at, to, &l->m->kinds);
+			if (r == 0)
+				r = copy_found(l);
+		}
+	}
+	return r;
+}
+
+/* Written pages of everything that the tracker follows. */
+static int scan_written(struct look *l)
+{
+	const struct track_ops *ops = l->mm->ops;
+	int r = 0;
+
+	if (l->m->config.broken & MEM_BROKEN_CHECK_WPASYNC && l->vma_count)
+		return ops->round(l->m, l->mm, l->vmas[0].start, l->vmas[l->vma_count - 1].end,
+				  l->m->features.report, &l->m->kinds);
+	for (size_t i = 0; i < l->vma_count && r == 0; i++) {
+		const struct state_vma *v = &l->vmas[i];
+		uint64_t end = v->end, report = mem_report(l->m, v);
+
+		if (!vma_has_pages(v))
+			continue;
+		/* Neighbours at once: a call costs as much as hundreds of pages. */
+		for (; i + 1 < l->vma_count && vma_has_pages(&l->vmas[i + 1]) &&
+		       mem_report(l->m, &l->vmas[i + 1]) == report &&
+		       l->vmas[i + 1].start - end < SCAN_STEP;
+		     i++)
+			end = l->vmas[i + 1].end;
+		for (uint64_t at = v->start; at < end && r == 0; at += SCAN_STEP) {
+			uint64_t to = end - at > SCAN_STEP ? at + SCAN_STEP : end;
+
+			r = ops->round(l->m, l->mm, at, to, report, &l->m->kinds);
+		}
+	}
+	return r;
+}
+
+/*
+ * A read with O_DIRECT pins pages, and the device writes to them unseen when they were protected
+ * meanwhile. It has its file open as long as it lasts: where none is open after the scan, such
+ * reads are over and what we read from here on is what they wrote.
+ */
+static int look_for_direct(struct look *l, struct native_state *s, struct native_tree *tree)
+{
+	const struct state_fd *fds;
+	size_t count;
+	int r = state_read_fds(s, tree, l->mm->pid, &fds, &count);
+
+	l->mm->direct = false;
+	for (size_t i = 0; r == 0 && i < count; i++)
+		l->mm->direct |= (fds[i].f_flags & O_DIRECT) && S_ISREG(fds[i].mode);
+	return r;
+}
+
+/* Blocks of the base that must be given again: their pages, to read. */
+static int wanted_ranges(const struct mem_space *s, const struct native_wanted *wanted,
+			 size_t wanted_count, struct runs *ret_ranges)
+{
+	int r = 0;
+
+	for (size_t w = 0; w < wanted_count && r == 0; w++) {
+		uint64_t first = wanted[w].first, end = first + wanted[w].count;
+
+		if (wanted[w].pages_id != s->pages_id)
+			continue;
+		for (size_t i = 0; i < s->map.count && r == 0; i++) {
+			const struct run *run = &s->map.v[i];
+			uint64_t block = run->from & RUN_BLOCK_MASK, from, to;
+
+			if (run_kind(run->from) != RUN_KIND_OLD)
+				continue;
+			from = block > first ? block : first;
+			to = block + run->count < end ? block + run->count : end;
+			if (from < to)
+				r = runs_push(ret_ranges, run->start + (from - block), to - from);
+		}
+	}
+	runs_normalise(ret_ranges);
+	return r;
+}
+
+/* What is no longer known of a space that compares is stored again as if it were new. */
+static int unknow_wanted(struct mem_space *s, const struct native_wanted *wanted,
+			 size_t wanted_count, struct runs *ret_ranges)
+{
+	int r = wanted_ranges(s, wanted, wanted_count, ret_ranges);
+
+	for (size_t i = 0; s->compare && i < ret_ranges->count && r == 0; i++)
+		r = space_unknow(s, ret_ranges->v[i].start, ret_ranges->v[i].count);
+	return r;
+}
+
+static int unknow_objects(struct native_mem *m, const struct native_wanted *wanted,
+			  size_t wanted_count)
+{
+	struct runs ranges = { 0 };
+	int r = 0;
+
+	for (size_t i = 0; i < m->object_count && r == 0; i++) {
+		ranges.count = 0;
+		r = unknow_wanted(&m->objects[i]->space, wanted, wanted_count, &ranges);
+	}
+	runs_deinit(&ranges);
+	return r;
+}
+
+static int private_ranges(const struct look *l, struct runs *ret_ranges)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < l->vma_count && r == 0; i++)
+		if (vma_has_pages(&l->vmas[i]))
+			r = runs_push(ret_ranges, l->vmas[i].start / NATIVE_PAGE,
+				      (l->vmas[i].end - l->vmas[i].start) / NATIVE_PAGE);
+	return r;
+}
+
+/* Private maps of files that have pages of their own: these may revert to the file unseen. */
+static int find_filed(struct look *l)
+{
+	int r = 0;
+
+	l->mm->filed.count = 0;
+	for (size_t i = 0; i < l->vma_count && r == 0; i++) {
+		const struct state_vma *v = &l->vmas[i];
+		uint64_t start = v->start / NATIVE_PAGE, count = v->end / NATIVE_PAGE - start;
+
+		if (!vma_has_pages(v) || vma_is_anon(v))
+			continue;
+		if (runs_touch(&l->mm->space.map, start, count) ||
+		    runs_touch(&l->mm->space.fresh, start, count))
+			r = runs_add(&l->mm->filed, start, count, 0);
+	}
+	return r;
+}
+
+/* VMAs that the tracker has not followed until now: nothing is known of them, all is to be read. */
+static int copy_new(struct look *l, const struct runs *ranges)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < ranges->count && r == 0; i++)
+		r = space_unknow(&l->mm->space, ranges->v[i].start, ranges->v[i].count);
+	return r == 0 ? copy_ranges(l, ranges) : r;
+}
+
+static int precopy_mm(struct look *l, struct native_state *s, struct native_tree *tree,
+		      const struct native_wanted *wanted, size_t wanted_count)
+{
+	struct runs fresh = { 0 }, again = { 0 }, all = { 0 };
+	struct native_mem *m = l->m;
+	struct mem_mm *mm = l->mm;
+	bool full;
+	int r;
+
+	r = state_read_vmas(s, tree, mm->pid, &l->vmas, &l->vma_count);
+	if (r == 0)
+		r = mm->ops->cover(m, mm, l->vmas, l->vma_count, &fresh);
+	m->kinds.count = 0;
+	if (r == 0)
+		r = scan_written(l);
+	if (r == 0)
+		r = look_for_direct(l, s, tree);
+	full = mm->full;
+	if (r == 0)
+		r = unknow_wanted(&mm->space, wanted, wanted_count, &again);
+	if (r == 0 && full) {
+		m->kinds.count = 0;
+		r = private_ranges(l, &all);
+		if (r == 0)
+			r = copy_ranges(l, &all);
+	} else if (r == 0) {
+		r = copy_found(l);
+		if (r == 0)
+			r = copy_ranges(l, &again);
+		if (r == 0)
+			r = copy_new(l, &fresh);
+	}
+	if (r == 0) {
+		mm->full = false;
+		r = find_filed(l);
+	}
+	runs_deinit(&fresh);
+	runs_deinit(&again);
+	runs_deinit(&all);
+	return r;
+}
+
+/* A process that is gone or that execs meanwhile is no error: the pause decides what is true. */
+static int gone(struct native_mem *m, pid_t pid, int r)
+{
+	struct mem_mm *mm = mem_find(m, pid);
+
+	if (r != -ESRCH && r != -ENOENT)
+		return r;
+	m->kinds.count = 0;
+	batch_reset(&m->batch);
+	if (mm)
+		mem_retire(m, mm);
+	return 0;
+}
+
+static int one_round(struct native_mem *m, struct native_state *s, struct native_tree *tree,
+		     const struct native_wanted *wanted, size_t wanted_count, uint32_t round,
+		     uint64_t *ret_pages)
+{
+	uint64_t pages = 0;
+
+	if (round == 0) {
+		int r = unknow_objects(m, wanted, wanted_count);
+
+		if (r < 0)
+			return r;
+	}
+	for (size_t i = 0; i < tree->task_count; i++) {
+		const struct native_task *task = &tree->tasks[i];
+		struct look l = { .m = m, .task = task };
+		int r = 0;
+
+		if (task->zombie || (task->state && !task->state->mm))
+			continue;
+		l.mm = mem_find(m, task->pid);
+		if (round == 0) {
+			uint64_t start = mem_clock_ns();
+
+			r = meet(m, task, &l.mm);
+			m->counts.attach_us += (uint32_t)((mem_clock_ns() - start) / 1000);
+		}
+		if (!l.mm || (round && !l.mm->ops->rounds))
+			continue;
+		if (r == 0)
+			r = precopy_mm(&l, s, tree, wanted, round ? 0 : wanted_count);
+		if (r == 0 && round == 0)
+			r = objects_precopy(m, task, l.vmas, l.vma_count);
+		r = gone(m, task->pid, r);
+		if (r < 0)
+			return r;
+		pages += l.pages;
+	}
+	*ret_pages = pages;
+	return 0;
+}
+
+/* True if one more round makes the pause shorter by more than it costs. */
+static bool another_round(struct native_mem *m, uint32_t done, uint64_t pages, uint64_t last_pages,
+			  uint64_t round_ns)
+{
+	uint32_t max = m->config.rounds_max ? m->config.rounds_max : ROUNDS_LIMIT;
+	uint64_t target_us = m->config.pause_target_us ? m->config.pause_target_us :
+							 PAUSE_TARGET_US;
+	uint64_t left = m->counts.dirty_rate * (round_ns + FREEZE_LEAD_NS) / 1000000000;
+	bool small = left * COST_PAGE_NS <= target_us * 1000 / 4;
+
+	m->counts.bounded = false;
+	if (!m->ops->rounds || done >= max)
+		return false;
+	/* The first round's pages are those of a whole interval: its rate says little. */
+	if (done == 1)
+		return true;
+	if (small)
+		return false;
+	m->counts.bounded = pages * 4 > last_pages * 3;
+	return !m->counts.bounded;
+}
+
+static int begin(struct native_mem *m, struct native_tree *tree)
+{
+	int r = spool_open(&m->spool, tree->images);
+
+	if (r < 0)
+		return r;
+	if (!m->taking)
+		m->counts = (struct native_mem_counts){ .dirty_rate = m->counts.dirty_rate };
+	snprintf(m->counts.tracker, sizeof(m->counts.tracker), "%s", m->ops->name);
+	for (size_t i = 0; i < m->mm_count; i++) {
+		struct mem_mm *mm = m->mms[i];
+
+		/* A pause whose snapshot never came to be may have begun a new interval. */
+		if (m->collected && mm->ops && mm->ops->settled)
+			mm->full = true;
+		mm->seen = false;
+		mm->space.drops.count = mm->space.puts.count = 0;
+	}
+	for (size_t i = 0; i < m->object_count; i++) {
+		struct mem_object *o = m->objects[i];
+
+		o->seen = o->precopied = false;
+		o->space.drops.count = o->space.puts.count = 0;
+	}
+	m->counts.residue_bytes = m->counts.object_us = 0;
+	m->taking = true;
+	m->collected = false;
+	m->batch.paused = false;
+	batch_reset(&m->batch);
+	mem_bury(m);
+	return 0;
+}
+
+int mem_precopy(struct native_mem *m, struct native_state *s, struct native_tree *tree,
+		const struct native_wanted *wanted, size_t wanted_count)
+{
+	uint64_t pages = 0, last_pages, start, last_scan = m->scan_ns;
+	uint32_t rounds = 0;
+	int r = begin(m, tree);
+
+	if (r < 0)
+		return native_fail(tree, r, "memory: the images cannot be written: %s",
+				   strerror(-r));
+	do {
+		last_pages = pages;
+		start = mem_clock_ns();
+		r = one_round(m, s, tree, wanted, wanted_count, rounds, &pages);
+		if (r < 0)
+			return native_fail(tree, r, "memory: pre-copy: %s", strerror(-r));
+		/* Of the first round all may be new, not written. */
+		if (rounds && start > last_scan)
+			m->counts.dirty_rate = pages * 1000000000 / (start - last_scan);
+		last_scan = start;
+		rounds++;
+	} while (another_round(m, rounds, pages, last_pages, mem_clock_ns() - start));
+	m->scan_ns = last_scan;
+	m->counts.rounds += rounds;
+	return 0;
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "agent/native/take.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "agent/native/files.h"
+#include "agent/native/freeze.h"
+#include "agent/native/state.h"
+#include "agent/util/io.h"
+
+enum { TAKE_PATIENCE_US = 5000, TAKE_ARENA_BYTES = 4 << 20, TAKE_FREEZE_MS = 2000 };
+
+struct taker {
+	pid_t root;
+	struct native_arena *arena;
+	struct native_state *state;
+	struct native_mem *mem;
+	uint64_t last_id; /* of the last complete snapshot */
+};
+
+/* One snapshot on its way. */
+struct attempt {
+	struct taker *t;
+	const struct take_order *order;
+	struct native_tree tree;
+	struct native_files *files;
+	struct native_result result;
+	uint64_t last_ns; /* end of the last step */
+	uint64_t stop_ns;
+};
+
+static uint64_t clock_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static uint32_t lap(struct attempt *a)
+{
+	uint64_t now = clock_ns(), from = a->last_ns;
+
+	a->last_ns = now;
+	return (uint32_t)((now - from) / 1000);
+}
+
+static uint64_t cpu_us(void)
+{
+	struct rusage u;
+
+	if (getrusage(RUSAGE_SELF, &u) < 0)
+		return 0;
+	return (uint64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000 +
+	       (uint64_t)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+}
+
+int take_create(const struct take_config *config, struct taker **ret_taker,
+		char reason[NATIVE_REASON_MAX])
+{
+	struct taker *t = calloc(1, sizeof(*t));
+	int r;
+
+	reason[0] = '\0';
+	if (!t)
+		return -ENOMEM;
+	t->root = config->root;
+	/* Refused rights make it slower, never wrong. */
+	(void)freeze_prepare_self();
+	r = arena_create(TAKE_ARENA_BYTES, &t->arena);
+	if (r == 0)
+		r = state_create(&t->state, reason);
+	if (r == 0)
+		r = mem_create(&config->mem, &t->mem);
+	if (r < 0) {
+		if (!reason[0])
+			snprintf(reason, NATIVE_REASON_MAX,
+				 "the native engine cannot start here: %s", strerror(-r));
+		take_destroy(t);
+		return r;
+	}
+	*ret_taker = t;
+	return 0;
+}
+
+void take_destroy(struct taker *t)
+{
+	if (!t)
+		return;
+	if (t->mem)
+		mem_destroy(t->mem);
+	if (t->state)
+		state_destroy(t->state);
+	if (t->arena)
+		arena_destroy(t->arena);
+	free(t);
+}
+
+static void reset_tree(struct attempt *a, char *reason)
+{
+	arena_reset(a->t->arena);
+	a->tree = (struct native_tree){ .root = a->t->root, .arena = a->t->arena };
+	a->tree.images = a->order ? a->order->images : -1;
+	a->tree.shell_job = a->order && a->order->shell_job;
+	a->tree.own_ipc_ns = a->order && a->order->own_ipc_ns;
+	a->tree.reason = reason;
+}
+
+/* Kernel addresses of one kind of object -> 1, 2, 3..., in the order of the tasks. */
+struct numbers {
+	struct {
+		uint64_t object;
+		uint32_t n;
+	} * slots;
+	size_t mask;
+	uint32_t last;
+};
+
+static uint32_t number_of(struct numbers *n, uint64_t object)
+{
+	size_t i = (size_t)((object >> 6) * 0x9e3779b97f4a7c15) >> 32 & n->mask;
+
+	if (!object)
+		return 0;
+	while (n->slots[i].object && n->slots[i].object != object)
+		i = (i + 1) & n->mask;
+	if (!n->slots[i].object) {
+		n->slots[i].object = object;
+		n->slots[i].n = ++n->last;
+	}
+	return n->slots[i].n;
+}
+
+static int number_objects(struct native_tree *tree)
+{
+	struct numbers vm = { 0 }, files = { 0 }, fs = { 0 }, sighand = { 0 };
+	struct numbers *all[] = { &vm, &files, &fs, &sighand };
+	size_t room = 8;
+
+	while (room < 2 * tree->task_count)
+		room *= 2;
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		all[i]->slots = arena_alloc(tree->arena, room * sizeof(*all[i]->slots));
+		all[i]->mask = room - 1;
+		if (!all[i]->slots)
+			return -ENOMEM;
+	}
+	for (size_t i = 0; i < tree->task_count; i++) {
+		struct native_task *task = &tree->tasks[i];
+
+		if (task->zombie || !task->state)
+			continue;
+		task->vm_id = number_of(&vm, task->state->mm);
+		task->files_id = number_of(&files, task->state->files);
+		task->fs_id = number_of(&fs, task->state->fs);
+		task->sighand_id = number_of(&sighand, task->state->sighand);
+	}
+	return 0;
+}
+
+static int collect_state(struct attempt *a)
+{
+	int r = state_collect(a->t->state, &a->tree);
+
+	return r < 0 ? r : number_objects(&a->tree);
+}
+
+/* What can be refused without stopping anything. */
+static int look(struct attempt *a)
+{
+	int r = tree_list(&a->tree);
+
+	if (r == 0)
+		r = state_prepare(a->t->state, &a->tree);
+	if (r == 0)
+		r = collect_state(a);
+	if (r == 0)
+		r = state_check(&a->tree);
+	if (r == 0)
+		r = files_check(&a->tree);
+	if (r == 0)
+		r = mem_check(&a->tree);
+	return r;
+}
+
+static int call(const struct take_order *o, int (*fn)(void *ctx))
+{
+	return fn ? fn(o->ctx) : 0;
+}
+
+static int collect(struct attempt *a)
+{
+	struct native_result *res = &a->result;
+	int r = call(a->order, a->order->frozen);
+
+	if (r == 0)
+		r = collect_state(a);
+	if (r == 0)
+		r = state_check(&a->tree);
+	res->state_us = lap(a);
+	if (r == 0)
+		r = regs_collect(&a->tree);
+	res->regs_us = lap(a);
+	if (r == 0)
+		r = files_collect(&a->tree, a->t->mem, &a->files);
+	res->files_us = lap(a);
+	if (r == 0)
+		r = mem_collect(a->t->mem, &a->tree);
+	res->copy_us = lap(a);
+	if (r == 0)
+		r = call(a->order, a->order->collected);
+	res->wait_us = lap(a);
+	return r;
+}
+
+static void let_go(struct attempt *a)
+{
+	thaw_tree(&a->tree);
+	a->result.thaw_us = lap(a);
+	a->result.pause_us = (a->last_ns - a->stop_ns) / 1000;
+	freeze_lower();
+	alarm(0);
+}
+
+/* The pause. On success with order->hold the job still stands. */
+static int stop_and_collect(struct attempt *a)
+{
+	int r;
+
+	/* Should anything below never return: without a tracer the kernel lets the job go. */
+	alarm(TAKE_STUCK_S);
+	freeze_raise();
+	a->stop_ns = a->last_ns = clock_ns();
+	r = freeze_tree(&a->tree,
+			a->order->deadline_ms > 0 ? a->order->deadline_ms : TAKE_FREEZE_MS);
+	a->result.freeze_us = lap(a);
+	if (r < 0) {
+		freeze_lower();
+		alarm(0);
+		return r;
+	}
+	r = collect(a);
+	if (r < 0 || !a->order->hold)
+		let_go(a);
+	else
+		alarm(0);
+	return r;
+}
+
+static int write_images(struct attempt *a)
+{
+	int r = mem_write(a->t->mem, &a->tree);
+
+	if (r == 0)
+		r = files_write(a->files);
+	if (r == 0)
+		r = state_write(&a->tree);
+	if (r == 0 && a->order->after)
+		r = a->order->after(a->order->ctx, &a->tree);
+	if (a->order->hold)
+		let_go(a);
+	return r;
+}
+
+static void count(struct attempt *a)
+{
+	struct native_result *res = &a->result;
+
+	mem_counts(a->t->mem, &res->mem);
+	/* What mem_collect() took beyond its own scans went into copying. */
+	res->scan_us = res->mem.scan_us + res->mem.list_us + res->mem.holes_us;
+	res->copy_us -= res->scan_us < res->copy_us ? res->scan_us : res->copy_us;
+	res->tasks = (uint32_t)a->tree.task_count;
+	res->threads = 0;
+	for (size_t i = 0; i < a->tree.task_count; i++)
+		res->threads += (uint32_t)a->tree.tasks[i].thread_count;
+}
+
+static int attempt(struct attempt *a, char *reason)
+{
+	int r;
+
+	reset_tree(a, reason);
+	r = look(a);
+	if (r == 0)
+		r = mem_precopy(a->t->mem, a->t->state, &a->tree, a->order->wanted,
+				a->order->wanted_count);
+	if (r == 0)
+		r = call(a->order, a->order->before);
+	if (r == 0)
+		r = stop_and_collect(a);
+	return r;
+}
+
+int take_snapshot(struct taker *t, const struct take_order *order, struct native_result *ret_result,
+		  char reason[NATIVE_REASON_MAX])
+{
+	struct attempt a = { .t = t, .order = order };
+	uint64_t cpu = cpu_us();
+	int r = -EAGAIN;
+
+	if (!order->base || order->base != t->last_id)
+		mem_forget(t->mem);
+	t->last_id = 0;
+	for (int i = 0; r == -EAGAIN && i < TAKE_ATTEMPTS; i++) {
+		reason[0] = '\0';
+		/* A child between vfork(2) and exec, bytes on their way: gone after a moment. */
+		if (i > 0)
+			usleep(TAKE_PATIENCE_US << i);
+		r = attempt(&a, reason);
+		if (r == -EAGAIN)
+			files_destroy(take_ptr(a.files));
+	}
+	if (r == -EAGAIN)
+		r = -EOPNOTSUPP;
+	if (r == 0) {
+		count(&a);
+		r = write_images(&a);
+	}
+	if (a.files)
+		files_destroy(a.files);
+	if (r < 0) {
+		/* What was scanned is no longer known to be dirty. */
+		mem_forget(t->mem);
+		if (!reason[0])
+			snprintf(reason, NATIVE_REASON_MAX, "the snapshot failed: %s",
+				 strerror(-r));
+		return r;
+	}
+	a.result.cpu_us = cpu_us() - cpu;
+	a.result.id = t->last_id = now_boot_ns();
+	mem_counts(t->mem, &a.result.mem);
+	*ret_result = a.result;
+	return 0;
+}
+
+int take_check(struct taker *t, char reason[NATIVE_REASON_MAX])
+{
+	struct attempt a = { .t = t };
+	int r;
+
+	reason[0] = '\0';
+	reset_tree(&a, reason);
+	r = look(&a);
+	if (r < 0 && !reason[0])
+		snprintf(reason, NATIVE_REASON_MAX, "the job cannot be looked at: %s",
+			 strerror(-r));
+	return r;
+}
