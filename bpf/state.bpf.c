@@ -25,6 +25,8 @@ enum {
 	THREAD_ID = 4, /* SIGEV_THREAD_ID */
 	ERESTART_RESTARTBLOCK = 516,
 	NR_RESTART_SYSCALL = 219,
+	NR_PTRACE = 101,
+	NR_PROCESS_VM_WRITEV = 311,
 	/* Of the futex calls, before and since 6.7. */
 	FUTEX_REALTIME_OLD = 2,
 	FUTEX_REALTIME = 0x20,
@@ -614,6 +616,28 @@ static void read_process(struct state_process *p, struct task_struct *task)
 	read_group(p, task, own);
 	read_namespaces(p, task, own);
 	read_paths(p, task);
+}
+
+/*
+ * Threads whose last system call, perhaps still under way, writes to the memory of another process
+ * through pinned pages, unseen by any tracker.
+ */
+SEC("iter/task")
+int state_writers(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (!task)
+		return 0;
+#ifdef __TARGET_ARCH_x86
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u64 nr = BPF_CORE_READ(regs, orig_ax);
+	__u32 tid = task->pid;
+
+	if (nr == NR_PROCESS_VM_WRITEV || nr == NR_PTRACE)
+		bpf_seq_write(ctx->meta->seq, &tid, sizeof(tid));
+#endif
+	return 0;
 }
 
 /* Of every thread; of a process' leader the process follows. */

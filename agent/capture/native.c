@@ -3,6 +3,7 @@
 #define LOG_TAG "capture"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <time.h>
 
@@ -92,6 +93,17 @@ static int find_shared(struct take *t)
 	return 0;
 }
 
+/*
+ * Real-time for the pause, where it is allowed: on a busy machine the job would stand and wait until
+ * this thread gets its turn to copy files.
+ */
+static void raise_priority(bool up)
+{
+	struct sched_param param = { .sched_priority = up ? 1 : 0 };
+
+	(void)sched_setscheduler(0, up ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &param);
+}
+
 static int on_before(void *ctx)
 {
 	struct native_try *try = ctx;
@@ -115,6 +127,7 @@ static int on_before(void *ctx)
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's processes (main %d) cannot be read",
 				    t->status.main_pid);
+	raise_priority(true);
 	return 0;
 }
 
@@ -249,6 +262,7 @@ static int run(struct native_try *try, struct native_result *ret_result)
 		order.wanted_count = 0;
 	c->native_base = 0; /* until this one is accepted */
 	r = native_take(c->native, &order, ret_result, why);
+	raise_priority(false);
 	if (r == -ENOSPC && !t->reason[0])
 		capture_fail(t->reason, r,
 			     "the spool folder %s is too small for the job: free some space there",

@@ -220,10 +220,12 @@ static void check_sleepers(struct check *c)
 			looked_at++;
 			if (!name)
 				continue;
-			check_note(c,
-				   "Thread %s waits in %s: a checkpoint may let that call return "
-				   "early with EINTR, which a few programs take as fatal.",
-				   d->d_name, name);
+			check_note(
+				c,
+				"Thread %s waits in %s: a checkpoint by the criu engine may let "
+				"that call return early with EINTR, which a few programs take as "
+				"fatal.",
+				d->d_name, name);
 			return;
 		}
 	}

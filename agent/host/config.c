@@ -116,7 +116,7 @@ void host_config_default(struct host_config *config)
 		.port = 7431,
 		.keeper_path = "/usr/lib/decamp/decamp-keeper",
 		.capture_path = "/usr/lib/decamp/decamp-capture",
-		.engine = "criu",
+		.engine = "auto",
 		.copies = 3,
 		.probe_ms = 1000,
 		.suspect_ms = 5000,

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Stop and let go. Order of a freeze: seize every known thread (nobody is disturbed), tell all to
- * stop, wait for all, then look whether anybody was born meanwhile, and so on until nobody was.
+ * Stop and let go. Order of a freeze: seize every known thread and tell it to stop, wait for all,
+ * then look whether anybody was born meanwhile, and so on until nobody was.
+ *
+ * A signal that is ignored is dropped when it is sent, unless the main thread has a tracer; then it
+ * wakes any thread, whose call returns EINTR. So main threads are seized last and let go first, and
+ * nobody is seized without being told to stop: in that stop the EINTR is repaired.
  *
  * Stops are looked at with WNOWAIT: wait(2) would take the signal out of a stopped thread, and if
  * we were killed just then, the kernel would have none to deliver.
@@ -192,6 +196,28 @@ static void settle(struct native_thread *t, int signo)
 		t->regs.rax = (unsigned long long)ax;
 }
 
+/* For each task: its threads, then the main one. */
+static int take_all(struct freezer *f)
+{
+	for (size_t i = 0; i < f->tree->task_count; i++) {
+		struct native_task *task = &f->tree->tasks[i];
+
+		for (int leaders = 0; task->pid && leaders < 2; leaders++)
+			for (size_t k = 0; k < task->thread_count; k++) {
+				struct native_thread *t = &task->threads[k];
+				int r;
+
+				if (!t->tid || (t->tid == task->pid) != leaders)
+					continue;
+				r = seize(f, t);
+				if (r < 0)
+					return r;
+				(void)interrupt(f, t);
+			}
+	}
+	return 0;
+}
+
 static bool is_thread_of(pid_t pid, pid_t tid)
 {
 	char path[64];
@@ -378,20 +404,21 @@ static int wait_all(struct freezer *f, bool *ret_left)
 
 static int stop_all(struct freezer *f)
 {
-	bool left;
-	int r;
+	bool left = true;
+	int r = take_all(f);
 
-	do {
+	while (r == 0 && left) {
+		r = wait_all(f, &left);
 		f->let_run_count = 0;
-		r = each_thread(f, interrupt);
-		if (r == 0)
-			r = wait_all(f, &left);
-	} while (r == 0 && left);
+		if (r == 0 && left)
+			r = each_thread(f, interrupt);
+	}
 	return r;
 }
 
 static int update(struct freezer *f, bool *ret_changed, pid_t *ret_left)
 {
+	tree_compact(f->tree);
 	f->relist = false;
 	list_begin(f->tree);
 	return list_update(f->tree, f->by_scan, ret_changed, ret_left);
@@ -402,24 +429,15 @@ static bool is_fresh(const struct freezer *f)
 	return f->tree->births > 0 && !f->relist && list_last_pid() == f->tree->births;
 }
 
-/* While it runs: what is seized now need not be looked for in the pause. */
-static int seize_known(struct freezer *f)
+/* While it runs: what is known now need not be looked for in the pause. */
+static int list_known(struct freezer *f)
 {
-	bool changed;
+	bool changed = true;
 	pid_t left;
 	int r = 0;
 
-	if (!is_fresh(f))
+	for (int i = 0; r == 0 && changed && i < LISTS_BEFORE_MAX && !is_fresh(f); i++)
 		r = update(f, &changed, &left);
-	if (r == 0)
-		r = each_thread(f, seize);
-	for (int i = 0; r == 0 && i < LISTS_BEFORE_MAX && !is_fresh(f); i++) {
-		r = update(f, &changed, &left);
-		if (r == 0)
-			r = each_thread(f, seize);
-		if (!changed)
-			break;
-	}
 	return r;
 }
 
@@ -441,8 +459,6 @@ static int stop_the_rest(struct freezer *f)
 		if (r == 0 && left)
 			return native_fail(f->tree, -EOPNOTSUPP,
 					   "process %d has left the tree: its parent ended", left);
-		if (r == 0)
-			r = each_thread(f, seize);
 		if (r == 0)
 			r = stop_all(f);
 	}
@@ -516,6 +532,14 @@ static void let_go_later(struct native_thread *t)
 		t->seized = t->stopped = false;
 }
 
+static uint64_t mono_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 /* Those not stopped must stop first: nothing else takes a tracer off a thread. Number left. */
 static size_t let_go(struct native_tree *tree)
 {
@@ -530,6 +554,8 @@ static size_t let_go(struct native_tree *tree)
 				t->seized = t->stopped = false;
 			left += t->seized;
 		}
+	/* Before we are of common priority again: from then on the job may run first. */
+	tree->go_ns = mono_ns();
 	freeze_lower();
 	if (left)
 		(void)each_thread(&f, interrupt);
@@ -545,6 +571,7 @@ static size_t let_go(struct native_tree *tree)
 			}
 		if (left)
 			usleep(POLL_US);
+		tree->go_ns = mono_ns();
 	}
 	return left;
 }
@@ -554,14 +581,6 @@ void thaw_tree(struct native_tree *tree)
 	(void)let_go(tree);
 }
 
-static uint64_t mono_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 int freeze_tree(struct native_tree *tree, int deadline_ms)
 {
 	struct freezer f = { .tree = tree, .by_scan = !list_has_children_files() };
@@ -569,7 +588,7 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 
 	if (r < 0)
 		return native_fail(tree, r, "no timer for the deadline: %s", strerror(-r));
-	r = seize_known(&f);
+	r = list_known(&f);
 	freeze_raise();
 	tree->stop_ns = mono_ns();
 	if (r == 0)

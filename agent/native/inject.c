@@ -7,8 +7,9 @@
  * Stops at entry and exit are used, not single steps: a step ends with SIGTRAP, which the kernel
  * forces upon a program that blocks or ignores it by taking away its handler. The last stop is one
  * on the way back from a signal check, where the kernel restarts an interrupted system call: so the
- * registers put back may say "restart", with the time that is left. Between the first registers and
- * the last ones the program cannot live without us.
+ * registers put back may say "restart", with the time that is left. Should we die between the first
+ * registers and the last ones, inject_net.h brings the thread back; where that net cannot be spread
+ * (no C library, a stack of its own), the program could not live on without us.
  */
 #include <elf.h>
 #include <errno.h>
@@ -19,6 +20,7 @@
 
 #include "agent/native/freeze.h"
 #include "agent/native/freeze_internal.h"
+#include "agent/native/inject_net.h"
 #include "agent/util/io.h"
 
 enum {
@@ -38,7 +40,9 @@ struct injection {
 	struct user_regs_struct saved;
 	uint64_t saved_mask;
 	uint64_t call_ip; /* of a system call instruction */
+	struct inject_net net;
 	bool stopped, moved, masked;
+	bool safe; /* the net is spread: whoever lets go, the thread goes on as it was */
 };
 
 struct dispatch_configuration {
@@ -211,6 +215,8 @@ int inject_syscall(struct injection *i, long nr, const uint64_t args[6], int64_t
 	int r;
 
 	regs.rip = i->call_ip;
+	if (i->safe)
+		regs.rsp = i->net.frame;
 	regs.rax = (unsigned long long)nr;
 	regs.orig_rax = ~0ull; /* no call to restart */
 	regs.rdi = args[0];
@@ -244,6 +250,27 @@ static uint64_t read_rseq_cs(struct native_thread *t)
 	return cs;
 }
 
+/*
+ * From here on the thread, if it were let go, would return by its frame. So the mask, which the frame
+ * gives back as well, is changed only after this.
+ */
+static int spread_net(struct injection *i)
+{
+	struct user_regs_struct regs = i->saved;
+
+	if (!net_spread(i->tid, &i->net, &i->saved, i->saved_mask))
+		return 0;
+	i->safe = true;
+	i->call_ip = i->net.call_ip;
+	regs.rip = i->net.return_ip;
+	regs.rsp = i->net.frame + sizeof(uint64_t);
+	regs.orig_rax = ~0ull;
+	if (ptrace(PTRACE_SETREGS, i->tid, 0, &regs) < 0)
+		return -ESRCH;
+	i->moved = true;
+	return 0;
+}
+
 /* First stop: what will be put back, with an EINTR made a restart at once. */
 static int save(struct injection *i)
 {
@@ -269,8 +296,10 @@ static int save(struct injection *i)
 		return r;
 	/* Its system call elsewhere would make the kernel forget the section. */
 	i->saved.rip = regs_leave_rseq(i->tid, read_rseq_cs(&t), i->saved.rip);
-	if (ptrace(PTRACE_GETSIGMASK, i->tid, sizeof(i->saved_mask), &i->saved_mask) < 0 ||
-	    ptrace(PTRACE_SETSIGMASK, i->tid, sizeof(all), &all) < 0)
+	if (ptrace(PTRACE_GETSIGMASK, i->tid, sizeof(i->saved_mask), &i->saved_mask) < 0)
+		return -ESRCH;
+	r = spread_net(i);
+	if (r < 0 || ptrace(PTRACE_SETSIGMASK, i->tid, sizeof(all), &all) < 0)
 		return -ESRCH;
 	i->masked = true;
 	return 0;
@@ -297,10 +326,11 @@ static int put_back(struct injection *i, int r)
 	}
 	if (!i->stopped)
 		return r == -ESRCH || r2 == -ESRCH ? -ESRCH : -ENOTRECOVERABLE;
-	if (i->moved && ptrace(PTRACE_SETREGS, i->tid, 0, &i->saved) < 0)
-		r2 = -ESRCH;
+	/* Registers last: until then the frame would bring it back, with the same mask. */
 	if (i->masked)
 		(void)ptrace(PTRACE_SETSIGMASK, i->tid, sizeof(i->saved_mask), &i->saved_mask);
+	if (i->moved && ptrace(PTRACE_SETREGS, i->tid, 0, &i->saved) < 0)
+		r2 = -ESRCH;
 	(void)ptrace(PTRACE_DETACH, i->tid, 0, 0);
 	return r < 0 ? r : r2;
 }
@@ -321,8 +351,10 @@ static int attach(struct injection *i)
 int inject(pid_t pid, int (*fn)(void *ctx, struct injection *i), void *ctx)
 {
 	struct injection i = { .tid = pid };
-	int r = tick_start(&i.tick, INJECT_MS, NULL, NULL);
+	int r;
 
+	net_find(pid, &i.net);
+	r = tick_start(&i.tick, INJECT_MS, NULL, NULL);
 	if (r < 0)
 		return r;
 	r = attach(&i);

@@ -397,6 +397,8 @@ int list_update(struct native_tree *tree, bool by_scan, bool *ret_changed, pid_t
 	pid_t tracer, left = 0;
 	int r;
 
+	if (!list_thread_count(tree->root))
+		return native_fail(tree, -ESRCH, "process %d has ended", tree->root);
 	r = see_task(&w, tree->root, 0);
 	if (r == 0)
 		r = by_scan ? walk_by_scan(&w) : walk_by_files(&w);

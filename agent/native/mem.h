@@ -109,10 +109,10 @@ int mem_add_object(struct native_mem *m, struct native_tree *tree, uint32_t shmi
 int mem_write(struct native_mem *m, struct native_tree *tree) _must_check_;
 void mem_counts(const struct native_mem *m, struct native_mem_counts *ret_counts);
 /*
- * Makes plain pages-N.img of all pages-N.runs, and removes those and pages.new. base: folder with the
- * plain images of the base snapshot, -1 if there is none. -EBADMSG: runs that ask for what is not
+ * Makes plain pages-N.img of all pages-N.runs, and removes those and pages.new. base: folder with
+ * the plain images of the base snapshot, -1 if there is none. -EBADMSG: runs that ask for what is not
  * there.
  */
 int mem_materialise(int images, int base) _must_check_;
-/* Before a freeze: memory that native does not cover (io_uring, AIO in flight, own userfaultfd). */
+/* Before a freeze (mem_collect does it again): memory that native does not cover (io_uring, AIO in flight, own userfaultfd). */
 int mem_check(struct native_tree *tree) _must_check_;

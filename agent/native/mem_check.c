@@ -30,8 +30,8 @@ static int check_file(struct native_tree *tree, const struct native_task *task,
 	return 0;
 }
 
-int mem_check_vma(struct native_tree *tree, const struct native_task *task,
-		  const struct state_vma *v)
+static int check_vma(struct native_tree *tree, const struct native_task *task,
+		     const struct state_vma *v)
 {
 	if (v->vm_flags & VMA_HUGETLB)
 		return refuse(tree, task, v, "is of huge pages (hugetlbfs)");
@@ -90,7 +90,7 @@ int mem_check(struct native_tree *tree)
 		if (r == 0)
 			r = check_fds(tree, task);
 		for (size_t k = 0; k < task->vma_count && r == 0; k++)
-			r = mem_check_vma(tree, task, &task->vmas[k]);
+			r = check_vma(tree, task, &task->vmas[k]);
 		if (r == 0 && !tree_is_first_vm(tree, task))
 			r = native_fail(tree, -EOPNOTSUPP,
 					"process %d shares its memory with another process",

@@ -83,8 +83,8 @@ struct mem_mm {
 	int uffd, pagemap, memory;   /* memory: /proc/PID/mem, when it was needed */
 	struct runs covered;	     /* VMAs that the tracker follows */
 	struct runs filed;	     /* of them: private maps of files that have stored pages */
-	bool full;    /* nothing is known to be stored: all that is populated is to be copied */
-	bool direct;  /* it has O_DIRECT files: pages may be written by devices behind our back */
+	bool full;   /* nothing is known to be stored: all that is populated is to be copied */
+	bool direct; /* pages may be written behind our back: O_DIRECT files, writers from outside */
 	bool cleared; /* soft-dirty: bits were cleared since it was attached */
 	/* Of this snapshot: */
 	bool seen;
@@ -120,6 +120,7 @@ struct batch {
 	size_t read_from; /* entries before this one are read */
 	struct runs bad;  /* pages of the buffer that could not be read: they are missed */
 	bool paused;
+	bool forked; /* processes of the job may share pages since a fork */
 };
 
 struct spool {
@@ -228,7 +229,3 @@ void objects_destroy(struct native_mem *m);
 /* mm_img.c */
 int mm_write(struct native_tree *tree, struct native_task *task,
 	     const struct mem_mm *mm) _must_check_;
-
-/* mem_check.c: one VMA, in the pause too. */
-int mem_check_vma(struct native_tree *tree, const struct native_task *task,
-		  const struct state_vma *vma) _must_check_;

@@ -151,6 +151,7 @@ static int find_kinds(struct stop *st)
 	struct runs all = { 0 };
 	int r = 0;
 
+	runs_normalise(&st->mm->space.missed);
 	if (exact) {
 		/* Rare. With what was missed the lists are merged; then the bit says nothing. */
 		for (size_t i = 0; i < count && r == 0; i++)
@@ -188,6 +189,8 @@ static int read_doubtful(struct stop *st, const struct region *v)
 		int r;
 
 		if (!runs_touch(&s->map, page, 1) && !runs_touch(&s->fresh, page, 1))
+			continue;
+		if (runs_touch(&s->missed, page, 1)) /* find_kinds() has it already */
 			continue;
 		r = batch_add(st->m, st->mm, page, 1, false, true);
 		if (r < 0)
@@ -360,14 +363,6 @@ static int collect_one(struct native_mem *m, struct native_tree *tree,
 	struct batch first;
 	int r;
 
-	for (size_t i = 0; i < task->vma_count; i++) {
-		r = mem_check_vma(tree, task, &task->vmas[i]);
-		if (r < 0)
-			return r;
-	}
-	if (!tree_is_first_vm(tree, task))
-		return native_fail(tree, -EOPNOTSUPP,
-				   "process %d shares its memory with another process", task->pid);
 	r = meet(m, task, &st.mm);
 	if (r < 0)
 		return r;
@@ -394,12 +389,16 @@ static int collect_one(struct native_mem *m, struct native_tree *tree,
 
 int mem_collect(struct native_mem *m, struct native_tree *tree)
 {
+	int r = mem_check(tree);
+
+	if (r < 0)
+		return r;
 	m->batch.paused = true;
+	m->batch.forked = tree->task_count > 1;
 	m->written.count = m->holes.count = 0;
 	m->counts.scan_us = m->counts.list_us = m->counts.copy_us = m->counts.holes_us = 0;
 	for (size_t i = 0; i < tree->task_count; i++) {
 		const struct native_task *task = &tree->tasks[i];
-		int r;
 
 		if (task->zombie || !task->vma_count)
 			continue;

@@ -14,7 +14,7 @@ enum {
 	FREEZE_LEAD_NS = 2000000, /* from the end of pre-copy to the stop */
 };
 
-/* To know a page of a file from a private one, the kernel looks at each page: slow, so only there. */
+/* To know a page of a file from one of our own, the kernel looks at each: slow, so only there. */
 uint64_t mem_report(const struct native_mem *m, const struct state_vma *vma)
 {
 	return m->features.report & ~(uint64_t)(vma_is_anon(vma) ? PAGE_FILE : 0);
@@ -102,6 +102,7 @@ int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_
 		   const struct state_vma *vmas, size_t vma_count, const struct region *v,
 		   size_t count)
 {
+	uint64_t done = 0;
 	size_t k = 0;
 
 	for (size_t i = 0; i < count; i++) {
@@ -115,6 +116,12 @@ int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_
 			/* The pause reads the vdso by itself, whole. */
 			if (!vma_has_pages(&vmas[j]) || vma_is_vdso(task, &vmas[j]))
 				continue;
+			/* A list made while the job runs may show one range twice: a VMA that grew. */
+			if (start < done)
+				start = done;
+			if (start >= end)
+				continue;
+			done = end;
 			r = copy_kind(m, mm, &vmas[j], start, end, v[i].categories);
 			if (r < 0)
 				return r;
@@ -203,20 +210,36 @@ static int scan_written(struct look *l)
 	return r;
 }
 
+/* Open for writing to /proc/PID/mem, of whatever process. */
+static bool is_proc_mem(const struct state_fd *fd)
+{
+	static const char name[] = "/mem";
+	size_t length = strlen(fd->path);
+
+	return (fd->f_flags & O_ACCMODE) != O_RDONLY && length >= sizeof(name) - 1 &&
+	       !strncmp(fd->path, "/proc/", 6) &&
+	       !strcmp(fd->path + length - (sizeof(name) - 1), name);
+}
+
 /*
  * A read with O_DIRECT pins pages, and the device writes to them unseen when they were protected
- * meanwhile. It has its file open as long as it lasts: where none is open after the scan, such
- * reads are over and what we read from here on is what they wrote.
+ * meanwhile; so does a process that writes to the memory of another one. The first has its file
+ * open as long as it lasts, the second is in its system call: where there is neither after the
+ * scan, all is over and what we read from here on is what they wrote.
  */
 static int look_for_direct(struct look *l, struct native_state *s, struct native_tree *tree)
 {
 	const struct state_fd *fds;
+	bool direct = false;
 	size_t count;
-	int r = state_read_fds(s, tree, l->mm->pid, &fds, &count);
+	int r = state_find_writers(s, &direct);
 
-	l->mm->direct = false;
+	if (r == 0)
+		r = state_read_fds(s, tree, l->mm->pid, &fds, &count);
 	for (size_t i = 0; r == 0 && i < count; i++)
-		l->mm->direct |= (fds[i].f_flags & O_DIRECT) && S_ISREG(fds[i].mode);
+		direct |= is_proc_mem(&fds[i]) ||
+			  ((fds[i].f_flags & O_DIRECT) && S_ISREG(fds[i].mode));
+	l->mm->direct = direct;
 	return r;
 }
 
@@ -459,6 +482,7 @@ static int begin(struct native_mem *m, struct native_tree *tree)
 	m->taking = true;
 	m->collected = false;
 	m->batch.paused = false;
+	m->batch.forked = tree->task_count > 1;
 	batch_reset(&m->batch);
 	mem_bury(m);
 	return 0;

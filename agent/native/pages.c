@@ -107,6 +107,32 @@ static int read_slowly(struct native_mem *m, struct mem_mm *mm, const struct bat
 	return 0;
 }
 
+/*
+ * process_vm_readv(2) pins pages, and since 5.19 pinning a page that is shared since a fork gives
+ * the reader's target a copy of its own: the job would grow by all that its processes share. Reading
+ * the file does not pin. It is slower, so not for pages that were just written: those are not shared.
+ */
+static bool must_not_pin(const struct batch *b, const struct mem_mm *mm)
+{
+	return b->forked && (!b->paused || mm->full);
+}
+
+static int read_by_file(struct native_mem *m, struct mem_mm *mm, const struct batch_entry *e)
+{
+	size_t size = (size_t)e->count * NATIVE_PAGE;
+	int r = open_memory(mm);
+	ssize_t got;
+
+	if (r < 0)
+		return r == -ENOENT ? -ESRCH : r;
+	got = pread(mm->memory, m->batch.buffer + e->at * NATIVE_PAGE, size,
+		    (off_t)(e->start * NATIVE_PAGE));
+	if (got < 0)
+		got = 0;
+	m->counts.read_bytes += (size_t)got;
+	return (size_t)got == size ? 0 : read_slowly(m, mm, e, (uint32_t)(got / NATIVE_PAGE));
+}
+
 /* Entries from the i-th on, as many as fit and can be read at once; their number. */
 static size_t gather(const struct batch *b, size_t i, struct iovec *iov, size_t *ret_bytes)
 {
@@ -135,6 +161,13 @@ int batch_read(struct native_mem *m, struct mem_mm *mm)
 		ssize_t got = 0;
 		int r;
 
+		if (n && must_not_pin(b, mm)) {
+			r = read_by_file(m, mm, e);
+			if (r < 0)
+				return r;
+			b->read_from++;
+			continue;
+		}
 		if (n)
 			got = process_vm_readv(mm->pid, &local, 1, remote, n, 0);
 		if (got < 0 && errno == ESRCH)

@@ -85,7 +85,7 @@ int scan_pages(int pagemap, const struct scan *s, uint64_t start, uint64_t end, 
 		if (n < 0)
 			return n;
 		out->count += (size_t)n;
-		/* walk_end may be stale in a call that came to its end: less than asked for is all. */
+		/* walk_end may be stale in a call that is done: less than asked for is all. */
 		if ((uint64_t)n < c.vec_len || s->one_call)
 			return 0;
 		start = out->v[out->count - 1].end;

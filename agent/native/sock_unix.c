@@ -229,14 +229,37 @@ int sock_unix_connect(struct native_files *f, struct sock *s)
 	return r;
 }
 
-int sock_unix_write(struct native_files *f, const struct sock *s)
+/*
+ * The restorer finds the peer of a socket if it has read it before, or if that one names this one
+ * as its peer. So what many are connected to comes first. Each step makes one more socket written:
+ * the way ends.
+ */
+static int write_target(struct native_files *f, const struct sock *s)
+{
+	struct sock_area *a = sock_area_of(f);
+	const struct native_open *o = s->u->peer ? sock_by_ino(a, s->u->peer) : NULL;
+	struct sock *peer = o ? o->facts : NULL;
+
+	if (!peer || peer->family != AF_UNIX || peer->u->written ||
+	    peer->u->peer == s->u->state.ino)
+		return 0;
+	return sock_unix_write(f, peer);
+}
+
+int sock_unix_write(struct native_files *f, struct sock *s)
 {
 	NatFiles__File file = NAT_FILES__FILE__INIT;
 	NatFiles__UnixSock u = NAT_FILES__UNIX_SOCK__INIT;
 	NatFiles__FilePerms perms = NAT_FILES__FILE_PERMS__INIT;
 	struct sock_message m;
-	int r = sock_fill(s, &m);
+	int r;
 
+	if (s->u->written)
+		return 0;
+	s->u->written = true;
+	r = write_target(f, s);
+	if (r == 0)
+		r = sock_fill(s, &m);
 	if (r < 0)
 		return r;
 	u.id = s->open->id;

@@ -319,7 +319,7 @@ int sock_fill(const struct sock *s, struct sock_message *m)
 
 static int write_one(struct native_files *f, struct native_open *o)
 {
-	const struct sock *s = o->facts;
+	struct sock *s = o->facts;
 
 	switch (s->family) {
 	case AF_UNIX:

@@ -71,6 +71,7 @@ struct sock_unix {
 	char *folder;	 /* that a relative name is relative to */
 	char *waits_for; /* whose line it stands in, for people; NULL: not known */
 	bool bound, deleted;
+	bool written; /* into files.img */
 };
 
 struct sock_inet {
@@ -135,7 +136,7 @@ int sock_unix_check(struct native_files *f, struct native_open *o, int fd) _must
 int sock_unix_collect(struct native_files *f, struct sock *s, int fd) _must_check_;
 /* All sockets are known: who is connected to whom. */
 int sock_unix_connect(struct native_files *f, struct sock *s) _must_check_;
-int sock_unix_write(struct native_files *f, const struct sock *s) _must_check_;
+int sock_unix_write(struct native_files *f, struct sock *s) _must_check_;
 
 /* sock_queue.c */
 int sock_queue_collect(struct native_files *f, struct sock *s, int fd) _must_check_;

@@ -141,6 +141,8 @@ static int program_of(struct native_state *s, enum state_iterator kind)
 		return bpf_program__fd(s->skel->progs.state_tasks);
 	case ITER_VMAS:
 		return bpf_program__fd(s->skel->progs.state_vmas);
+	case ITER_WRITERS:
+		return bpf_program__fd(s->skel->progs.state_writers);
 	default:
 		return bpf_program__fd(s->skel->progs.state_fds);
 	}

@@ -29,3 +29,8 @@ int state_read_vmas(struct native_state *s, struct native_tree *tree, pid_t pid,
 		    const struct state_vma **ret_vmas, size_t *ret_count) _must_check_;
 int state_read_fds(struct native_state *s, struct native_tree *tree, pid_t pid,
 		   const struct state_fd **ret_fds, size_t *ret_count) _must_check_;
+/*
+ * Is some process of this host in, or was it last in, a call that writes to another one's memory
+ * (process_vm_writev, ptrace)? The caller is not counted.
+ */
+int state_find_writers(struct native_state *s, bool *ret_any) _must_check_;

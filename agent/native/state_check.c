@@ -84,9 +84,11 @@ static int check_shared(struct native_tree *tree, const struct native_task *task
 
 		if (t->zombie)
 			continue;
+		/* As a rule between vfork(2) and exec: gone when it is looked at again. */
 		if (t->vm_id == task->vm_id)
-			what = "memory";
-		else if (t->fs_id == task->fs_id)
+			return native_fail(tree, -EAGAIN, "processes %d and %d share their memory",
+					   t->pid, task->pid);
+		if (t->fs_id == task->fs_id)
 			what = "folders";
 		else if (t->sighand_id == task->sighand_id)
 			what = "signal handlers";

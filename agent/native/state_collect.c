@@ -193,6 +193,19 @@ int state_read_fds(struct native_state *s, struct native_tree *tree, pid_t pid,
 	return read_fds(s, tree, pid, false, ret_fds, ret_count);
 }
 
+/* We are not among them: our last call is the read(2) of the iterator. */
+int state_find_writers(struct native_state *s, bool *ret_any)
+{
+	const uint8_t *records;
+	size_t size;
+	int r = state_iterate(s, ITER_WRITERS, 0, false, &records, &size);
+
+	if (r < 0)
+		return r;
+	*ret_any = size > 0;
+	return 0;
+}
+
 /* Objects that several tasks share are rare: each task is compared with those before it. */
 static struct native_task *first_with(struct native_tree *tree, struct native_task *task,
 				      size_t member)

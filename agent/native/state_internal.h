@@ -12,7 +12,13 @@
 #include "agent/native/core.pb-c.h"
 #include "agent/native/state.h"
 
-enum state_iterator { ITER_TASKS, ITER_VMAS, ITER_FDS, ITER_KINDS };
+enum state_iterator {
+	ITER_TASKS,
+	ITER_VMAS,
+	ITER_FDS,
+	ITER_KINDS, /* above: those of one process, prepared before a freeze */
+	ITER_WRITERS = ITER_KINDS,
+};
 
 /*
  * Runs one iterator over a process and leaves its records in s' buffer, valid until the next call.

@@ -9,6 +9,7 @@
 #include "agent/native/files.h"
 #include "agent/native/freeze.h"
 #include "agent/native/state.h"
+#include "agent/native/stray.h"
 #include "agent/util/io.h"
 
 enum { TAKE_PATIENCE_US = 5000, TAKE_ARENA_BYTES = 4 << 20, TAKE_FREEZE_MS = 2000 };
@@ -19,6 +20,7 @@ struct taker {
 	struct native_state *state;
 	struct native_mem *mem;
 	uint64_t last_id; /* of the last complete snapshot */
+	uint64_t stray;	  /* see stray.h */
 };
 
 /* One snapshot on its way. */
@@ -178,6 +180,8 @@ static int look(struct attempt *a)
 	if (r == 0)
 		r = collect_state(a);
 	if (r == 0)
+		r = stray_check(&a->tree, &a->t->stray);
+	if (r == 0)
 		r = state_check(&a->tree);
 	if (r == 0)
 		r = files_check(&a->tree);
@@ -219,8 +223,9 @@ static int collect(struct attempt *a)
 static void let_go(struct attempt *a)
 {
 	thaw_tree(&a->tree);
-	a->result.thaw_us = lap(a);
-	a->result.pause_us = (a->last_ns - a->stop_ns) / 1000;
+	a->result.thaw_us = (uint32_t)((a->tree.go_ns - a->last_ns) / 1000);
+	a->result.pause_us = (a->tree.go_ns - a->stop_ns) / 1000;
+	a->last_ns = clock_ns();
 	freeze_lower();
 	alarm(0);
 }
@@ -232,10 +237,10 @@ static int stop_and_collect(struct attempt *a)
 
 	/* Should anything below never return: without a tracer the kernel lets the job go. */
 	alarm(TAKE_STUCK_S);
-	freeze_raise();
-	a->stop_ns = a->last_ns = clock_ns();
 	r = freeze_tree(&a->tree,
 			a->order->deadline_ms > 0 ? a->order->deadline_ms : TAKE_FREEZE_MS);
+	/* The listing before it, while the job ran, is no part of the pause. */
+	a->stop_ns = a->last_ns = a->tree.stop_ns;
 	a->result.freeze_us = lap(a);
 	if (r < 0) {
 		freeze_lower();
@@ -285,13 +290,17 @@ static int attempt(struct attempt *a, char *reason)
 
 	reset_tree(a, reason);
 	r = look(a);
+	/* First, so that little is written between the last round and the stop. */
+	if (r == 0)
+		r = call(a->order, a->order->before);
 	if (r == 0)
 		r = mem_precopy(a->t->mem, a->t->state, &a->tree, a->order->wanted,
 				a->order->wanted_count);
 	if (r == 0)
-		r = call(a->order, a->order->before);
-	if (r == 0)
 		r = stop_and_collect(a);
+	/* Another one than the job itself has ended meanwhile. */
+	if (r == -ESRCH && kill(a->t->root, 0) == 0)
+		r = -EAGAIN;
 	return r;
 }
 
@@ -309,7 +318,7 @@ int take_snapshot(struct taker *t, const struct take_order *order, struct native
 		reason[0] = '\0';
 		/* A child between vfork(2) and exec, bytes on their way: gone after a moment. */
 		if (i > 0)
-			usleep(TAKE_PATIENCE_US << i);
+			usleep(TAKE_PATIENCE_US * (useconds_t)i);
 		r = attempt(&a, reason);
 		if (r == -EAGAIN)
 			files_destroy(take_ptr(a.files));

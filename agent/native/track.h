@@ -16,7 +16,7 @@ struct track_ops {
 	bool compare; /* written() reports everything: pages are compared by hash */
 	bool (*probe)(const struct native_mem *m);
 	int (*attach)(struct native_mem *m, struct mem_mm *mm);
-	/* VMAs as they are now. What is new to the tracker goes to ret_new; nothing is known of it. */
+	/* VMAs as they are now. ret_new: those that are new to it, of which nothing is known. */
 	int (*cover)(struct native_mem *m, struct mem_mm *mm, const struct state_vma *vmas,
 		     size_t count, struct runs *ret_new);
 	/* Populated pages written since the last round, with the categories of report. */

@@ -130,6 +130,32 @@ static int register_vma(const struct mem_mm *mm, const struct state_vma *v)
 	return errno == ENOMEM ? -ESRCH : -errno;
 }
 
+/*
+ * mremap(2) of a piece back to its neighbours joins them and takes the userfaultfd from all of it,
+ * but leaves the protection bits in their pages: a write meanwhile makes such a page writable with
+ * its bit still set, and no later write of it would ever be reported.
+ */
+static int drop_stale(const struct mem_mm *mm, const struct state_vma *v)
+{
+	struct scan s = { .inverted = PAGE_WRITTEN,
+			  .mask = PAGE_WRITTEN,
+			  .anyof = PAGE_PRESENT | PAGE_SWAPPED,
+			  .report = PAGE_WRITTEN };
+	struct regions stale = { 0 };
+	int r = scan_pages(mm->pagemap, &s, v->start, v->end, &stale);
+
+	for (size_t i = 0; i < stale.count && r == 0; i++) {
+		struct uffdio_writeprotect wp = {
+			.range = { stale.v[i].start, stale.v[i].end - stale.v[i].start },
+		};
+
+		if (ioctl(mm->uffd, UFFDIO_WRITEPROTECT, &wp) < 0)
+			r = -errno;
+	}
+	free(stale.v);
+	return r;
+}
+
 static int uffd_cover(struct native_mem *m, struct mem_mm *mm, const struct state_vma *vmas,
 		      size_t count, struct runs *ret_new)
 {
@@ -144,6 +170,8 @@ static int uffd_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 			continue;
 		if (!uffd_tracks(mm, &vmas[i])) {
 			r = register_vma(mm, &vmas[i]);
+			if (r == 0)
+				r = drop_stale(mm, &vmas[i]);
 			if (r == -ESRCH || r == -ENOMEM)
 				break;
 			/* vdso and the like, or it changed just now: whole in the pause. */

@@ -98,7 +98,8 @@ struct native_tree {
 	uint32_t ipc_ns_id;
 	struct native_filters *filters; /* seccomp.c; NULL: none */
 	char *reason;			/* NATIVE_REASON_MAX bytes */
-	uint64_t stop_ns; /* freeze.c: CLOCK_MONOTONIC, just before the first thread was stopped */
+	/* freeze.c: CLOCK_MONOTONIC, before the first thread was stopped; all were let go */
+	uint64_t stop_ns, go_ns;
 	uint64_t freeze_boot_ns, freeze_mono_ns, freeze_wall_ns; /* clocks at the frozen instant */
 	struct native_arena *arena;
 };

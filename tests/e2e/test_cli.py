@@ -41,6 +41,13 @@ DETAIL = {
                 "folder": "/home/ada/decamp-sim1"},
     "pause_us_median": 3200, "pause_us_max": 8100, "sent_bytes_median": 1258291,
     "recovery_point_ms": 42000, "recovery_time_ms": 3100, "moves": 2, "checkpoints": 17,
+    "native_count": 15, "criu_count": 2, "fallbacks": 2,
+    "fallback_reason": "process 4711 shares its memory with another process",
+    "native": {"pause": {"total_us": 700, "freeze_us": 100, "state_us": 60, "regs_us": 20,
+                         "files_us": 90, "scan_us": 200, "copy_us": 50, "wait_us": 150,
+                         "thaw_us": 30},
+               "tracker": "userfaultfd", "rounds": 2, "residue_bytes": 1 << 20, "bounded": True,
+               "dirty_pages_per_s": 900000},
 }
 CKPT = {"seq": 17, "wall_ms": NOW - 42000, "host": "lab-07", "engine": "criu",
         "reason": "interval", "pause_us": 3200, "total_us": 1400000, "mem_bytes": 210 << 20,
@@ -293,6 +300,11 @@ class TestTables(Case):
                 r"^if the host died now: +the last 42 s of work", r"^interval: +60 s \(found",
                 r"^pause: +3\.2 ms usually, 8\.1 ms at most$", r"^sent per checkpoint: +1\.2 MiB$",
                 r"^copies are on: +lab-02, lab-03$", r"^moves: +2$", r"^memory: +210 MiB$",
+                r"^captured by: +native 15 times, criu 2 times$",
+                r"^not by native, because: +process 4711 shares its memory",
+                r"^last pause: +700 us: freeze 100 us, state 80 us, files 90 us",
+                r"^memory followed by: +userfaultfd, 2 rounds, 1\.0 MiB left for the pause$",
+                r"^note: +it writes memory faster than that can be copied \(900000 pages",
                 r"^result files: +3 written, 1 set aside", r"^back at work within: +3\.1 s"):
             self.assertRegex(out, re.compile(pattern, re.M))
         starts = {len(m.group(0)) for m in re.finditer(r"^[^\n:]+: +", out, re.M)}
@@ -323,7 +335,7 @@ class TestTables(Case):
         self.assertEqual(len(lines), 4)
         self.assertRegex(lines[1], r" 16  lab-07 .* no$")
         self.assertRegex(lines[2], r"moved lab-01 -> lab-07: user logged in; from checkpoint 16")
-        self.assertRegex(lines[3], r" 17  lab-07  interval +3\.2 ms +1\.4 s +210 MiB +4\.0 KiB "
+        self.assertRegex(lines[3], r" 17  lab-07  interval +criu +3\.2 ms +1\.4 s +210 MiB +4\.0 KiB "
                                    r"+2\.0 MiB +1\.0 MiB  yes$")
         self.passthrough(answer, "history", "sim1")
 
@@ -355,12 +367,14 @@ class TestTables(Case):
                          code=1)
 
     def test_check(self):
-        answer = {"pid": 4711, "name": "sim", "engine": "criu", "ok": True, "problems": [],
+        answer = {"pid": 4711, "name": "sim", "engine": "criu",
+                  "native_reason": "4711 uses io_uring", "ok": True, "problems": [],
                   "notes": ["12 threads"]}
         self.answer("check", answer)
         out, _ = self.decamp("check", "4711")
         self.assertEqual(self.asked("check"), {"pid": 4711})
-        self.assertIn("4711 (sim): can be checkpointed\nengine: criu\n", out)
+        self.assertIn("4711 (sim): can be checkpointed\nengine: criu\n"
+                      "not native: 4711 uses io_uring\n", out)
         self.assertIn("- 12 threads", out)
         self.passthrough(answer, "check", "4711")
         self.answer("check", dict(answer, ok=False, problems=[

@@ -51,6 +51,7 @@ RULES = [
     (r".*/(exe|object|file)/build_id", absent,
      "a check of the restorer's; decamp compares whole files by their digests"),
     (r".*/fds/\d+/file/ns_id", absent, "the network namespace is not part of the image"),
+    (r".*/fds/\d+/file/regf_id/pos", always, "a FIFO has no position"),
     (r"/inventory/network_lock_method", always, "there is no network to lock"),
     (r".*/mm/vmas/0xffffffffff600000", absent, "vsyscall: every process has it, none can lose it"),
     (r".*/xsave/cet", unused, "no shadow stack is in use (one that is would be refused)"),

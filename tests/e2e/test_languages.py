@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 from common import (ROOT, Failed, Skipped, check, check_equal, main, make_folder, note, submit)
@@ -125,14 +126,21 @@ def test_languages(lab):
         thread.join()
     if errors:
         raise Failed("; ".join(f"{name}: {error}" for name, error in errors.items()))
+    native = subprocess.run([str(lab.build / "decamp-capture"), "probe"], check=False,
+                            stdout=subprocess.DEVNULL).returncode == 0
     for job in jobs:
-        finish(job, wanted)
+        finish(job, wanted, native)
 
 
-def finish(job, wanted):
+def finish(job, wanted, native):
     check(job.history()["moves"], f"{job.name}: it has moved")
     check_equal([move["lost_ms"] for move in job.history()["moves"]], [0, 0],
                 f"{job.name}: two moves, nothing was lost")
+    engines = Counter(point.get("engine", "?") for point in job.history()["checkpoints"])
+    note(f"{job.name}: captured by " + ", ".join(f"{k} {v} x" for k, v in engines.items())
+         + f"; {job.show().get('detail', {}).get('fallback_reason', '')}".rstrip("; "))
+    if native:
+        check("criu" not in engines, f"{job.name}: the native engine covers all of it")
     shown = job.wait_collected(90)
     check(shown["seq"] >= CHECKPOINTS, f"{job.name}: {shown['seq']} checkpoints")
     folder = job.home.path(f"{'/root' if job.user == 'root' else '/home/' + job.user}/{job.name}")

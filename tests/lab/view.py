@@ -28,7 +28,9 @@ def size(count):
 def duration(ms):
     if ms is None:
         return "-"
-    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+    if ms < 1000:
+        return f"{ms:.1f} ms" if 0 < ms < 10 else f"{ms:.0f} ms"
+    return f"{ms / 1000:.1f} s"
 
 
 def table(rows):

@@ -135,7 +135,7 @@ static void reap(struct worker *w, int room)
 static void op_fork(struct worker *w, struct region *r)
 {
 	(void)r;
-	if (!w->child)
+	if (!w->child && below(&w->rng, 8) == 0)
 		reap(w, 1);
 }
 
@@ -146,7 +146,8 @@ static void op_vfork(struct worker *w, struct region *r)
 	pid_t pid;
 
 	(void)r;
-	if (!w->child && posix_spawn(&pid, self, NULL, NULL, argv, environ) == 0)
+	if (!w->child && below(&w->rng, 4) == 0 &&
+	    posix_spawn(&pid, self, NULL, NULL, argv, environ) == 0)
 		waitpid(pid, NULL, 0);
 }
 

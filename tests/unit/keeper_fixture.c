@@ -62,6 +62,56 @@ const char *fixture_capture_binary(void)
 	return path;
 }
 
+const char *fixture_find_criu(char criu[PATH_MAX])
+{
+	const char *given = getenv("DECAMP_CRIU");
+	FILE *f;
+
+	if (given) {
+		snprintf(criu, PATH_MAX, "%s", given);
+	} else {
+		f = popen("scripts/criu 2>/dev/null", "re");
+		if (f && !fgets(criu, PATH_MAX, f))
+			criu[0] = '\0';
+		if (f)
+			pclose(f);
+		criu[strcspn(criu, "\n")] = '\0';
+	}
+	return access(criu, X_OK) == 0 ? NULL : "no criu: set DECAMP_CRIU";
+}
+
+static pid_t find_child(const char *name)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/children", "re");
+	int pid;
+
+	while (f && fscanf(f, "%d", &pid) == 1) {
+		char path[64], comm[32] = "";
+		_cleanup_fclose_ FILE *c = NULL;
+
+		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+		c = fopen(path, "re");
+		if (c && fgets(comm, sizeof(comm), c))
+			comm[strcspn(comm, "\n")] = '\0';
+		if (!strcmp(comm, name))
+			return pid;
+	}
+	return 0;
+}
+
+pid_t fixture_kill_child_later(const char *name, int ms)
+{
+	pid_t child = find_child(name), killer;
+
+	assert_true(child > 0);
+	killer = fork();
+	if (killer != 0)
+		return killer;
+	sleep_ms(ms);
+	kill(child, SIGKILL);
+	_exit(0);
+}
+
 static bool find_cgroup2(char path[PATH_MAX / 2])
 {
 	FILE *f = setmntent("/proc/self/mounts", "re");

@@ -22,6 +22,10 @@ struct fixture {
 const char *fixture_missing(void);
 /* decamp-capture of this build. */
 const char *fixture_capture_binary(void);
+/* NULL if there is a CRIU, else why not. */
+const char *fixture_find_criu(char criu[PATH_MAX]);
+/* Kills the child process of that name in so many ms; the process to wait for. Asserts. */
+pid_t fixture_kill_child_later(const char *name, int ms);
 void fixture_init(struct fixture *f);
 void fixture_deinit(struct fixture *f);
 /* Second life of the same job: kills the keeper, then a new one over a copy of the upper layers. */

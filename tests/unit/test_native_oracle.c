@@ -358,7 +358,7 @@ static void test_no_write_is_missed(void **state)
 		assert_int_equal(r, 0);
 		assert_int_equal(out.report.wrong, 0);
 		assert_true(out.alive);
-		assert_true(out.takes > 3 && out.old_bytes > 0);
+		assert_true(out.takes > (SLOWER > 1 ? 1 : 3) && out.old_bytes > 0);
 		pages += out.report.pages;
 	}
 	print_message("compared %" PRIu64 " pages in %.1f s\n", pages,

@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -40,31 +39,13 @@ struct world {
 static char criu[PATH_MAX];
 static enum capture_engine engine; /* of all captures of a group of tests */
 
-static const char *find_criu(void)
-{
-	const char *given = getenv("DECAMP_CRIU");
-	FILE *f;
-
-	if (given) {
-		snprintf(criu, sizeof(criu), "%s", given);
-	} else {
-		f = popen("scripts/criu 2>/dev/null", "re");
-		if (f && !fgets(criu, sizeof(criu), f))
-			criu[0] = '\0';
-		if (f)
-			pclose(f);
-		criu[strcspn(criu, "\n")] = '\0';
-	}
-	return access(criu, X_OK) == 0 ? NULL : "no criu: set DECAMP_CRIU";
-}
-
-#define SKIP_IF_MISSING()                                               \
-	do {                                                            \
-		const char *missing = fixture_missing() ?: find_criu(); \
-		if (missing) {                                          \
-			print_message("skipped: %s\n", missing);        \
-			skip();                                         \
-		}                                                       \
+#define SKIP_IF_MISSING()                                                           \
+	do {                                                                        \
+		const char *missing = fixture_missing() ?: fixture_find_criu(criu); \
+		if (missing) {                                                      \
+			print_message("skipped: %s\n", missing);                    \
+			skip();                                                     \
+		}                                                                   \
 	} while (0)
 
 static void place_init(struct place *p)
@@ -89,7 +70,7 @@ static int setup(void **state)
 	struct world *w = calloc(1, sizeof(*w));
 
 	*state = w;
-	if (fixture_missing() || find_criu())
+	if (fixture_missing() || fixture_find_criu(criu))
 		return 0;
 	place_init(&w->p);
 	capture_lab_init(&w->lab);
@@ -179,9 +160,12 @@ static void end_fixture(struct fixture *f)
 	f->base[0] = '\0';
 }
 
-static int take(struct fixture *f, const struct place *p, struct capture *c,
-		enum capture_after after, struct snapshot **ret, char *reason)
+/* lab: whose packer is to have it; NULL: nobody. */
+static int take_for(struct capture_lab *lab, struct fixture *f, const struct place *p,
+		    struct capture *c, enum capture_after after, struct snapshot **ret,
+		    char *reason)
 {
+	_cleanup_free_ struct pack_wanted *wanted = NULL;
 	struct capture_request request = {
 		.keeper = f->k,
 		.criu = criu,
@@ -197,7 +181,19 @@ static int take(struct fixture *f, const struct place *p, struct capture *c,
 		st.st_uid = 0;
 	request.unprivileged_dump = st.st_uid != 0;
 	request.uid = request.gid = st.st_uid;
+	if (lab) {
+		assert_int_equal(packer_wanted(lab->packer, NATIVE_WANTED_MAX, &wanted,
+					       &request.wanted_count),
+				 0);
+		request.wanted = (const struct native_wanted *)wanted;
+	}
 	return capture_take(c, &request, ret, reason);
+}
+
+static int take(struct fixture *f, const struct place *p, struct capture *c,
+		enum capture_after after, struct snapshot **ret, char *reason)
+{
+	return take_for(NULL, f, p, c, after, ret, reason);
 }
 
 static struct packer_counts checkpoint(struct fixture *f, const struct place *p, struct capture *c,
@@ -207,7 +203,7 @@ static struct packer_counts checkpoint(struct fixture *f, const struct place *p,
 	struct packer_counts counts;
 	struct snapshot *s = NULL;
 	const struct snapshot_info *info;
-	int r = take(f, p, c, after, &s, reason);
+	int r = take_for(lab, f, p, c, after, &s, reason);
 
 	if (r < 0)
 		print_message("capture: %s\n", reason);
@@ -639,54 +635,21 @@ static void too_big(struct fixture *f, struct place *p, struct capture *c)
 	capture_destroy(small);
 }
 
-/* The tracer that this process has as a child; 0: none now. */
-static pid_t find_tracer(void)
-{
-	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/children", "re");
-	int pid;
-
-	while (f && fscanf(f, "%d", &pid) == 1) {
-		char path[64], comm[32] = "";
-		_cleanup_fclose_ FILE *c = NULL;
-
-		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
-		c = fopen(path, "re");
-		if (c && fgets(comm, sizeof(comm), c) && !strcmp(comm, "decamp-capture\n"))
-			return pid;
-	}
-	return 0;
-}
-
-static void *kill_tracer_later(void *arg)
-{
-	const int *ms_and_pid = arg;
-
-	sleep_ms(ms_and_pid[0]);
-	kill(ms_and_pid[1], SIGKILL);
-	return NULL;
-}
-
 /* Whenever it dies, the job runs on and the next capture works. */
 static void killed_native(struct fixture *f, struct place *p, struct capture *c)
 {
 	for (int ms = 0; ms <= 20; ms += 4) {
-		int arg[2] = { ms, 0 };
 		char reason[CAPTURE_REASON_MAX];
 		struct snapshot *s = NULL;
-		pthread_t thread;
+		pid_t killer;
 		int r;
 
 		/* One capture so that there is a tracer, then one that loses it on the way. */
-		r = take(f, p, c, CAPTURE_RUN_ON, &s, reason);
-		if (r < 0)
-			print_message("capture: %s\n", reason);
-		assert_int_equal(r, 0);
+		assert_int_equal(take(f, p, c, CAPTURE_RUN_ON, &s, reason), 0);
 		snapshot_destroy(take_ptr(s));
-		arg[1] = find_tracer();
-		assert_true(arg[1] > 0);
-		assert_int_equal(pthread_create(&thread, NULL, kill_tracer_later, arg), 0);
+		killer = fixture_kill_child_later("decamp-capture", ms);
 		r = take(f, p, c, CAPTURE_RUN_ON, &s, reason);
-		pthread_join(thread, NULL);
+		assert_int_equal(waitpid(killer, NULL, 0), killer);
 		if (r < 0)
 			print_message("after %d ms: %s\n", ms, reason);
 		else

@@ -165,7 +165,7 @@ class Images:
         return mm
 
     def drop_unchanged(self, vma, pages):
-        """Pages of a private map that are as in the file: whether they are saved is of no matter."""
+        """Pages of a private map that are as in the file: saved or not, it is the same."""
         body = self.files.get(vma.get("shmid"), {}).get("reg")
         if not body or not Path(body["name"]).is_file():
             return

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * A process with one of everything that a checkpoint has to know, standing still: threads blocked in
- * several system calls, a child, timers, descriptors of all kinds, memory of all kinds. Writes
- * "ready" to its stdout when all is set up. Works in the current folder.
+ * A process with one of everything that a checkpoint has to know, standing still: threads
+ * blocked in several system calls, a child, timers, descriptors of all kinds, memory of all kinds.
+ * Writes "ready" to its stdout when all is set up. Works in the current folder.
  */
 #include <fcntl.h>
 #include <linux/futex.h>

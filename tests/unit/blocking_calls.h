@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * System calls that block: how each is set up, made, and given what it waits for. SIGUSR1 has a
+ * handler in who makes them. Who releases a call may be any process that shares the slots.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { BLOCKING_TIMED_MS = 1500 };
+
+/* What one call waits with; in memory that all processes share. */
+struct slot {
+	pid_t pid;
+	int fd[2];
+	int id;
+	atomic_uint word;
+	atomic_int done;
+	long result; /* 0: as it should be; else the step that was wrong, or an errno */
+	uint64_t us;
+	char path[64];
+};
+
+struct blocking {
+	const char *name;
+	long nr; /* that a restored thread must make again */
+	void (*prepare)(struct slot *s);
+	long (*block)(struct slot *s);
+	void (*release)(struct slot *s);
+	bool timed; /* returns by itself, with the time that was left */
+	bool full;  /* the time starts anew with each freeze */
+};
+
+extern const struct blocking blocking_calls[];
+extern const size_t blocking_count;
+
+/* System V objects stay until they are removed. */
+void blocking_remove(const struct blocking *b, struct slot *s);
