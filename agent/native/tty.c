@@ -198,15 +198,20 @@ static int refuse_bytes(struct native_files *f, const struct native_open *o)
 			   o->fd->fd, o->task->pid);
 }
 
-/* poll(2) first: it brings what was written to where the count sees it. */
-static int check_empty(struct native_files *f, struct native_open *o, int fd)
+/*
+ * poll(2) first: it brings what was written to where the count sees it. Something to read that counts
+ * for nothing is an end of file typed into a line: script(1) with an empty input leaves one there for
+ * good. No image can hold it, CRIU's neither; the terminal is taken without it.
+ */
+static int check_empty(struct native_files *f, struct native_open *o, int fd, bool master)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
+	bool readable = poll(&p, 1, 0) > 0 && (p.revents & POLLIN);
 	int bytes = 0;
 
-	if (poll(&p, 1, 0) > 0 && (p.revents & POLLIN))
-		return refuse_bytes(f, o);
-	return ask(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? refuse_bytes(f, o) : 0;
+	if (ask(fd, FIONREAD, &bytes) < 0)
+		return readable ? refuse_bytes(f, o) : 0;
+	return bytes > 0 || (readable && master) ? refuse_bytes(f, o) : 0;
 }
 
 static int collect_settings(int fd, bool master, struct tty_info *t)
@@ -272,7 +277,7 @@ static int collect(struct native_files *f, struct native_open *o)
 	if (r == 0)
 		r = open_local(f, o, &fd);
 	if (r == 0)
-		r = check_empty(f, o, fd);
+		r = check_empty(f, o, fd, o == master);
 	if (r < 0)
 		return native_fail(f->tree, r, "descriptor %d of process %d: a terminal: %s",
 				   o->fd->fd, o->task->pid, strerror(-r));

@@ -119,6 +119,7 @@ def test_script(lab):
     told = detail(job)
     note(f"script: native {told.get('native_count')}, criu {told.get('criu_count')}: "
          f"{told.get('fallback_reason', 'all native')}")
+    check(not told.get("criu_count"), "all by native: CRIU's EINTR would have ended it")
     job.wait_collected()
     text = (lab[1].path(folder) / "typescript").read_text()
     numbers = [line.strip() for line in text.splitlines() if line.strip().isdigit()]
