@@ -233,7 +233,10 @@ void mem_counts(const struct native_mem *m, struct native_mem_counts *ret_counts
 	*ret_counts = m->counts;
 }
 
-/* Written ranges and missed pages: what was stored of them holds no longer. */
+/*
+ * Written ranges and missed pages: what was stored of them holds no longer. The pause has read them
+ * all; where it compares, only what differs was stored anew, and the rest still holds.
+ */
 static int drop_written(const struct native_mem *m, struct mem_mm *mm)
 {
 	struct runs gone = { 0 };
@@ -244,7 +247,7 @@ static int drop_written(const struct native_mem *m, struct mem_mm *mm)
 
 		r = runs_push(&gone, v->start / NATIVE_PAGE, (v->end - v->start) / NATIVE_PAGE);
 	}
-	for (size_t i = 0; i < mm->space.missed.count && r == 0; i++)
+	for (size_t i = 0; !mm->space.compare && i < mm->space.missed.count && r == 0; i++)
 		r = runs_push(&gone, mm->space.missed.v[i].start, mm->space.missed.v[i].count);
 	runs_normalise(&gone);
 	if (r == 0)

@@ -232,13 +232,8 @@ static int look_for_direct(struct look *l, struct native_state *s, struct native
 	const struct state_fd *fds;
 	bool direct = false;
 	size_t count;
-	int r;
+	int r = state_find_writers(s, &direct);
 
-	/* That one reads everything in the pause, whoever wrote it. */
-	l->mm->direct = false;
-	if (l->mm->ops == &track_hash)
-		return 0;
-	r = state_find_writers(s, &direct);
 	if (r == 0)
 		r = state_read_fds(s, tree, l->mm->pid, &fds, &count);
 	for (size_t i = 0; r == 0 && i < count; i++)

@@ -10,6 +10,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "agent/native/freeze.h"
 #include "agent/native/runs.h"
@@ -295,6 +298,44 @@ static void test_wanted(void **state)
 	}
 }
 
+/* Always seems to be writing to the memory of another process. */
+static pid_t start_writer(void)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			(void)syscall(SYS_process_vm_writev, 0, NULL, 0, NULL, 0, 0);
+	}
+	usleep(20000);
+	return pid;
+}
+
+/* While somebody may write through pinned pages, rounds leave them to the pause. */
+static void test_pinned(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	for (int tracker = TRACK_UFFD; tracker <= TRACK_HASH; tracker += 2) {
+		begin(&f, (enum native_tracker)tracker, 0);
+		for (uint32_t i = 0; i < 6; i++) {
+			pid_t writer = i & 1 ? start_writer() : 0;
+
+			victim_do(&f.victim, OP_WRITE, i);
+			take(&f, NULL, NULL);
+			if (writer) {
+				kill(writer, SIGKILL);
+				waitpid(writer, NULL, 0);
+			}
+			expect_right(&f, "pinned");
+		}
+		end(&f);
+	}
+}
+
 static void test_refused(void **state)
 {
 	struct fixture f;
@@ -442,6 +483,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_huge_hole),
 		cmocka_unit_test(test_small),
 		cmocka_unit_test(test_wanted),
+		cmocka_unit_test(test_pinned),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_leaves_nothing),
 #ifndef __SANITIZE_ADDRESS__
