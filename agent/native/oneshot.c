@@ -132,61 +132,6 @@ static int check_namespaces(struct oneshot *o)
 	return 0;
 }
 
-/* ---- pages ---- */
-
-static int copy_blocks(int to, uint64_t to_block, int from, uint64_t from_block, uint64_t count)
-{
-	off_t in = (off_t)(from_block * NATIVE_PAGE), out = (off_t)(to_block * NATIVE_PAGE);
-	size_t left = count * NATIVE_PAGE;
-	ssize_t n;
-
-	while (left > 0) {
-		n = copy_file_range(from, &in, to, &out, left, 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -ENODATA;
-		left -= (size_t)n;
-	}
-	return 0;
-}
-
-/* Without a base every block is a new one. */
-static int write_pages(int folder, const char *runs_name, int new_blocks)
-{
-	_cleanup_close_ int runs = openat(folder, runs_name, O_RDONLY | O_CLOEXEC);
-	_cleanup_close_ int pages = -1;
-	struct native_run run;
-	uint64_t block = 0;
-	char name[64];
-	ssize_t n;
-	int r;
-
-	if (runs < 0)
-		return -errno;
-	snprintf(name, sizeof(name), "%.*s.img", (int)(strlen(runs_name) - strlen(".runs")),
-		 runs_name);
-	pages = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (pages < 0)
-		return -errno;
-	while ((n = read(runs, &run, sizeof(run))) == (ssize_t)sizeof(run)) {
-		if (run.from >> 56 != RUN_NEW)
-			return -EBADMSG;
-		r = copy_blocks(pages, block, new_blocks, run.from << 8 >> 8, run.count);
-		if (r < 0)
-			return r;
-		block += run.count;
-	}
-	return n == 0 ? 0 : n < 0 ? -errno : -EBADMSG;
-}
-
-static bool has_suffix(const char *name, const char *suffix)
-{
-	size_t n = strlen(name), m = strlen(suffix);
-
-	return n > m && strcmp(name + n - m, suffix) == 0;
-}
-
 /* Calls fn for every file of a folder; its first error ends that. */
 static int each_file(int folder, int (*fn)(int folder, const char *name, int argument),
 		     int argument)
@@ -207,18 +152,6 @@ static int each_file(int folder, int (*fn)(int folder, const char *name, int arg
 	return r;
 }
 
-static int whole_pages(int folder, const char *name, int new_blocks)
-{
-	int r;
-
-	if (!has_suffix(name, ".runs"))
-		return 0;
-	r = write_pages(folder, name, new_blocks);
-	if (r == 0 && unlinkat(folder, name, 0) < 0)
-		r = -errno;
-	return r;
-}
-
 static int move_up(int folder, const char *name, int images)
 {
 	return renameat(folder, name, images, name) < 0 ? -errno : 0;
@@ -226,14 +159,8 @@ static int move_up(int folder, const char *name, int images)
 
 static int make_plain(struct oneshot *o)
 {
-	_cleanup_close_ int new_blocks = openat(o->work, "pages.new", O_RDONLY | O_CLOEXEC);
-	int r = 0;
+	int r = mem_materialise(o->work, -1);
 
-	if (new_blocks >= 0) {
-		r = each_file(o->work, whole_pages, new_blocks);
-		if (r == 0 && unlinkat(o->work, "pages.new", 0) < 0)
-			r = -errno;
-	}
 	return r == 0 ? each_file(o->work, move_up, o->images) : r;
 }
 

@@ -111,65 +111,6 @@ static void reset_tree(struct attempt *a, char *reason)
 	a->tree.reason = reason;
 }
 
-/* Kernel addresses of one kind of object -> 1, 2, 3..., in the order of the tasks. */
-struct numbers {
-	struct {
-		uint64_t object;
-		uint32_t n;
-	} * slots;
-	size_t mask;
-	uint32_t last;
-};
-
-static uint32_t number_of(struct numbers *n, uint64_t object)
-{
-	size_t i = (size_t)((object >> 6) * 0x9e3779b97f4a7c15) >> 32 & n->mask;
-
-	if (!object)
-		return 0;
-	while (n->slots[i].object && n->slots[i].object != object)
-		i = (i + 1) & n->mask;
-	if (!n->slots[i].object) {
-		n->slots[i].object = object;
-		n->slots[i].n = ++n->last;
-	}
-	return n->slots[i].n;
-}
-
-static int number_objects(struct native_tree *tree)
-{
-	struct numbers vm = { 0 }, files = { 0 }, fs = { 0 }, sighand = { 0 };
-	struct numbers *all[] = { &vm, &files, &fs, &sighand };
-	size_t room = 8;
-
-	while (room < 2 * tree->task_count)
-		room *= 2;
-	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-		all[i]->slots = arena_alloc(tree->arena, room * sizeof(*all[i]->slots));
-		all[i]->mask = room - 1;
-		if (!all[i]->slots)
-			return -ENOMEM;
-	}
-	for (size_t i = 0; i < tree->task_count; i++) {
-		struct native_task *task = &tree->tasks[i];
-
-		if (task->zombie || !task->state)
-			continue;
-		task->vm_id = number_of(&vm, task->state->mm);
-		task->files_id = number_of(&files, task->state->files);
-		task->fs_id = number_of(&fs, task->state->fs);
-		task->sighand_id = number_of(&sighand, task->state->sighand);
-	}
-	return 0;
-}
-
-static int collect_state(struct attempt *a)
-{
-	int r = state_collect(a->t->state, &a->tree);
-
-	return r < 0 ? r : number_objects(&a->tree);
-}
-
 /* What can be refused without stopping anything. */
 static int look(struct attempt *a)
 {
@@ -178,7 +119,7 @@ static int look(struct attempt *a)
 	if (r == 0)
 		r = state_prepare(a->t->state, &a->tree);
 	if (r == 0)
-		r = collect_state(a);
+		r = state_collect(a->t->state, &a->tree);
 	if (r == 0)
 		r = stray_check(&a->tree, &a->t->stray);
 	if (r == 0)
@@ -201,7 +142,7 @@ static int collect(struct attempt *a)
 	int r = call(a->order, a->order->frozen);
 
 	if (r == 0)
-		r = collect_state(a);
+		r = state_collect(a->t->state, &a->tree);
 	if (r == 0)
 		r = state_check(&a->tree);
 	res->state_us = lap(a);
