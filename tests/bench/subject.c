@@ -134,6 +134,16 @@ static void find_native(struct subject *s)
 	strcpy(slash, "/../decamp-capture");
 }
 
+/* A failed assertion ends the program: no job and no namespace may stay behind. */
+static struct subject *current;
+static bool registered;
+
+static void stop_current(void)
+{
+	if (current)
+		subject_stop(current);
+}
+
 struct subject *subject_start(const struct bench_load *load, const char *binary, const char *criu,
 			      bool direct)
 {
@@ -162,6 +172,9 @@ struct subject *subject_start(const struct bench_load *load, const char *binary,
 	s->load = *load;
 	s->criu = criu;
 	s->direct = direct;
+	if (!registered)
+		registered = atexit(stop_current) == 0;
+	current = s;
 	find_native(s);
 	/* Images on tmpfs, whatever engine: the disk is not what is measured. */
 	strcpy(s->spool, "/dev/shm/decamp-bench-XXXXXX");
@@ -292,9 +305,10 @@ uint64_t subject_release(struct subject *s)
 
 void subject_stop(struct subject *s)
 {
+	current = NULL;
 	capture_destroy(s->capture);
 	take_destroy(s->taker);
-	if (s->direct) {
+	if (s->direct && s->pid > 0) {
 		kill(s->pid, SIGKILL);
 		waitpid(s->pid, NULL, 0);
 	} else if (s->f.base[0]) {
