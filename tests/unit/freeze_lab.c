@@ -154,3 +154,46 @@ void freeze_lab_check_stopped(pid_t root)
 	if (dir)
 		closedir(dir);
 }
+
+int freeze_lab_setup(void **state)
+{
+	static struct freeze_lab lab;
+
+	freeze_lab_init(&lab);
+	*state = &lab;
+	return 0;
+}
+
+int freeze_lab_teardown(void **state)
+{
+	freeze_lab_deinit(*state);
+	return 0;
+}
+
+static struct freeze_page *handler_page;
+
+static void on_queued(int signo, siginfo_t *si, void *context)
+{
+	(void)signo;
+	(void)context;
+	/* In order, each once. */
+	if (si->si_value.sival_int != (int)atomic_fetch_add(&handler_page->count[1], 1))
+		atomic_store(&handler_page->wrong, 1);
+}
+
+static void on_plain(int signo)
+{
+	(void)signo;
+	atomic_fetch_add(&handler_page->count[2], 1);
+}
+
+void freeze_lab_count_signals(struct freeze_page *page)
+{
+	struct sigaction queued = { .sa_sigaction = on_queued,
+				    .sa_flags = SA_SIGINFO | SA_RESTART };
+	struct sigaction plain = { .sa_handler = on_plain };
+
+	handler_page = page;
+	sigaction(SIGRTMIN, &queued, NULL);
+	sigaction(SIGUSR1, &plain, NULL);
+}

@@ -31,8 +31,16 @@ struct freeze_lab {
 void freeze_lab_init(struct freeze_lab *lab);
 /* Lets go of what is frozen and ends the victims. */
 void freeze_lab_deinit(struct freeze_lab *lab);
+/* The same as fixtures of cmocka: *state is the lab. */
+int freeze_lab_setup(void **state);
+int freeze_lab_teardown(void **state);
 /* A child that runs fn(page) and then _exit(0). */
 pid_t freeze_lab_start(struct freeze_lab *lab, void (*fn)(struct freeze_page *page));
+/*
+ * In a victim: handlers that count SIGRTMIN in count[1], wrong unless the values that come with it
+ * are 0, 1, 2..., and SIGUSR1 in count[2].
+ */
+void freeze_lab_count_signals(struct freeze_page *page);
 /* To be called by whatever a victim forks: it dies with its parent. */
 void freeze_lab_die_with_parent(void);
 void freeze_lab_await_ready(struct freeze_lab *lab, int count);

@@ -485,3 +485,17 @@ int ipc_lab_return(struct ipc_lab *lab)
 	r = run(command);
 	return r == 0 ? read_verdict(lab) : -r;
 }
+
+void ipc_lab_return_each(struct ipc_lab *lab, const struct ipc_lab_program *programs, size_t count)
+{
+	if (!lab || !lab->binary[0])
+		skip();
+	for (size_t i = 0; i < count; i++) {
+		int r;
+
+		ipc_lab_start(lab, &programs[i]);
+		r = ipc_lab_return(lab);
+		if (r != 0)
+			fail_msg("program %zu: %d %s", i, r, lab->reason);
+	}
+}

@@ -58,6 +58,8 @@ void ipc_lab_stop(struct ipc_lab *lab);
 int ipc_lab_ask(struct ipc_lab *lab);
 /* The whole engine, then the child is killed, restored by CRIU, asked, and ended. 0: all is well. */
 int ipc_lab_return(struct ipc_lab *lab);
+/* That for one program after the other; skips the test where there is no CRIU. */
+void ipc_lab_return_each(struct ipc_lab *lab, const struct ipc_lab_program *programs, size_t count);
 
 /* Freeze, files_collect, thaw, files_write; checks that files_check says the same. */
 int ipc_lab_take(struct ipc_lab *lab);

@@ -374,39 +374,11 @@ static void test_frozen_cgroup(void **state)
 
 /* Signals */
 
-static struct freeze_page *handler_page;
-
-static void on_queued(int signo, siginfo_t *si, void *context)
-{
-	(void)signo;
-	(void)context;
-	/* In order, each once. */
-	if (si->si_value.sival_int != (int)atomic_fetch_add(&handler_page->count[1], 1))
-		atomic_store(&handler_page->wrong, 1);
-}
-
-static void on_plain(int signo)
-{
-	(void)signo;
-	atomic_fetch_add(&handler_page->count[2], 1);
-}
-
-static void install(struct freeze_page *page)
-{
-	struct sigaction queued = { .sa_sigaction = on_queued,
-				    .sa_flags = SA_SIGINFO | SA_RESTART };
-	struct sigaction plain = { .sa_handler = on_plain };
-
-	handler_page = page;
-	sigaction(SIGRTMIN, &queued, NULL);
-	sigaction(SIGUSR1, &plain, NULL);
-}
-
 static void holds_signals(struct freeze_page *page)
 {
 	sigset_t all;
 
-	install(page);
+	freeze_lab_count_signals(page);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, NULL);
 	(void)counter(page);
@@ -566,22 +538,7 @@ static void test_refused(void **state)
 	freeze_lab_end(pid);
 }
 
-static int setup(void **state)
-{
-	static struct freeze_lab lab;
-
-	freeze_lab_init(&lab);
-	*state = &lab;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	freeze_lab_deinit(*state);
-	return 0;
-}
-
-#define frozen_test(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define frozen_test(f) cmocka_unit_test_setup_teardown(f, freeze_lab_setup, freeze_lab_teardown)
 
 int main(int argc, char **argv)
 {

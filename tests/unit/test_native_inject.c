@@ -356,22 +356,7 @@ static void test_sequences(void **state)
 	assert_true(lab->page->value[0] > SEQUENCES / 2);
 }
 
-static int setup(void **state)
-{
-	static struct freeze_lab lab;
-
-	freeze_lab_init(&lab);
-	*state = &lab;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	freeze_lab_deinit(*state);
-	return 0;
-}
-
-#define frozen_test(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define frozen_test(f) cmocka_unit_test_setup_teardown(f, freeze_lab_setup, freeze_lab_teardown)
 
 int main(int argc, char **argv)
 {

@@ -210,34 +210,6 @@ static void test_births(void **state)
 
 /* Signals */
 
-static struct freeze_page *handler_page;
-
-static void on_queued(int signo, siginfo_t *si, void *context)
-{
-	(void)signo;
-	(void)context;
-	/* In order, each once. */
-	if (si->si_value.sival_int != (int)atomic_fetch_add(&handler_page->count[1], 1))
-		atomic_store(&handler_page->wrong, 1);
-}
-
-static void on_plain(int signo)
-{
-	(void)signo;
-	atomic_fetch_add(&handler_page->count[2], 1);
-}
-
-static void install(struct freeze_page *page)
-{
-	struct sigaction queued = { .sa_sigaction = on_queued,
-				    .sa_flags = SA_SIGINFO | SA_RESTART };
-	struct sigaction plain = { .sa_handler = on_plain };
-
-	handler_page = page;
-	sigaction(SIGRTMIN, &queued, NULL);
-	sigaction(SIGUSR1, &plain, NULL);
-}
-
 /* Main thread: handlers. Second: epoll_wait with these blocked, woken by none of the ignored. */
 static _Noreturn void *waits_for_ever(void *arg)
 {
@@ -259,7 +231,7 @@ static _Noreturn void *waits_for_ever(void *arg)
 
 static void takes_signals(struct freeze_page *page)
 {
-	install(page);
+	freeze_lab_count_signals(page);
 	thread_start(waits_for_ever, page);
 	for (int i = 0;; i++) {
 		if (i == 0)
@@ -353,7 +325,7 @@ static void computes(struct freeze_page *page)
 {
 	sigset_t set;
 
-	install(page);
+	freeze_lab_count_signals(page);
 	thread_start(receiver, page);
 	sigfillset(&set);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
@@ -419,22 +391,7 @@ static void test_killed_tracer(void **state)
 	assert_int_equal(atomic_load(&lab->page->wrong), 0);
 }
 
-static int setup(void **state)
-{
-	static struct freeze_lab lab;
-
-	freeze_lab_init(&lab);
-	*state = &lab;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	freeze_lab_deinit(*state);
-	return 0;
-}
-
-#define frozen_test(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define frozen_test(f) cmocka_unit_test_setup_teardown(f, freeze_lab_setup, freeze_lab_teardown)
 
 int main(int argc, char **argv)
 {

@@ -239,16 +239,7 @@ static void test_restored(void **state)
 		{ session_prepare, session_verify, IPC_LAB_FAMILY },
 	};
 
-	if (!lab || !lab->binary[0])
-		skip();
-	for (size_t i = 0; i < ARRAY_SIZE(programs); i++) {
-		int r;
-
-		ipc_lab_start(lab, &programs[i]);
-		r = ipc_lab_return(lab);
-		if (r != 0)
-			fail_msg("program %zu: %d %s", i, r, lab->reason);
-	}
+	ipc_lab_return_each(lab, programs, ARRAY_SIZE(programs));
 }
 
 /* Bytes that would be lost: not now. A terminal of somebody else: not at all. */
