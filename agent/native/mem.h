@@ -92,11 +92,15 @@ void mem_destroy(struct native_mem *m);
 /* The next snapshot has no base: everything is copied. Also after a snapshot that was called off. */
 void mem_forget(struct native_mem *m);
 /*
- * Job runs. Attaches to new mms, copies what is dirty, as many rounds as pay. May be called again
- * for the same folder when the freeze did not work out. task->state may be missing.
+ * Job runs. Attaches to new mms, copies what is dirty, once: a first round, which takes as long as
+ * there is much. May be called again for the same folder when the freeze did not work out.
+ * task->state may be missing.
  */
 int mem_precopy(struct native_mem *m, struct native_state *s, struct native_tree *tree,
 		const struct native_wanted *wanted, size_t wanted_count) _must_check_;
+/* Just before the freeze: what was written since, in as many short rounds as pay. */
+int mem_catch_up(struct native_mem *m, struct native_state *s,
+		 struct native_tree *tree) _must_check_;
 /* Job stands, VMAs are in the tree: scan and copy the residue. */
 int mem_collect(struct native_mem *m, struct native_tree *tree) _must_check_;
 /*

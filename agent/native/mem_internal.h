@@ -149,6 +149,7 @@ struct native_mem {
 	bool taking;			      /* pre-copy was begun, mem_write is not done */
 	bool collected;			      /* mem_collect is done, mem_write is not */
 	uint64_t scan_ns;		      /* of the last round's scans */
+	uint64_t round_pages;		      /* of the first round */
 };
 
 /* mem.c */

@@ -443,12 +443,7 @@ static bool another_round(struct native_mem *m, uint32_t done, uint64_t pages, u
 	bool small = left * COST_PAGE_NS <= target_us * 1000 / 4;
 
 	m->counts.bounded = false;
-	if (!m->ops->rounds || done >= max)
-		return false;
-	/* The first round's pages are those of a whole interval: its rate says little. */
-	if (done == 1)
-		return true;
-	if (small)
+	if (done >= max || small)
 		return false;
 	m->counts.bounded = pages * 4 > last_pages * 3;
 	return !m->counts.bounded;
@@ -491,26 +486,42 @@ static int begin(struct native_mem *m, struct native_tree *tree)
 int mem_precopy(struct native_mem *m, struct native_state *s, struct native_tree *tree,
 		const struct native_wanted *wanted, size_t wanted_count)
 {
-	uint64_t pages = 0, last_pages, start, last_scan = m->scan_ns;
-	uint32_t rounds = 0;
+	uint64_t start;
 	int r = begin(m, tree);
 
 	if (r < 0)
 		return native_fail(tree, r, "memory: the images cannot be written: %s",
 				   strerror(-r));
+	start = mem_clock_ns();
+	r = one_round(m, s, tree, wanted, wanted_count, 0, &m->round_pages);
+	if (r < 0)
+		return native_fail(tree, r, "memory: pre-copy: %s", strerror(-r));
+	m->scan_ns = start;
+	m->counts.rounds++;
+	return 0;
+}
+
+/* One at least: the first round's pages are those of a whole interval, its rate says nothing. */
+int mem_catch_up(struct native_mem *m, struct native_state *s, struct native_tree *tree)
+{
+	uint64_t pages = m->round_pages, last_pages, start;
+	uint32_t rounds = 1;
+
+	if (!m->ops->rounds || m->config.rounds_max == 1)
+		return 0;
 	do {
+		int r;
+
 		last_pages = pages;
 		start = mem_clock_ns();
-		r = one_round(m, s, tree, wanted, wanted_count, rounds, &pages);
+		r = one_round(m, s, tree, NULL, 0, rounds, &pages);
 		if (r < 0)
 			return native_fail(tree, r, "memory: pre-copy: %s", strerror(-r));
-		/* Of the first round all may be new, not written. */
-		if (rounds && start > last_scan)
-			m->counts.dirty_rate = pages * 1000000000 / (start - last_scan);
-		last_scan = start;
+		if (start > m->scan_ns)
+			m->counts.dirty_rate = pages * 1000000000 / (start - m->scan_ns);
+		m->scan_ns = start;
 		rounds++;
+		m->counts.rounds++;
 	} while (another_round(m, rounds, pages, last_pages, mem_clock_ns() - start));
-	m->scan_ns = last_scan;
-	m->counts.rounds += rounds;
 	return 0;
 }

@@ -231,12 +231,14 @@ static int attempt(struct attempt *a, char *reason)
 
 	reset_tree(a, reason);
 	r = look(a);
-	/* First, so that little is written between the last round and the stop. */
-	if (r == 0)
-		r = call(a->order, a->order->before);
 	if (r == 0)
 		r = mem_precopy(a->t->mem, a->t->state, &a->tree, a->order->wanted,
 				a->order->wanted_count);
+	if (r == 0)
+		r = call(a->order, a->order->before);
+	/* Last, so that little is written between this and the stop. */
+	if (r == 0)
+		r = mem_catch_up(a->t->mem, a->t->state, &a->tree);
 	if (r == 0)
 		r = stop_and_collect(a);
 	/* Another one than the job itself has ended meanwhile. */

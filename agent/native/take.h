@@ -3,7 +3,8 @@
  * One snapshot from its first look to its last image: the order in which the parts of the native
  * engine work, in the process that traces.
  *
- *   list, look, checks, before(), pre-copy -> [ stop, frozen(), collect, collected(), go ] -> write
+ *   list, look, checks, pre-copy, before(), catch up
+ *     -> [ stop, frozen(), collect, collected(), go ] -> write
  *
  * A taker belongs to one job and outlives its snapshots: what it knows of the job's memory makes
  * the next one small. Whatever fails, the job runs on. A process that is born, or that execs,
@@ -39,7 +40,7 @@ struct take_order {
 	size_t wanted_count;
 	int deadline_ms; /* of the freeze */
 	/*
-	 * All may be NULL; < 0 calls the snapshot off. before: the job runs; pre-copy comes next.
+	 * All may be NULL; < 0 calls the snapshot off. before: the job runs, the long part of pre-copy is done.
 	 * frozen: it stands, collecting begins; must not wait. collected: about to be let go.
 	 * These three may come again after an attempt that was given up. after: all is written; the
 	 * job runs, but with hold, and the tree says how it was.

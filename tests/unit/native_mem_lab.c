@@ -401,6 +401,8 @@ int lab_take(struct lab *lab, pid_t root, void (*between)(void *ctx), void *ctx,
 	r = look(lab);
 	if (r == 0)
 		r = mem_precopy(lab->mem, lab->state, &lab->tree, wanted, wanted_count);
+	if (r == 0)
+		r = mem_catch_up(lab->mem, lab->state, &lab->tree);
 	if (r == 0 && between)
 		between(ctx);
 	if (r == 0)

@@ -94,6 +94,6 @@ struct lab {
 /* False and a message: it cannot run here. */
 bool lab_start(struct lab *lab, enum native_tracker tracker, unsigned int broken);
 void lab_end(struct lab *lab);
-/* between may be NULL; it is called after the first pre-copy round. Returns what mem_* returned. */
+/* between may be NULL; it is called after the pre-copy rounds. Returns what mem_* returned. */
 int lab_take(struct lab *lab, pid_t root, void (*between)(void *ctx), void *ctx,
 	     const struct native_wanted *wanted, size_t wanted_count);

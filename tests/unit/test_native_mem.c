@@ -36,18 +36,31 @@ struct fixture {
 	struct victim victim;
 };
 
+/* Static, as all fixtures here: a test that fails leaves it to the teardown. */
+static struct fixture *running;
+
 static void begin(struct fixture *f, enum native_tracker tracker, unsigned int broken)
 {
 	memset(f, 0, sizeof(*f));
 	if (!lab_start(&f->lab, tracker, broken))
 		skip();
+	running = f;
 	victim_start(&f->victim);
 }
 
 static void end(struct fixture *f)
 {
+	running = NULL;
 	victim_end(&f->victim);
 	lab_end(&f->lab);
+}
+
+static int clean_up(void **state)
+{
+	(void)state;
+	if (running)
+		end(running);
+	return 0;
 }
 
 static void take(struct fixture *f, void (*between)(void *ctx), void *ctx)
@@ -83,7 +96,7 @@ static void do_step(void *ctx)
 /* Every operation before the pre-copy, between it and the stop, or at both times. */
 static void every_way(enum native_tracker tracker, uint32_t first_when)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	begin(&f, tracker, 0);
 	take(&f, NULL, NULL);
@@ -157,7 +170,7 @@ static uint64_t random_takes(struct fixture *f, uint64_t seed, uint32_t count)
 
 static void test_random(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	(void)state;
 	begin(&f, TRACK_AUTO, 0);
@@ -169,7 +182,7 @@ static void test_random(void **state)
 /* A thread writes and gives back pages all the while. */
 static void test_storm(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	(void)state;
 	begin(&f, TRACK_AUTO, 0);
@@ -184,7 +197,7 @@ static void test_storm(void **state)
 
 static void test_fork(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 	struct step fork_now = { NULL, OP_FORK, 0 };
 
 	(void)state;
@@ -207,7 +220,7 @@ static void test_fork(void **state)
 
 static void test_huge_hole(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	(void)state;
 	begin(&f, TRACK_UFFD, 0);
@@ -239,7 +252,7 @@ static void test_mutants(void **state)
 {
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(mutants); i++) {
-		struct fixture f;
+		static struct fixture f;
 		uint64_t wrong;
 
 		begin(&f, TRACK_UFFD, mutants[i].broken);
@@ -254,7 +267,7 @@ static void test_mutants(void **state)
 /* An idle process costs its vdso and what the stop itself wrote. */
 static void test_small(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	(void)state;
 	begin(&f, TRACK_UFFD, 0);
@@ -281,7 +294,7 @@ static void test_wanted(void **state)
 {
 	struct native_wanted wanted[2] = { { .pages_id = 1, .first = 10, .count = 500 },
 					   { .pages_id = 2, .first = 0, .count = 20 } };
-	struct fixture f;
+	static struct fixture f;
 	int r;
 
 	(void)state;
@@ -316,7 +329,7 @@ static pid_t start_writer(void)
 /* While somebody may write through pinned pages, rounds leave them to the pause. */
 static void test_pinned(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 
 	(void)state;
 	for (int tracker = TRACK_UFFD; tracker <= TRACK_HASH; tracker += 2) {
@@ -338,7 +351,7 @@ static void test_pinned(void **state)
 
 static void test_refused(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 	int r;
 
 	(void)state;
@@ -355,7 +368,7 @@ static void test_refused(void **state)
 /* The target keeps no descriptor of ours. */
 static void test_leaves_nothing(void **state)
 {
-	struct fixture f;
+	static struct fixture f;
 	char path[64];
 
 	(void)state;
@@ -469,25 +482,27 @@ static int bench(uint32_t mib)
 	return 0;
 }
 
+#define cleaned_test(f) cmocka_unit_test_teardown(f, clean_up)
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_runs),
-		cmocka_unit_test(test_materialise_refuses),
-		cmocka_unit_test(test_every_way_uffd),
-		cmocka_unit_test(test_every_way_hash),
-		cmocka_unit_test(test_every_way_soft_dirty),
-		cmocka_unit_test(test_random),
-		cmocka_unit_test(test_storm),
-		cmocka_unit_test(test_fork),
-		cmocka_unit_test(test_huge_hole),
-		cmocka_unit_test(test_small),
-		cmocka_unit_test(test_wanted),
-		cmocka_unit_test(test_pinned),
-		cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_leaves_nothing),
+		cleaned_test(test_runs),
+		cleaned_test(test_materialise_refuses),
+		cleaned_test(test_every_way_uffd),
+		cleaned_test(test_every_way_hash),
+		cleaned_test(test_every_way_soft_dirty),
+		cleaned_test(test_random),
+		cleaned_test(test_storm),
+		cleaned_test(test_fork),
+		cleaned_test(test_huge_hole),
+		cleaned_test(test_small),
+		cleaned_test(test_wanted),
+		cleaned_test(test_pinned),
+		cleaned_test(test_refused),
+		cleaned_test(test_leaves_nothing),
 #ifndef __SANITIZE_ADDRESS__
-		cmocka_unit_test(test_mutants),
+		cleaned_test(test_mutants),
 #endif
 	};
 
