@@ -12,6 +12,7 @@
 #include "agent/native/state_internal.h"
 
 enum {
+	FLAG_EXITING = 0x4,    /* PF_EXITING */
 	FLAG_IO_WORKER = 0x10, /* PF_IO_WORKER */
 	FEATURE_SHADOW_STACK = 1,
 	LABEL_MAX = 256,
@@ -32,6 +33,9 @@ static int check_thread(struct native_tree *tree, const struct native_task *task
 		return REFUSE(tree, "thread %d is traced by process %d", tid, (int)s->ptraced);
 	if (s->flags & FLAG_IO_WORKER)
 		return REFUSE(tree, "process %d has a worker of an io_uring", task->pid);
+	/* It has let go of them already. Only a look while the job runs can meet such a one. */
+	if (s->flags & FLAG_EXITING)
+		return t->stopped ? native_fail(tree, -EAGAIN, "thread %d is ending", tid) : 0;
 	if (s->files != task->state->files || s->fs != task->state->fs)
 		return REFUSE(tree, "thread %d does not share the %s of its process", tid,
 			      s->fs != task->state->fs ? "folders" : "descriptors");
