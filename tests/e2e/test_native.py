@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from common import (ROOT, check, check_counter, check_equal, counter_argv, home_of, main,
+from common import (Failed, ROOT, check, check_counter, check_equal, counter_argv, home_of, main,
                     make_folder, note, submit, traces)
 
 SEED = 5
@@ -137,13 +137,29 @@ def in_pause(pid, seconds=4):
     return False
 
 
+def last_words(host, job):
+    folder = Path(home_of(job.user)) / job.name / "out.txt"
+    for where in {host, job.home}:
+        if where.path(folder).exists():
+            return where.path(folder).read_text().splitlines()[-1:]
+    return None
+
+
 def check_alive(host, job, pids):
     """The same processes as ever; otherwise the last words of the program."""
     if host.pids(job.marker) != pids:
-        out = (job.home.path(home_of(job.user)) / job.name / "out.txt")
         note(f"it ended: exit status {job.show().get('exit_status')}, "
-             f"last words: {out.read_text().splitlines()[-1:] if out.exists() else None}")
+             f"last words: {last_words(host, job)}")
     check_equal(host.pids(job.marker), pids, "the same processes run on")
+
+
+def wait_more(host, job):
+    """One checkpoint more; if the job has ended instead, why."""
+    try:
+        job.wait_seq(job.show()["seq"] + 1)
+    except Failed:
+        note(f"last words: {last_words(host, job)}")
+        raise
 
 
 def kill_all(pids):
@@ -170,7 +186,7 @@ def test_killed(lab):
     for _ in range(6):
         check_alive(host, job, pids)
         # A tracer that has attached to the memory: no call is injected any more.
-        job.wait_seq(job.show()["seq"] + 1)
+        wait_more(host, job)
         known = tracers(host)
         if known and in_pause(pids[0]):
             # All threads stand by then. Only between the stop of a thread and the repair of its
@@ -184,7 +200,7 @@ def test_killed(lab):
         host.restart_daemon()
         check_alive(host, job, pids)
     check_stopped(host, job)
-    job.wait_seq(job.show()["seq"] + 1)
+    wait_more(host, job)
     check(detail(job)["native_count"] >= 2, "native goes on")
     engines = [row["engine"] for row in job.history()["checkpoints"]]
     note(f"engines: {engines}")
