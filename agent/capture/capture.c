@@ -39,7 +39,8 @@ int capture_create(const struct capture_config *config, struct capture **ret_cap
 	c->state_dir = realpath(config->state_dir, NULL);
 	r = c->state_dir ? 0 : -errno;
 	c->cwd = strdup(config->cwd ? config->cwd : "/");
-	if (r == 0 && !c->cwd)
+	c->cgroup_dir = config->cgroup_dir ? strdup(config->cgroup_dir) : NULL;
+	if (r == 0 && (!c->cwd || (config->cgroup_dir && !c->cgroup_dir)))
 		r = -ENOMEM;
 	if (r == 0)
 		r = copy_inputs(c, config->inputs);
@@ -49,6 +50,7 @@ int capture_create(const struct capture_config *config, struct capture **ret_cap
 	}
 	c->config.state_dir = c->state_dir;
 	c->config.cwd = c->cwd;
+	c->config.cgroup_dir = c->cgroup_dir;
 	c->config.inputs = (const char *const *)c->inputs;
 	*ret_capture = c;
 	return 0;
@@ -63,6 +65,7 @@ void capture_destroy(struct capture *c)
 	free(c->inputs);
 	free(c->state_dir);
 	free(c->cwd);
+	free(c->cgroup_dir);
 	capture_native_stop(c);
 	past_deinit(&c->past);
 	free(c);

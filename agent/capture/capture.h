@@ -43,6 +43,7 @@ struct capture_config {
 	const char *const *inputs; /* NULL-terminated further paths to carry along; may be NULL */
 	bool carry_cwd;		   /* closure has the tree below cwd */
 	uint64_t closure_max_bytes;
+	const char *cgroup_dir; /* the job's, or NULL */
 	bool adopted; /* files are the host's own, until the first restore */
 };
 

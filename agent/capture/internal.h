@@ -234,7 +234,7 @@ int closure_add_view(struct closure *c, const struct proc_view *view) _must_chec
 
 struct capture {
 	struct capture_config config;
-	char *state_dir, *cwd;
+	char *state_dir, *cwd, *cgroup_dir;
 	char **inputs;
 	struct past past;
 	bool copy_all; /* the packer asked for what we no longer have */

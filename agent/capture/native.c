@@ -50,6 +50,7 @@ static int ensure_running(struct take *t)
 	struct capture *c = t->c;
 	struct native_config config = { .binary = t->request->native,
 					.root = t->status.main_pid,
+					.cgroup = c->config.cgroup_dir,
 					.nice_rounds = NICE_ROUNDS,
 					.mem = { .buffer_bytes = BUFFER_BYTES,
 						 .pause_target_us = PAUSE_TARGET_US } };

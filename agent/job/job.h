@@ -268,6 +268,8 @@ void job_discard(struct job *job);
 void job_end_leftover(struct job *job);
 /* All that lives in a cgroup whose keeper is dead. */
 void job_kill_cgroup(const char *cgroup_dir);
+/* Once it is empty. */
+void job_remove_cgroup(const char *cgroup_dir);
 /* A copy of the newest committed value, for other threads. */
 void job_get_value(struct job *job, struct job_value *ret_value);
 

@@ -43,6 +43,7 @@ int job_make_capture(struct job *job)
 		.carry_cwd = !json_object_object_get_ex(job->spec.json, "carry_cwd", &carry) ||
 			     json_object_get_boolean(carry),
 		.closure_max_bytes = job->agent->config.closure_max_bytes,
+		.cgroup_dir = job->cgroup_dir[0] ? job->cgroup_dir : NULL,
 		.adopted = job->in_place,
 	};
 	int r;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "agent/job/job.h"
+#include "agent/native/native.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -113,7 +114,7 @@ static void clear(struct agent *a, const char *hex)
 	if (r < 0)
 		log_errno(r, "clear %s", state);
 	if (a->cgroup_base[0])
-		rmdir(cgroup);
+		job_remove_cgroup(cgroup);
 }
 
 int agent_start_jobs(struct agent *a)
@@ -202,6 +203,8 @@ int job_resume(struct job *job)
 		job_phase(job, PHASE_GONE);
 		return r;
 	}
+	if (job->cgroup_dir[0]) /* decamp-capture was killed with us, in the midst of a freeze */
+		native_mend(job->agent->config.capture_path, job->cgroup_dir);
 	job->in_place = status.init_pid == 0 && job->spec.adopted;
 	if (job->in_place) {
 		job->adopted_pid = status.main_pid;

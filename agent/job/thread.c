@@ -180,6 +180,21 @@ void job_kill_cgroup(const char *cgroup_dir)
 		log_errno(r, "%s", cgroup_dir);
 }
 
+void job_remove_cgroup(const char *cgroup_dir)
+{
+	_cleanup_free_ char *tasks = NULL;
+
+	if (asprintf(&tasks, "%s/" KEEPER_TASKS, cgroup_dir) < 0)
+		return;
+	/* A dead process may still be counted for a moment. */
+	for (int i = 0; i < 20; i++) {
+		rmdir(tasks);
+		if (rmdir(cgroup_dir) == 0 || errno != EBUSY)
+			return;
+		usleep(10000);
+	}
+}
+
 void job_discard(struct job *job)
 {
 	int r = 0;
@@ -200,7 +215,8 @@ void job_discard(struct job *job)
 		r = remove_tree_at(AT_FDCWD, job->run_dir);
 	if (r < 0)
 		log_errno(r, "%s: remove %s", job->spec.name, job->state_dir);
-	rmdir(job->cgroup_dir);
+	if (job->cgroup_dir[0])
+		job_remove_cgroup(job->cgroup_dir);
 }
 
 int job_save(struct job *job)

@@ -20,9 +20,21 @@
 /* A freeze mostly takes some 100 us; the kernel reports it at most every 10 ms. */
 enum { FREEZE_SPIN_US = 1000, FREEZE_SPIN_STEP_US = 50 };
 
+/*
+ * The processes are in a leaf below the cgroup, so that the tracer can hold them for a moment
+ * (agent/native/fence.h) without a word about the job's own freeze: it takes both to be thawed.
+ */
+static int open_tasks(struct warden *w)
+{
+	if (mkdirat(w->cgroup_fd, KEEPER_TASKS, 0755) < 0 && errno != EEXIST)
+		return -errno;
+	w->tasks_fd = openat(w->cgroup_fd, KEEPER_TASKS, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return w->tasks_fd < 0 ? -errno : 0;
+}
+
 int freezer_open(struct warden *w)
 {
-	w->cgroup_fd = w->freeze_fd = w->events_fd = -1;
+	w->cgroup_fd = w->freeze_fd = w->events_fd = w->tasks_fd = -1;
 	if (!w->config.cgroup_dir)
 		return 0;
 	w->cgroup_fd = open(w->config.cgroup_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -30,7 +42,7 @@ int freezer_open(struct warden *w)
 		return -errno;
 	w->freeze_fd = openat(w->cgroup_fd, "cgroup.freeze", O_WRONLY | O_CLOEXEC);
 	w->events_fd = openat(w->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
-	return w->freeze_fd < 0 || w->events_fd < 0 ? -errno : 0;
+	return w->freeze_fd < 0 || w->events_fd < 0 ? -errno : open_tasks(w);
 }
 
 /* Reads "name 0|1" of cgroup.events. */
@@ -142,7 +154,7 @@ static int for_tree(struct warden *w, pid_t root, int (*fn)(struct warden *w, pi
 static int move_one(struct warden *w, pid_t pid, int arg)
 {
 	char text[16];
-	_cleanup_close_ int fd = openat(w->cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+	_cleanup_close_ int fd = openat(w->tasks_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
 
 	(void)arg;
 	if (fd < 0)
@@ -244,6 +256,8 @@ static void remove_below(int dirfd, int depth)
 	_cleanup_closedir_ DIR *dir = fdopendir(dup(dirfd));
 	struct dirent *entry;
 
+	if (dir)
+		rewinddir(dir); /* the offset is dirfd's own */
 	while (dir && depth < 8 && (entry = readdir(dir))) {
 		int child;
 
@@ -273,10 +287,13 @@ void freezer_remove(struct warden *w)
 
 	if (w->cgroup_fd < 0)
 		return;
-	remove_below(w->cgroup_fd, 0);
 	/* A dead process may still be counted for a moment. */
-	for (int i = 0; i < 100 && rmdir(w->config.cgroup_dir) < 0 && errno == EBUSY; i++)
+	for (int i = 0; i < 100; i++) {
+		remove_below(w->cgroup_fd, 0);
+		if (rmdir(w->config.cgroup_dir) == 0 || errno != EBUSY)
+			break;
 		usleep(10000);
+	}
 	/* The keepers' own group goes with the last of them. */
 	if (beside(w, "cgroup.procs", path) && write_kernel_file(path, "0") == 0 &&
 	    beside(w, "keepers", path))

@@ -41,6 +41,9 @@ enum {
 	KEEPER_GROUPS_MAX = 256,
 };
 
+/* Below cgroup_dir, where the processes are: for who would hold them beside the warden. */
+#define KEEPER_TASKS "tasks"
+
 struct keeper;
 
 struct keeper_config {

@@ -189,7 +189,7 @@ int main(int argc, char **argv)
 	struct keeper_started started = { 0 };
 
 	w.run_fd = w.listen_fd = w.signal_fd = w.timer_fd = -1;
-	w.cgroup_fd = w.freeze_fd = w.events_fd = -1;
+	w.cgroup_fd = w.freeze_fd = w.events_fd = w.tasks_fd = -1;
 	w.init_pidfd = w.init_sock = w.main_pidfd = -1;
 	prctl(PR_SET_NAME, "decamp-keeper");
 	started.status = parse_arguments(argc, argv, &w.config);

@@ -308,13 +308,13 @@ static void on_child(struct warden *w)
 static int forward_run(struct warden *w, const int *fds, int fd_count)
 {
 	struct init_msg msg = { .op = INIT_RUN };
-	int out[2] = { fd_count ? fds[0] : -1, w->cgroup_fd };
+	int out[2] = { fd_count ? fds[0] : -1, w->tasks_fd };
 
 	if (fd_count != 1)
 		return -EBADMSG;
 	if (!w->init_pid || w->main_pid || w->exited)
 		return -EBUSY;
-	return keeper_send(w->init_sock, &msg, sizeof(msg), out, w->cgroup_fd >= 0 ? 2 : 1);
+	return keeper_send(w->init_sock, &msg, sizeof(msg), out, w->tasks_fd >= 0 ? 2 : 1);
 }
 
 static int forward_watch(struct warden *w, uint32_t op, pid_t pid)

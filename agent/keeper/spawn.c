@@ -149,7 +149,7 @@ static void __attribute__((noreturn)) child(struct spawn_plan *plan, int exec_fd
 /* Forks with the first free PID of the helpers' range. */
 static pid_t fork_helper(const struct warden *w, bool in_cgroup, int *ret_pidfd)
 {
-	int cgroup_fd = in_cgroup ? w->cgroup_fd : -1;
+	int cgroup_fd = in_cgroup ? w->tasks_fd : -1;
 	pid_t first = w->config.helper_pid ? w->config.helper_pid : KEEPER_HELPER_FIRST_PID;
 
 	if (w->config.adopted)

@@ -60,6 +60,7 @@ struct warden {
 	struct warden_config config;
 	int run_fd, listen_fd, signal_fd, timer_fd;
 	int cgroup_fd, freeze_fd, events_fd; /* -1: no cgroup */
+	int tasks_fd;			     /* the leaf that the processes are in; -1: no cgroup */
 	pid_t init_pid;			     /* 0: none or gone */
 	int init_pidfd, init_sock;
 	int main_pidfd; /* -1: none yet */

@@ -2,6 +2,7 @@
 /* decampd's side of decamp-capture: start it, drive a snapshot, outlive its death. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -13,6 +14,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "agent/keeper/keeper.h"
+#include "agent/native/fence.h"
 #include "agent/native/protocol.h"
 #include "agent/util/io.h"
 
@@ -114,10 +117,10 @@ static int give_up(struct native *n, int r, char reason[NATIVE_REASON_MAX])
 }
 
 /* A question with one answer. */
-static int ask(struct native *n, const struct native_order *order, uint32_t op,
+static int ask(struct native *n, const struct native_order *order, int fd, uint32_t op,
 	       struct native_news *ret_news, char reason[NATIVE_REASON_MAX])
 {
-	int r = send_order(n, order, -1);
+	int r = send_order(n, order, fd);
 
 	if (r == 0)
 		r = receive(n, ret_news, NULL, START_MS);
@@ -157,6 +160,27 @@ static int launch(const char *binary, struct native **ret_native, char reason[NA
 	return 0;
 }
 
+/* -1: no fence. */
+static int open_fence(const char *cgroup)
+{
+	char path[PATH_MAX];
+
+	if (!cgroup || snprintf(path, sizeof(path), "%s/" KEEPER_TASKS, cgroup) >= PATH_MAX)
+		return -1;
+	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* Nobody is there to mend: a call that says EINTR is less than a job that stands. */
+static void lower_fence(int dir)
+{
+	struct native_fence fence;
+
+	if (dir >= 0 && fence_open(dir, &fence) == 0) {
+		fence_lower(&fence);
+		fence_close(&fence);
+	}
+}
+
 int native_start(const struct native_config *config, struct native **ret_native,
 		 char reason[NATIVE_REASON_MAX])
 {
@@ -167,17 +191,49 @@ int native_start(const struct native_config *config, struct native **ret_native,
 				      .mem = config->mem };
 	struct native_news news;
 	struct native *n = NULL;
+	_cleanup_close_ int fence = open_fence(config->cgroup);
 	int r = launch(config->binary, &n, reason);
 
-	if (r < 0)
-		return r;
-	r = ask(n, &order, NATIVE_DONE, &news, reason);
+	if (r == 0)
+		r = ask(n, &order, fence, NATIVE_DONE, &news, reason);
 	if (r < 0) {
 		native_stop(n);
+		lower_fence(fence);
 		return r;
 	}
 	*ret_native = n;
 	return 0;
+}
+
+static bool is_up(int dir)
+{
+	struct native_fence fence;
+	bool up;
+
+	if (dir < 0 || fence_open(dir, &fence) < 0)
+		return false;
+	up = fence_is_up(&fence);
+	fence_close(&fence);
+	return up;
+}
+
+void native_mend(const char *binary, const char *cgroup)
+{
+	struct native_order order = { .op = NATIVE_MEND };
+	_cleanup_close_ int fence = open_fence(cgroup);
+	char reason[NATIVE_REASON_MAX];
+	struct native_news news;
+	struct native *n = NULL;
+	int r;
+
+	if (!is_up(fence))
+		return;
+	r = launch(binary, &n, reason);
+	if (r == 0)
+		r = ask(n, &order, fence, NATIVE_DONE, &news, reason);
+	if (r < 0)
+		lower_fence(fence);
+	native_stop(n);
 }
 
 void native_stop(struct native *n)
@@ -335,7 +391,7 @@ int native_check(const char *binary, pid_t root, char reason[NATIVE_REASON_MAX])
 
 	if (r < 0)
 		return r;
-	r = ask(n, &order, NATIVE_DONE, &news, reason);
+	r = ask(n, &order, -1, NATIVE_DONE, &news, reason);
 	native_stop(n);
 	return r;
 }

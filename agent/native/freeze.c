@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/freeze_internal.h"
 
 enum {
@@ -25,6 +26,7 @@ enum {
 	LET_RUN_MAX = 32,
 	POLL_US = 100,
 	SEIZE_TRIES = 20,
+	LOOKS_MAX = 256, /* threads whose calls are looked at, for the fence */
 	STRAY_TICKS = 100,
 	FOLLOW = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE,
 };
@@ -36,7 +38,9 @@ struct freezer {
 	bool by_scan;
 	bool follow; /* newborn threads and processes are ours from the start */
 	bool relist; /* somebody has ended, or was born */
-	bool lost;   /* somebody has ended who was to tell us of newborn ones */
+	bool fenced; /* the kernel holds all of it, whatever becomes of us */
+	bool moved; /* as relist, but never taken back: somebody behind the fence may not be ours */
+	bool lost;  /* somebody has ended who was to tell us of newborn ones */
 	/* Children of vfork(2), whose parents cannot stop before they have called exec. */
 	pid_t let_run[LET_RUN_MAX];
 	size_t let_run_count;
@@ -67,7 +71,7 @@ static void forget(struct freezer *f, struct native_thread *t)
 {
 	struct native_task *task = t->task;
 
-	f->relist = true;
+	f->relist = f->moved = true;
 	f->lost = f->lost || f->follow;
 	t->seized = false;
 	for (size_t i = 0; i < task->thread_count; i++)
@@ -234,7 +238,7 @@ static int newborn(struct freezer *f, pid_t pid, pid_t tid)
 	unsigned long born;
 	int r;
 
-	f->relist = true;
+	f->relist = f->moved = true;
 	if (ptrace(PTRACE_GETEVENTMSG, tid, 0, &born) < 0 || !born)
 		return 0;
 	task = tree_find(f->tree, pid);
@@ -302,6 +306,16 @@ static bool same_memory(pid_t a, pid_t b)
 	return r == 0 || (r < 0 && errno != ESRCH);
 }
 
+/* All that we trace are mended or will stop first. Others may be behind it: of these we see to it. */
+static void drop_fence(struct freezer *f, bool sure)
+{
+	if (f->fenced && sure)
+		fence_lower(f->tree->fence);
+	else if (f->fenced)
+		fence_mend(f->tree->fence);
+	f->fenced = false;
+}
+
 /* In vfork(2) nothing stops the parent: its child must go on until it calls exec or ends. */
 static void let_child_run(struct freezer *f, const struct native_thread *t)
 {
@@ -315,6 +329,7 @@ static void let_child_run(struct freezer *f, const struct native_thread *t)
 		if (c->parent != t->task || !c->pid || c->zombie || is_let_run(f, c->pid) ||
 		    f->let_run_count >= LET_RUN_MAX || !same_memory(t->tid, c->pid))
 			continue;
+		drop_fence(f, false);
 		f->let_run[f->let_run_count++] = c->pid;
 		for (size_t k = 0; k < c->thread_count; k++) {
 			if (!c->threads[k].tid || !c->threads[k].stopped)
@@ -465,6 +480,26 @@ static int stop_the_rest(struct freezer *f)
 	return r;
 }
 
+/*
+ * Who sleeps in a call that a stop ends with EINTR goes behind the fence, and all with him. A job
+ * that computes has none such and is spared the price, some 40 us. (Whoever goes to sleep so between
+ * this look and the stop has no fence: a tracer that is killed in that very moment is the price.)
+ */
+static bool needs_fence(const struct native_tree *tree)
+{
+	size_t looks = 0;
+
+	for (size_t i = 0; i < tree->task_count; i++)
+		for (size_t k = 0; k < tree->tasks[i].thread_count; k++) {
+			long nr = list_syscall(tree->tasks[i].threads[k].tid);
+
+			if (++looks > LOOKS_MAX ||
+			    (nr >= 0 && regs_leaks_eintr((unsigned long long)nr)))
+				return true;
+		}
+	return false;
+}
+
 static int check_complete(struct native_tree *tree)
 {
 	const struct native_task *root;
@@ -589,8 +624,10 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 	if (r < 0)
 		return native_fail(tree, r, "no timer for the deadline: %s", strerror(-r));
 	r = list_known(&f);
+	f.fenced = r == 0 && needs_fence(tree) && fence_covers(tree->fence, tree);
 	freeze_raise();
 	tree->stop_ns = mono_ns();
+	f.fenced = f.fenced && fence_raise(tree->fence);
 	if (r == 0)
 		r = stop_all(&f);
 	if (r == 0)
@@ -600,6 +637,7 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 		r = check_complete(tree);
 	if (f.lost)
 		free_strays(tree);
+	drop_fence(&f, r == 0 && !f.moved);
 	tick_stop(&f.tick);
 	if (r < 0 && let_go(tree))
 		r = native_fail(tree, -ENOTRECOVERABLE, "a thread hangs in the kernel");

@@ -8,7 +8,8 @@
  * can be stopped too. Whoever is the calling thread becomes the tracer: all calls from one thread.
  *
  * Speed: the caller runs SCHED_FIFO with locked memory (freeze_prepare_self), for which the rights
- * may be missing: then it is slower, never wrong. If the tracer dies, the kernel lets all go.
+ * may be missing: then it is slower, never wrong. If the tracer dies, the kernel lets all go, and a fence
+ * (fence.h) keeps what was not mended yet.
  * Source: ptrace(2), kernel/ptrace.c, kernel/signal.c.
  */
 #pragma once
@@ -22,7 +23,7 @@ void freeze_raise(void);
 void freeze_lower(void);
 
 /*
- * Before: tree->root set, tree->arena there. After: tree->tasks and their threads complete, all
+ * Before: tree->root set, tree->arena there, tree->fence or NULL. After: tree->tasks and their threads complete, all
  * stopped. -ETIMEDOUT after deadline_ms (all was let go), -ESRCH: the root is gone; -EOPNOTSUPP:
  * somebody else traces a task. A tree that was listed before (tree_list) stops faster.
  * -ENOTRECOVERABLE: a thread hangs in the kernel and only the end of the calling process takes the
@@ -43,9 +44,11 @@ int regs_collect(struct native_tree *tree) _must_check_;
  * One system call in a thread of a process that is not stopped by us: seizes that thread, runs
  * `nr`, puts everything back, lets go. fn may be called with the thread still stopped (to fetch a
  * descriptor that the call made) and may run further calls by inject_syscall(). -EOPNOTSUPP where
- * there is no system call instruction to be found, or seccomp forbids.
+ * there is no system call instruction to be found, or seccomp forbids. fence: of its job, or NULL.
  */
 struct injection;
+struct native_fence;
 int inject_syscall(struct injection *i, long nr, const uint64_t args[6],
 		   int64_t *ret_result) _must_check_;
-int inject(pid_t pid, int (*fn)(void *ctx, struct injection *i), void *ctx) _must_check_;
+int inject(pid_t pid, const struct native_fence *fence, int (*fn)(void *ctx, struct injection *i),
+	   void *ctx) _must_check_;

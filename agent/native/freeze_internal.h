@@ -95,6 +95,8 @@ bool tick_over(const struct freeze_tick *t);
  * the same, or a restart. Only calls known to return EINTR for a mere stop are restarted.
  */
 long regs_repaired_ax(const struct user_regs_struct *regs);
+/* Such a call: a stop alone makes it return EINTR. */
+bool regs_leaks_eintr(unsigned long long nr);
 /* A thread that was stopped in the critical section at cs starts it anew: where; else ip. */
 uint64_t regs_leave_rseq(pid_t pid, uint64_t cs, uint64_t ip);
 /* The rseq configuration of a stopped thread and what is in its area; all 0: none. */

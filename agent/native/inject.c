@@ -18,6 +18,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/freeze.h"
 #include "agent/native/freeze_internal.h"
 #include "agent/native/inject_net.h"
@@ -271,13 +272,10 @@ static int spread_net(struct injection *i)
 	return 0;
 }
 
-/* First stop: what will be put back, with an EINTR made a restart at once. */
-static int save(struct injection *i)
+/* At once: an EINTR that the stop has made becomes a restart. */
+static int mend(struct injection *i)
 {
-	struct native_thread t = { .tid = i->tid };
-	const uint64_t all = ~0ull;
 	long ax;
-	int r;
 
 	if (ptrace(PTRACE_GETREGS, i->tid, 0, &i->saved) < 0)
 		return -ESRCH;
@@ -285,6 +283,33 @@ static int save(struct injection *i)
 	if (ax != (long)i->saved.rax &&
 	    ptrace(PTRACE_POKEUSER, i->tid, offsetof(struct user_regs_struct, rax), ax) == 0)
 		i->saved.rax = (unsigned long long)ax;
+	return 0;
+}
+
+/*
+ * The first stop. A thread asleep in a call that a stop ends with EINTR goes behind the fence for it,
+ * and all of its job with it, which is mended as well; others need none, and the job runs on.
+ */
+static int first_stop(struct injection *i, const struct native_fence *fence)
+{
+	long nr = fence ? list_syscall(i->tid) : -1;
+	bool up = nr >= 0 && regs_leaks_eintr((unsigned long long)nr) && fence_raise(fence);
+	int r = stop(i);
+
+	if (r == 0)
+		r = mend(i);
+	if (up)
+		fence_mend(fence);
+	return r;
+}
+
+/* What will be put back. */
+static int save(struct injection *i)
+{
+	struct native_thread t = { .tid = i->tid };
+	const uint64_t all = ~0ull;
+	int r;
+
 	if (!regs_are_64bit(&i->saved) || dispatches_calls(i->tid))
 		return -EOPNOTSUPP;
 	/* Refused without CAP_SYS_ADMIN, and to a tracer that has a filter of its own. */
@@ -348,7 +373,8 @@ static int attach(struct injection *i)
 	return !state || state == 'Z' || state == 'X' ? -ESRCH : -EOPNOTSUPP;
 }
 
-int inject(pid_t pid, int (*fn)(void *ctx, struct injection *i), void *ctx)
+int inject(pid_t pid, const struct native_fence *fence, int (*fn)(void *ctx, struct injection *i),
+	   void *ctx)
 {
 	struct injection i = { .tid = pid };
 	int r;
@@ -359,7 +385,7 @@ int inject(pid_t pid, int (*fn)(void *ctx, struct injection *i), void *ctx)
 		return r;
 	r = attach(&i);
 	if (r == 0) {
-		r = stop(&i);
+		r = first_stop(&i, fence);
 		if (r == 0)
 			r = save(&i);
 		if (r == 0)

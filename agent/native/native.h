@@ -28,12 +28,19 @@ enum {
 struct native_config {
 	const char *binary; /* decamp-capture */
 	pid_t root;	    /* main process of the job, as decampd sees it */
+	const char *cgroup; /* the job's, as keeper_config.cgroup_dir; NULL: none */
 	int nice_rounds;    /* niceness of pre-copy */
 	struct native_mem_config mem;
 };
 
 int native_start(const struct native_config *config, struct native **ret_native,
 		 char reason[NATIVE_REASON_MAX]) _must_check_;
+/*
+ * A decamp-capture that was killed may have left the job behind its fence (fence.h), where no thread
+ * runs until its call is mended. native_start() sees to that, and so does this; fast if there is
+ * nothing to mend. If nothing can be started, the fence is lowered all the same.
+ */
+void native_mend(const char *binary, const char *cgroup);
 /* Detaches from the job and ends the process; NULL is accepted. */
 void native_stop(struct native *n);
 /* False once its process has ended, or was given up. */

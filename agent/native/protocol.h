@@ -2,7 +2,8 @@
 /*
  * What decampd and decamp-capture say to each other over the SOCK_SEQPACKET socket at descriptor 3.
  *
- *   START ->          <- DONE
+ *   START (fence, if any) ->          <- DONE
+ *   MEND (fence) ->   <- DONE
  *   CHECK ->          <- DONE
  *   TAKE (images), WANTED (memfd, if any) ->
  *                     <- BEFORE n    ANSWER n ->
@@ -17,7 +18,7 @@
 
 #include "agent/native/native.h"
 
-enum { NATIVE_FD = 3, NATIVE_VERSION = 1 };
+enum { NATIVE_FD = 3, NATIVE_VERSION = 2 };
 
 enum native_op {
 	NATIVE_START = 1,
@@ -28,6 +29,7 @@ enum native_op {
 	NATIVE_BEFORE,
 	NATIVE_FROZEN,
 	NATIVE_DONE,
+	NATIVE_MEND,
 };
 
 /* To decamp-capture. */

@@ -57,7 +57,7 @@ bool regs_are_64bit(const struct user_regs_struct *regs)
  * file system in user space. All have done nothing yet when they say EINTR. Not here: close(2),
  * which has, ioctl(2), which may have.
  */
-static bool leaks_eintr(unsigned long long nr)
+bool regs_leaks_eintr(unsigned long long nr)
 {
 	switch (nr) {
 	case SYS_epoll_wait:
@@ -109,7 +109,7 @@ long regs_repaired_ax(const struct user_regs_struct *regs)
 	long ax = (long)regs->rax;
 
 	if (ax == -EINTR && (long)regs->orig_rax >= 0 && regs_are_64bit(regs) &&
-	    leaks_eintr(regs->orig_rax))
+	    regs_leaks_eintr(regs->orig_rax))
 		return -FREEZE_RESTARTNOHAND;
 	return ax;
 }

@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/take.h"
 #include "agent/util/io.h"
 
@@ -319,9 +320,11 @@ static void settle(int nice_rounds)
 		(void)!setpriority(PRIO_PROCESS, 0, nice_rounds);
 }
 
-static int start(struct server *s, const struct native_order *order)
+static int start(struct server *s, const struct native_order *order, int fence_dir)
 {
-	struct take_config config = { .root = order->root, .mem = order->mem };
+	struct take_config config = { .root = order->root,
+				      .fence_dir = fence_dir < 0 ? NULL : &fence_dir,
+				      .mem = order->mem };
 	struct native_news news = { 0 };
 	int r = -EPROTO;
 
@@ -343,11 +346,27 @@ static int check(struct server *s)
 	return send_done(s, r, &news, -1);
 }
 
+static int mend_fence(struct server *s, int fence_dir)
+{
+	struct native_fence fence;
+	struct native_news news = { 0 };
+	int r = fence_open(fence_dir, &fence);
+
+	if (r == 0) {
+		if (fence_is_up(&fence))
+			fence_mend(&fence);
+		fence_close(&fence);
+	}
+	return send_done(s, r, &news, -1);
+}
+
 static int obey(struct server *s, const struct native_order *order, int fd)
 {
 	switch (order->op) {
 	case NATIVE_START:
-		return start(s, order);
+		return start(s, order, fd);
+	case NATIVE_MEND:
+		return fd >= 0 ? mend_fence(s, fd) : -EBADMSG;
 	case NATIVE_CHECK:
 		return s->taker ? check(s) : -EBADMSG;
 	case NATIVE_TAKE:

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/files.h"
 #include "agent/native/freeze.h"
 #include "agent/native/state.h"
@@ -16,6 +17,7 @@ enum { TAKE_PATIENCE_US = 5000, TAKE_ARENA_BYTES = 4 << 20, TAKE_FREEZE_MS = 200
 
 struct taker {
 	pid_t root;
+	struct native_fence fence;
 	struct native_arena *arena;
 	struct native_state *state;
 	struct native_mem *mem;
@@ -70,9 +72,15 @@ int take_create(const struct take_config *config, struct taker **ret_taker,
 	if (!t)
 		return -ENOMEM;
 	t->root = config->root;
+	t->fence = NATIVE_NO_FENCE;
 	/* Refused rights make it slower, never wrong. */
 	(void)freeze_prepare_self();
-	r = arena_create(TAKE_ARENA_BYTES, &t->arena);
+	r = config->fence_dir ? fence_open(*config->fence_dir, &t->fence) : 0;
+	/* The one before us was killed in the midst of a freeze. */
+	if (fence_is_up(&t->fence))
+		fence_mend(&t->fence);
+	if (r == 0 || r == -EOPNOTSUPP)
+		r = arena_create(TAKE_ARENA_BYTES, &t->arena);
 	if (r == 0)
 		r = state_create(&t->state, reason);
 	if (r == 0)
@@ -98,6 +106,7 @@ void take_destroy(struct taker *t)
 		state_destroy(t->state);
 	if (t->arena)
 		arena_destroy(t->arena);
+	fence_close(&t->fence);
 	free(t);
 }
 
@@ -105,6 +114,7 @@ static void reset_tree(struct attempt *a, char *reason)
 {
 	arena_reset(a->t->arena);
 	a->tree = (struct native_tree){ .root = a->t->root, .arena = a->t->arena };
+	a->tree.fence = &a->t->fence;
 	a->tree.images = a->order ? a->order->images : -1;
 	a->tree.shell_job = a->order && a->order->shell_job;
 	a->tree.own_ipc_ns = a->order && a->order->own_ipc_ns;

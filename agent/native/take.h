@@ -26,7 +26,8 @@ enum {
 struct taker;
 
 struct take_config {
-	pid_t root; /* main process of the job, as this process sees it */
+	pid_t root;	      /* main process of the job, as this process sees it */
+	const int *fence_dir; /* the cgroup that a fence may freeze (fence.h); borrowed; NULL: none */
 	struct native_mem_config mem;
 };
 

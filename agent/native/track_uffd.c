@@ -92,9 +92,8 @@ static int uffd_attach(struct native_mem *m, struct mem_mm *mm)
 	uint64_t known;
 	int r = known_features(&known);
 
-	(void)m;
 	if (r == 0)
-		r = inject(mm->pid, fetch_uffd, &f);
+		r = inject(mm->pid, m->fence, fetch_uffd, &f);
 	if (r < 0) {
 		if (f.fd >= 0)
 			close(f.fd);

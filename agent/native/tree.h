@@ -96,6 +96,7 @@ struct native_tree {
 	/* Number of the ipcns-* images (sysv.c), for the ids of all tasks; never that of the
 	 * inventory's root ids. 0: no System V objects, the restorer's namespace will do. */
 	uint32_t ipc_ns_id;
+	const struct native_fence *fence; /* fence.h; NULL: none */
 	struct native_filters *filters; /* seccomp.c; NULL: none */
 	char *reason;			/* NATIVE_REASON_MAX bytes */
 	/* freeze.c: CLOCK_MONOTONIC, before the first thread was stopped; all were let go */

@@ -94,6 +94,7 @@ static void start_child(struct subject *s, const char *const argv[])
 static void begin_capture(struct subject *s)
 {
 	struct capture_config config = { .state_dir = s->f.state_dir,
+					 .cgroup_dir = s->f.config.cgroup_dir,
 					 .cwd = "/var/tmp",
 					 .closure_max_bytes = 256 << 20 };
 	struct take_config direct = { .root = s->pid };

@@ -189,14 +189,15 @@ def test_killed(lab):
         wait_more(host, job)
         known = tracers(host)
         if known and in_pause(pids[0]):
-            # All threads stand by then. Only between the stop of a thread and the repair of its
-            # call, some microseconds, could an EINTR get through.
-            time.sleep(draw.uniform(0.0001, 0.0004))
+            # Also between the stop of a thread and the repair of its call: the fence.
+            time.sleep(draw.choice([0, draw.uniform(0, 0.0004)]))
             kill_all(known)
             paused += 1
     note(f"killed in the pause: {paused} times")
-    for _ in range(3):
+    for all_of_us in (False, True, False, True):
         in_pause(pids[0])
+        if all_of_us:
+            kill_all(tracers(host))
         host.restart_daemon()
         check_alive(host, job, pids)
     check_stopped(host, job)

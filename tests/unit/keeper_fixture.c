@@ -204,8 +204,13 @@ static void drop_cgroup(const char *path)
 
 	snprintf(file, sizeof(file), "%s/cgroup.kill", path);
 	(void)!write_kernel_file(file, "1");
-	for (int i = 0; i < 300 && rmdir(path) < 0 && errno == EBUSY; i++)
+	snprintf(file, sizeof(file), "%s/" KEEPER_TASKS, path);
+	for (int i = 0; i < 300; i++) {
+		rmdir(file);
+		if (rmdir(path) == 0 || errno != EBUSY)
+			break;
 		sleep_ms(10);
+	}
 }
 
 void fixture_deinit(struct fixture *f)

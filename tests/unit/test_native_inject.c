@@ -71,7 +71,7 @@ static int get_uffd(void *ctx, struct injection *i)
 static void check_attach(pid_t pid)
 {
 	int both[2] = { pid, -1 };
-	int r = inject(pid, get_uffd, both);
+	int r = inject(pid, NULL, get_uffd, both);
 
 	if (r < 0)
 		fail_msg("inject: %s", strerror(-r));
@@ -101,7 +101,7 @@ static void test_attach(void **state)
 	long before;
 
 	freeze_lab_await_ready(lab, 1);
-	assert_int_equal(inject(pid, makes_none, NULL), -ECANCELED);
+	assert_int_equal(inject(pid, NULL, makes_none, NULL), -ECANCELED);
 	from = now_boot_ns();
 	for (int i = 0; i < INJECTIONS; i++)
 		check_attach(pid);
@@ -113,7 +113,7 @@ static void test_attach(void **state)
 	atomic_store(&lab->page->stop, 1);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
 	assert_int_equal(atomic_load(&lab->page->wrong), 0);
-	assert_int_equal(inject(pid, makes_none, NULL), -ESRCH);
+	assert_int_equal(inject(pid, NULL, makes_none, NULL), -ESRCH);
 }
 
 static struct freeze_page *handler_page;
@@ -155,7 +155,7 @@ static void test_signals_meanwhile(void **state)
 	for (int i = 0; i < INJECTIONS; i++) {
 		int64_t parent = 0;
 
-		assert_int_equal(inject(pid, get_ppid, &parent), 0);
+		assert_int_equal(inject(pid, NULL, get_ppid, &parent), 0);
 		assert_int_equal(parent, getpid());
 	}
 	kill(pid, SIGTRAP);
@@ -194,7 +194,7 @@ static void test_seccomp(void **state)
 
 	freeze_lab_await_ready(lab, 1);
 	assert_int_equal(atomic_load(&lab->page->wrong), 0);
-	r = inject(pid, get_uffd, both);
+	r = inject(pid, NULL, get_uffd, both);
 	freeze_lab_sleep_us(20000);
 	assert_int_equal(freeze_lab_state(pid), 'R');
 	if (r == -EOPNOTSUPP) {
@@ -261,7 +261,7 @@ static void test_frozen_cgroup(void **state)
 		int both[2] = { pid, -1 };
 
 		freeze_lab_sleep_us(20000);
-		r = inject(pid, get_uffd, both);
+		r = inject(pid, NULL, get_uffd, both);
 		r2 = write_kernel_file(path, "0");
 	}
 	freeze_lab_sleep_us(50000);
@@ -345,7 +345,7 @@ static void test_sequences(void **state)
 			fail_msg("a sequence goes on that was not aborted");
 		thaw_tree(&lab->tree);
 		freeze_lab_sleep_us(2000);
-		assert_int_equal(inject(pid, get_ppid, &parent), 0);
+		assert_int_equal(inject(pid, NULL, get_ppid, &parent), 0);
 		assert_int_equal(parent, getpid());
 		/* Time to go from the abort into the next. */
 		freeze_lab_sleep_us(5000);

@@ -108,7 +108,7 @@ static int die_in_injection(pid_t target, int calls)
 	int status;
 
 	if (tracer == 0)
-		_exit(inject(target, die, &calls) < 0 ? 3 : 4);
+		_exit(inject(target, NULL, die, &calls) < 0 ? 3 : 4);
 	assert_int_equal(waitpid(tracer, &status, 0), tracer);
 	return status;
 }

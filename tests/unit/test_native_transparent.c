@@ -119,7 +119,7 @@ static void inject_all(const struct slot *slots)
 	for (size_t i = 0; i < blocking_count; i++) {
 		int64_t pid = 0;
 
-		assert_int_equal(inject(slots[i].pid, get_id, &pid), 0);
+		assert_int_equal(inject(slots[i].pid, NULL, get_id, &pid), 0);
 		assert_int_equal(pid, slots[i].pid);
 	}
 }
