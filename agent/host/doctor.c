@@ -208,7 +208,8 @@ static void examine_cgroup(struct doctor *d)
 	if (!freezes)
 		warn(d,
 		     "no cgroup v2 freezer (%s): SIGSTOP can be undone by others, so a job could "
-		     "run past its lease; use fence=commit here",
+		     "run past its lease; use fence=commit here. And if decamp-capture is killed "
+		     "in a pause, a call of the job may return EINTR",
 		     r < 0 ? strerror(-r) : "cgroup.freeze does not work");
 }
 
