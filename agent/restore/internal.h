@@ -5,6 +5,7 @@
  *   notes.c    what the capturing host wrote down      layout.c   manifest -> folders on disk
  *   place.c    one file, safely below a folder         restore.c  the order of it all
  *   results.c  manifest -> temporary files             deliver.c  -> the user's own folders
+ *   affinity.c threads are tied to CPUs again
  *
  * Threading: none of it is shared between threads.
  */
@@ -22,6 +23,11 @@ struct notes {
 	bool low_pids; /* some PID lies where the keeper's helpers would */
 	bool shell_job;
 	char hostname[HOST_NAME_MAX + 1];
+	struct notes_pin {  /* a thread that may run on some CPUs only */
+		pid_t tid;  /* as the job numbers it */
+		char *cpus; /* "0-3,8" */
+	} * pins;
+	size_t pin_count;
 	size_t mount_count;
 	struct notes_mount {
 		unsigned int n;
@@ -36,6 +42,9 @@ const struct notes_mount *notes_mount(const struct notes *n, unsigned int number
 /* Splits "N/rest" of an upper file; -EBADMSG if there is no such layer. */
 int notes_split(const struct notes *n, const char *path, const struct notes_mount **ret_mount,
 		const char **ret_rest) _must_check_;
+
+/* Before the job runs; cgroup_dir: the job's, or NULL. */
+void affinity_restore(const struct notes *n, const char *cgroup_dir);
 
 bool restore_is_below(const char *path, const char *folder);
 bool restore_is_whiteout(const struct stat *st);

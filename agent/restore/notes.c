@@ -5,7 +5,7 @@
 
 #include "agent/restore/internal.h"
 
-enum { NOTES_PIDS_MAX = 1 << 16, NOTES_PID_LIMIT = 1 << 22 };
+enum { NOTES_PIDS_MAX = 1 << 16, NOTES_PID_LIMIT = 1 << 22, NOTES_PINS_MAX = 4096 };
 
 bool restore_is_below(const char *path, const char *folder)
 {
@@ -103,6 +103,35 @@ static int parse_pids(struct notes *n, struct json_object *list)
 	return 0;
 }
 
+/* {"0-1": [TID, ...], ...} */
+static int parse_pins(struct notes *n, struct json_object *lists)
+{
+	if (!lists)
+		return 0;
+	if (!json_object_is_type(lists, json_type_object))
+		return -EBADMSG;
+	n->pins = calloc(NOTES_PINS_MAX, sizeof(*n->pins));
+	if (!n->pins)
+		return -ENOMEM;
+	json_object_object_foreach(lists, cpus, tids)
+	{
+		if (!json_object_is_type(tids, json_type_array))
+			return -EBADMSG;
+		for (size_t i = 0; i < json_object_array_length(tids); i++) {
+			struct notes_pin *pin = &n->pins[n->pin_count];
+			int tid = json_object_get_int(json_object_array_get_idx(tids, i));
+
+			if (tid < 2 || tid > NOTES_PID_LIMIT || n->pin_count == NOTES_PINS_MAX)
+				return -EBADMSG;
+			*pin = (struct notes_pin){ .tid = tid, .cpus = strdup(cpus) };
+			if (!pin->cpus)
+				return -ENOMEM;
+			n->pin_count++;
+		}
+	}
+	return 0;
+}
+
 static int parse_object(struct notes *n, struct json_object *o)
 {
 	struct json_object *field;
@@ -126,6 +155,8 @@ static int parse_object(struct notes *n, struct json_object *o)
 	r = parse_pids(n, json_object_object_get(o, "pids"));
 	if (r == 0)
 		r = parse_mounts(n, json_object_object_get(o, "mounts"));
+	if (r == 0)
+		r = parse_pins(n, json_object_object_get(o, "affinity"));
 	return r;
 }
 
@@ -151,6 +182,9 @@ void notes_deinit(struct notes *n)
 {
 	for (size_t i = 0; i < n->mount_count; i++)
 		free(n->mounts[i].path);
+	for (size_t i = 0; i < n->pin_count; i++)
+		free(n->pins[i].cpus);
+	free(n->pins);
 	*n = (struct notes){ 0 };
 }
 

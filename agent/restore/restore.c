@@ -19,10 +19,17 @@ static void show_step(const struct restore_request *q, const char *step)
 		q->progress(q->ctx, step, 0, 0);
 }
 
+struct readiness {
+	const struct restore_request *q;
+	const struct notes *notes;
+};
+
 static int call_ready(void *ctx)
 {
-	const struct restore_request *q = ctx;
+	const struct readiness *ready = ctx;
+	const struct restore_request *q = ready->q;
 
+	affinity_restore(ready->notes, q->keeper.cgroup_dir);
 	return q->ready ? q->ready(q->ctx) : 0;
 }
 
@@ -58,11 +65,12 @@ static int run_criu(const struct restore_request *q, const struct notes *n, stru
 		    char *reason)
 {
 	char why[CRIU_REASON_MAX] = "";
+	struct readiness ready = { q, n };
 	struct criu_restore order = { .criu = q->criu,
 				      .images_dir = q->images_dir,
 				      .shell_job = n->shell_job,
 				      .ready = call_ready,
-				      .ctx = (void *)q };
+				      .ctx = &ready };
 	pid_t pid;
 	int r;
 

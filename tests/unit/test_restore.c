@@ -422,6 +422,10 @@ static void test_notes(void **state)
 		{ "{\"mounts\":[\"0 /\",\"999 /a\"]}", -EBADMSG },
 		{ "{\"mounts\":[\"0 /\",5]}", -EBADMSG },
 		{ "{\"hostname\":7}", -EBADMSG },
+		{ "{\"affinity\":{\"0-1,4\":[1000,1001],\"2\":[1002]}}", 0 },
+		{ "{\"affinity\":[1000]}", -EBADMSG },
+		{ "{\"affinity\":{\"0\":1000}}", -EBADMSG },
+		{ "{\"affinity\":{\"0\":[1]}}", -EBADMSG },
 	};
 
 	(void)state;
