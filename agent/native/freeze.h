@@ -44,11 +44,11 @@ int regs_collect(struct native_tree *tree) _must_check_;
  * One system call in a thread of a process that is not stopped by us: seizes that thread, runs
  * `nr`, puts everything back, lets go. fn may be called with the thread still stopped (to fetch a
  * descriptor that the call made) and may run further calls by inject_syscall(). -EOPNOTSUPP where
- * there is no system call instruction to be found, or seccomp forbids. fence: of its job, or NULL.
+ * there is no system call instruction to be found, or seccomp forbids. tree: what is known of its job
+ * (fence, stacks for handlers), or NULL.
  */
 struct injection;
-struct native_fence;
 int inject_syscall(struct injection *i, long nr, const uint64_t args[6],
 		   int64_t *ret_result) _must_check_;
-int inject(pid_t pid, const struct native_fence *fence, int (*fn)(void *ctx, struct injection *i),
+int inject(pid_t pid, const struct native_tree *tree, int (*fn)(void *ctx, struct injection *i),
 	   void *ctx) _must_check_;

@@ -9,7 +9,7 @@
  * on the way back from a signal check, where the kernel restarts an interrupted system call: so the
  * registers put back may say "restart", with the time that is left. Should we die between the first
  * registers and the last ones, inject_net.h brings the thread back; where that net cannot be spread
- * (no C library, a stack of its own), the program could not live on without us.
+ * (no code for it, no stack for it), the program could not live on without us.
  */
 #include <elf.h>
 #include <errno.h>
@@ -360,6 +360,21 @@ static int put_back(struct injection *i, int r)
 	return r < 0 ? r : r2;
 }
 
+/* The main thread's stack for handlers: it may have its other ones in the heap. */
+static void find_alternate(const struct native_tree *tree, pid_t pid, struct inject_net *net)
+{
+	const struct native_task *task = tree_find(tree, pid);
+
+	for (size_t k = 0; task && k < task->thread_count; k++) {
+		const struct native_thread *t = &task->threads[k];
+
+		if (t->tid != pid || !t->state)
+			continue;
+		net->alternate_start = t->state->sas_sp;
+		net->alternate_end = t->state->sas_sp + t->state->sas_size;
+	}
+}
+
 static int attach(struct injection *i)
 {
 	pid_t tracer;
@@ -373,19 +388,21 @@ static int attach(struct injection *i)
 	return !state || state == 'Z' || state == 'X' ? -ESRCH : -EOPNOTSUPP;
 }
 
-int inject(pid_t pid, const struct native_fence *fence, int (*fn)(void *ctx, struct injection *i),
+int inject(pid_t pid, const struct native_tree *tree, int (*fn)(void *ctx, struct injection *i),
 	   void *ctx)
 {
 	struct injection i = { .tid = pid };
 	int r;
 
 	net_find(pid, &i.net);
+	if (tree)
+		find_alternate(tree, pid, &i.net);
 	r = tick_start(&i.tick, INJECT_MS, NULL, NULL);
 	if (r < 0)
 		return r;
 	r = attach(&i);
 	if (r == 0) {
-		r = first_stop(&i, fence);
+		r = first_stop(&i, tree ? tree->fence : NULL);
 		if (r == 0)
 			r = save(&i);
 		if (r == 0)

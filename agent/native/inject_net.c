@@ -22,6 +22,7 @@ enum {
 	BLOCK = 256 << 10,
 	CODE_MAX = 8 << 20, /* of one mapping */
 	RED_ZONE = 128,
+	FRAME_ALIGN = 64,
 	XSTATE_LEGACY = 512,
 	XSTATE_HEADER = 64,
 	XSTATE_SOFTWARE = 464, /* bytes for the kernel's own use within the legacy part */
@@ -236,6 +237,24 @@ static void fill_registers(greg_t *g, const struct user_regs_struct *r)
 	g[REG_CSGSFS] = (greg_t)((r->cs & 0xffff) | (r->ss & 0xffff) << 48);
 }
 
+/*
+ * Below which address the frame goes, and which it must not reach below. On the stack for handlers: at
+ * its end, so that one that runs before all signals are blocked has the rest. 0: nowhere.
+ */
+static uint64_t find_room(const struct inject_net *net, uint64_t rsp, size_t need,
+			  uint64_t *ret_bottom)
+{
+	uint64_t start = net->alternate_start, end = net->alternate_end;
+
+	*ret_bottom = net->stack_start;
+	if (rsp >= net->stack_start && rsp < net->stack_end)
+		return rsp - RED_ZONE;
+	*ret_bottom = start;
+	if (end <= start || end - start < 2 * need || (rsp >= start && rsp <= end))
+		return 0;
+	return start + need;
+}
+
 bool net_spread(pid_t tid, struct inject_net *net, const struct user_regs_struct *saved,
 		uint64_t mask)
 {
@@ -247,19 +266,21 @@ bool net_spread(pid_t tid, struct inject_net *net, const struct user_regs_struct
 	size_t frame_size =
 		sizeof(frame.return_ip) + offsetof(ucontext_t, uc_sigmask) + sizeof(mask);
 	uint8_t state[XSTATE_MAX + 64];
-	uint64_t state_at;
+	uint64_t state_at, top, bottom;
 	size_t size;
 
-	if (!net->call_ip || saved->rsp < net->stack_start || saved->rsp >= net->stack_end ||
-	    has_shadow_stack(tid) || !still_there(tid, net))
+	if (!net->call_ip || has_shadow_stack(tid) || !still_there(tid, net))
 		return false;
 	size = read_state(tid, state);
 	if (!size)
 		return false;
-	state_at = (saved->rsp - RED_ZONE - size) & ~63ull;
-	net->frame = (state_at - frame_size) & ~63ull;
+	top = find_room(net, saved->rsp, size + frame_size + 2 * FRAME_ALIGN, &bottom);
+	if (!top)
+		return false;
+	state_at = (top - size) & ~(FRAME_ALIGN - 1ull);
+	net->frame = (state_at - frame_size) & ~(FRAME_ALIGN - 1ull);
 	/* It may have grown since; it never shrinks. Below its start lies nothing of the program. */
-	if (net->frame < net->stack_start)
+	if (net->frame < bottom)
 		return false;
 	frame.uc.uc_flags = UC_XSTATE | UC_RESTORE_SS;
 	frame.uc.uc_stack.ss_flags = ALTSTACK_WRONG;

@@ -7,8 +7,9 @@
  *   our call: "syscall; ret"  ->  ret takes the address  ->  rt_sigreturn(2)  ->  as it was
  *
  * So whoever lets go of the thread at whatever moment, the kernel puts back all registers, vector
- * registers and the signal mask. Needs: both pieces of code in the program (every libc has them), a
- * main stack that the thread is on, no shadow stack. x86-64. Source: arch/x86/kernel/signal_64.c.
+ * registers and the signal mask. Needs: both pieces of code in the program (every libc has them);
+ * the thread on the main stack, or a stack for handlers that it is not on, where the frame lies at the
+ * far end; no shadow stack. x86-64. Source: arch/x86/kernel/signal_64.c.
  * Threading: none.
  */
 #pragma once
@@ -21,10 +22,11 @@
 #include "agent/util/cleanup.h"
 
 struct inject_net {
-	uint64_t call_ip;		 /* "syscall; ret"; 0: none was found */
-	uint64_t return_ip;		 /* loads the number of rt_sigreturn and calls it */
-	uint64_t stack_start, stack_end; /* of the main thread */
-	uint64_t frame;			 /* once spread: what rsp has to be */
+	uint64_t call_ip;			 /* "syscall; ret"; 0: none was found */
+	uint64_t return_ip;			 /* loads the number of rt_sigreturn and calls it */
+	uint64_t stack_start, stack_end;	 /* of the main thread */
+	uint64_t alternate_start, alternate_end; /* its stack for handlers; 0: none */
+	uint64_t frame;				 /* once spread: what rsp has to be */
 };
 
 /* The process runs. Finds nothing rather than something wrong; cheap where libc is mapped. */

@@ -146,7 +146,7 @@ struct native_mem {
 	uint8_t *scratch; /* SCRATCH_PAGES */
 	struct spool spool;
 	struct regions written, holes, kinds; /* room is made before the pause */
-	const struct native_fence *fence;     /* of the tree being taken */
+	const struct native_tree *tree;	      /* being taken; in pre-copy */
 	bool taking;			      /* pre-copy was begun, mem_write is not done */
 	bool collected;			      /* mem_collect is done, mem_write is not */
 	uint64_t scan_ns;		      /* of the last round's scans */

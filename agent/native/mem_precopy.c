@@ -474,7 +474,7 @@ static int begin(struct native_mem *m, struct native_tree *tree)
 		o->space.drops.count = o->space.puts.count = 0;
 	}
 	m->counts.residue_bytes = m->counts.object_us = 0;
-	m->fence = tree->fence;
+	m->tree = tree;
 	m->taking = true;
 	m->collected = false;
 	m->batch.paused = false;

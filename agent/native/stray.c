@@ -47,7 +47,7 @@ int stray_check(struct native_tree *tree, uint64_t *seen)
 			if (!is_stray(task->pid, fd))
 				continue;
 			if (*seen == fd->file)
-				r = inject(task->pid, tree->fence, close_there, &number);
+				r = inject(task->pid, tree, close_there, &number);
 			*seen = fd->file;
 			return r == -ENOTRECOVERABLE ?
 				       r :

@@ -93,7 +93,7 @@ static int uffd_attach(struct native_mem *m, struct mem_mm *mm)
 	int r = known_features(&known);
 
 	if (r == 0)
-		r = inject(mm->pid, m->fence, fetch_uffd, &f);
+		r = inject(mm->pid, m->tree, fetch_uffd, &f);
 	if (r < 0) {
 		if (f.fd >= 0)
 			close(f.fd);

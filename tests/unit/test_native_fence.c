@@ -263,11 +263,12 @@ static int get_ppid(void *ctx, struct injection *i)
 /* Works on the victim until it is killed. */
 static _Noreturn void work(struct fence_lab *f, bool injects)
 {
+	const struct native_tree tree = { .fence = &f->fence };
 	int64_t parent;
 
 	for (;;) {
 		if (injects) {
-			if (inject(f->victim, &f->fence, get_ppid, &parent) < 0)
+			if (inject(f->victim, &tree, get_ppid, &parent) < 0)
 				_exit(1);
 			continue;
 		}

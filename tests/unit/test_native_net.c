@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -21,12 +22,13 @@
 #include "agent/native/freeze.h"
 #include "agent/util/cleanup.h"
 
-enum { ROUNDS = 30, TICK_MS = 20 };
+enum { ROUNDS = 30, TICK_MS = 20, OTHER_STACK = 64 << 10 };
 
 /* What a program says of itself, in memory that both see. */
 struct report {
 	volatile uint64_t steps;
-	volatile int bad; /* 1: registers, 2: mask, 3: a call returned early */
+	volatile uint64_t alternate; /* stack for handlers */
+	volatile int bad;	     /* 1: registers, 2: mask, 3: a call returned early */
 };
 
 static void nap_ms(long ms)
@@ -75,6 +77,23 @@ static void wait_in_sleep(struct report *report)
 	}
 }
 
+/* As Go's goroutines: the stack is a piece of the heap. */
+static void on_other_stack(struct report *report)
+{
+	static ucontext_t here, there;
+	void *heap = malloc(OTHER_STACK);
+	stack_t alternate = { .ss_sp = malloc(OTHER_STACK), .ss_size = OTHER_STACK };
+
+	if (!heap || !alternate.ss_sp || sigaltstack(&alternate, NULL) < 0 ||
+	    getcontext(&there) < 0)
+		return;
+	there.uc_stack.ss_sp = heap;
+	there.uc_stack.ss_size = OTHER_STACK;
+	makecontext(&there, (void (*)(void))compute, 1, report);
+	report->alternate = (uint64_t)(uintptr_t)alternate.ss_sp;
+	swapcontext(&here, &there);
+}
+
 static pid_t start(void (*program)(struct report *report), struct report *report)
 {
 	sigset_t mask;
@@ -102,13 +121,18 @@ static int die(void *ctx, struct injection *i)
 	return -EIO;
 }
 
-static int die_in_injection(pid_t target, int calls)
+static int die_in_injection(pid_t target, const struct report *report, int calls)
 {
+	struct state_thread state = { .sas_sp = report->alternate,
+				      .sas_size = report->alternate ? OTHER_STACK : 0 };
+	struct native_thread thread = { .tid = target, .state = &state };
+	struct native_task task = { .pid = target, .threads = &thread, .thread_count = 1 };
+	const struct native_tree tree = { .tasks = &task, .task_count = 1 };
 	pid_t tracer = fork();
 	int status;
 
 	if (tracer == 0)
-		_exit(inject(target, NULL, die, &calls) < 0 ? 3 : 4);
+		_exit(inject(target, &tree, die, &calls) < 0 ? 3 : 4);
 	assert_int_equal(waitpid(tracer, &status, 0), tracer);
 	return status;
 }
@@ -142,7 +166,7 @@ static void survive(void (*program)(struct report *report))
 	assert_true(pid > 0);
 	nap_ms(50);
 	for (int i = 0; i < ROUNDS; i++) {
-		int status = die_in_injection(pid, i % 2);
+		int status = die_in_injection(pid, report, i % 2);
 
 		if (!WIFSIGNALED(status))
 			print_message("the tracer ended by itself: %d\n", status);
@@ -172,12 +196,19 @@ static void test_sleep(void **state)
 	survive(wait_in_sleep);
 }
 
+static void test_other_stack(void **state)
+{
+	(void)state;
+	survive(on_other_stack);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_registers),
 		cmocka_unit_test(test_poll),
 		cmocka_unit_test(test_sleep),
+		cmocka_unit_test(test_other_stack),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
