@@ -121,6 +121,22 @@ struct file_use {
 };
 
 /* One look at the process tree, through the host's /proc. */
+/* Threads that may run on some CPUs only (pins.c). */
+struct pins {
+	struct pin {
+		pid_t inner;
+		char *cpus; /* "0-3,8" */
+	} *v;
+	size_t count;
+	char *ours; /* what threads get that do not choose */
+};
+
+/* status: text of the thread's file of that name. */
+int pins_note(struct pins *p, pid_t inner, const char *status) _must_check_;
+/* {"0-1": [TID, ...]}; NULL: no memory. */
+struct json_object *pins_to_json(const struct pins *p);
+void pins_deinit(struct pins *p);
+
 struct proc_view {
 	pid_t *pids; /* processes, host view, root first */
 	size_t pid_count, pid_room;
@@ -129,6 +145,7 @@ struct proc_view {
 	struct file_use *uses;
 	size_t use_count, use_room;
 	struct paths use_index;
+	struct pins pins;
 	pid_t root_inner;
 	bool shell_job; /* some session leader lies outside the tree */
 };

@@ -300,6 +300,8 @@ int capture_native(struct take *t)
 		proc_view_deinit(&try.frozen);
 		return r;
 	}
+	try.frozen.pins = t->view.pins;
+	t->view.pins = (struct pins){ 0 };
 	proc_view_deinit(&t->view);
 	t->view = try.frozen;
 	t->view.shell_job = shell_job;

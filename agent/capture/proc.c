@@ -142,6 +142,7 @@ static int read_threads(struct proc_view *v, pid_t pid)
 	if (!dir)
 		return errno == ENOENT ? -ESRCH : -errno;
 	while ((entry = readdir(dir))) {
+		_cleanup_free_ char *status = NULL;
 		int tid = atoi(entry->d_name);
 		pid_t inner;
 		int r;
@@ -149,9 +150,13 @@ static int read_threads(struct proc_view *v, pid_t pid)
 		if (tid <= 0)
 			continue;
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/status", pid, tid);
-		r = inner_pid_of(path, &inner);
+		r = read_file_at(AT_FDCWD, path, 1 << 20, &status, NULL);
+		if (r == 0)
+			r = status_last(status, "\nNSpid:", &inner);
 		if (r == -ENOENT || r == -ESRCH)
 			continue;
+		if (r == 0)
+			r = pins_note(&v->pins, inner, status);
 		if (r == 0)
 			r = push_pid(&v->inner, &v->inner_count, &v->inner_room, inner);
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/children", pid, tid);
@@ -375,6 +380,7 @@ void proc_view_deinit(struct proc_view *v)
 	free(v->uses);
 	free(v->pids);
 	free(v->inner);
+	pins_deinit(&v->pins);
 	paths_deinit(&v->use_index);
 	*v = (struct proc_view){ 0 };
 }

@@ -201,6 +201,8 @@ int snapshot_make_meta(struct snapshot *s, const struct proc_view *view, const c
 		r = put(o, "cwd", json_object_new_string(cwd));
 	if (r == 0)
 		r = put_lists(o, s, view);
+	if (r == 0 && view->pins.count)
+		r = put(o, "affinity", pins_to_json(&view->pins));
 	if (r == 0) {
 		const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN);
 

@@ -70,10 +70,15 @@ def test_moves(lab):
     note(f"pause {told['native']['pause']}, memory by {told['native']['tracker']}")
     check(told["native"]["residue_bytes"] < told["mem_bytes"] / 2,
           "less than half of the memory is left for the pause")
+    cpu = {max(os.sched_getaffinity(0))}
+    for pid in home.pids(job.marker):
+        os.sched_setaffinity(pid, cpu)
     job.ask("migrate", job.name, "host3")
     job.wait_host([lab[3]])
     job.wait_seq(job.show()["seq"] + 2)
     check_native(job)
+    check_equal([os.sched_getaffinity(pid) for pid in lab[3].pids(job.marker)], [cpu],
+                "it is tied to the same processor")
     session = None
     for host in lab.hosts:
         host.start_logind()
