@@ -58,7 +58,12 @@ struct uts_namespace {
 	struct ns_common ns;
 };
 
+struct ipc_ids {
+	int in_use;
+};
+
 struct ipc_namespace {
+	struct ipc_ids ids[3];
 	struct ns_common ns;
 };
 

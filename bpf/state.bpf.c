@@ -534,6 +534,17 @@ static void read_group(struct state_process *p, struct task_struct *task, struct
 	read_terminal(p, signal, own);
 }
 
+/* Segments, semaphore sets and message queues. */
+static __u32 count_ipc(struct nsproxy *ns)
+{
+	struct ipc_namespace *ipc = BPF_CORE_READ(ns, ipc_ns);
+
+	if (!bpf_core_field_exists(ipc->ids) || !ipc)
+		return ~0u;
+	return BPF_CORE_READ(ipc, ids[0].in_use) + BPF_CORE_READ(ipc, ids[1].in_use) +
+	       BPF_CORE_READ(ipc, ids[2].in_use);
+}
+
 static void read_namespaces(struct state_process *p, struct task_struct *task, struct pid *own)
 {
 	struct nsproxy *ns = task->nsproxy;
@@ -550,6 +561,7 @@ static void read_namespaces(struct state_process *p, struct task_struct *task, s
 	p->ns_net = BPF_CORE_READ(ns, net_ns, ns.inum);
 	p->ns_uts = BPF_CORE_READ(ns, uts_ns, ns.inum);
 	p->ns_ipc = BPF_CORE_READ(ns, ipc_ns, ns.inum);
+	p->ipc_objects = count_ipc(ns);
 	p->ns_cgroup = BPF_CORE_READ(ns, cgroup_ns, ns.inum);
 	p->ns_pid_children = BPF_CORE_READ(ns, pid_ns_for_children, ns.inum);
 	p->ns_time = 0;

@@ -114,7 +114,9 @@ struct state_process {
 	__u32 ns_pid_children, ns_time_children;   /* of children to come */
 	__s64 timens_monotonic_ns, timens_boot_ns; /* its clock is the host's plus this */
 	__u64 ldt;				   /* identity; 0: none */
-	__u64 task_size; /* end of its address space: 32-bit programs have less than 4 GiB */
+	__u64 task_size;   /* end of its address space: 32-bit programs have less than 4 GiB */
+	__u32 ipc_objects; /* System V ones, in its IPC namespace; ~0: not known */
+	__u32 reserved;
 };
 
 struct state_vma {

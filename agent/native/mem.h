@@ -101,6 +101,8 @@ int mem_precopy(struct native_mem *m, struct native_state *s, struct native_tree
 /* Just before the freeze: what was written since, in as many short rounds as pay. */
 int mem_catch_up(struct native_mem *m, struct native_state *s,
 		 struct native_tree *tree) _must_check_;
+/* Just before the freeze: walks through the page tables once, so that the pause does it faster. */
+void mem_rehearse(struct native_mem *m, struct native_tree *tree);
 /* Job stands, VMAs are in the tree: scan and copy the residue. */
 int mem_collect(struct native_mem *m, struct native_tree *tree) _must_check_;
 /*

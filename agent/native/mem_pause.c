@@ -387,6 +387,20 @@ static int collect_one(struct native_mem *m, struct native_tree *tree,
 	return r;
 }
 
+/* As the look had the VMAs: the pause looks again. What is found is forgotten. */
+void mem_rehearse(struct native_mem *m, struct native_tree *tree)
+{
+	for (size_t i = 0; i < tree->task_count; i++) {
+		struct stop st = { .m = m, .task = &tree->tasks[i] };
+
+		st.mm = mem_find(m, st.task->pid);
+		m->written.count = 0;
+		if (!st.task->zombie && st.mm && st.mm->ops == &track_uffd)
+			(void)!find_written(&st);
+	}
+	m->written.count = 0;
+}
+
 int mem_collect(struct native_mem *m, struct native_tree *tree)
 {
 	int r = mem_check(tree);

@@ -17,6 +17,8 @@ int state_create(struct native_state **ret_state, char reason[NATIVE_REASON_MAX]
 void state_destroy(struct native_state *s);
 /* Before the freeze: iterators for the tasks of tree_list(). */
 int state_prepare(struct native_state *s, struct native_tree *tree) _must_check_;
+/* Just before the freeze: reads all of it once and forgets it, so that the pause does it faster. */
+void state_rehearse(struct native_state *s, struct native_tree *tree);
 /* In the pause: fills task->state, vmas, fds, thread->state, inner PIDs, *_id numbers, clocks. */
 int state_collect(struct native_state *s, struct native_tree *tree) _must_check_;
 /* Before or in the pause: reasons for which tasks (not their memory or files) are not covered. */

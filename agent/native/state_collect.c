@@ -253,6 +253,22 @@ static int collect_objects(struct native_state *s, struct native_tree *tree,
 	return r;
 }
 
+/* Who has ended meanwhile is the pause's business. */
+void state_rehearse(struct native_state *s, struct native_tree *tree)
+{
+	const uint8_t *records;
+	size_t size;
+
+	for (size_t i = 0; i < tree->task_count; i++) {
+		if (tree->tasks[i].zombie)
+			continue;
+		for (int k = 0; k < ITER_KINDS; k++)
+			(void)!state_iterate(s, (enum state_iterator)k, tree->tasks[i].pid, true,
+					     &records, &size);
+	}
+	(void)!state_prepare(s, tree);
+}
+
 int state_collect(struct native_state *s, struct native_tree *tree)
 {
 	bool stopped = tree->task_count > 0 && is_stopped(&tree->tasks[0]);

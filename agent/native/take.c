@@ -13,7 +13,13 @@
 #include "agent/native/stray.h"
 #include "agent/util/io.h"
 
-enum { TAKE_PATIENCE_US = 5000, TAKE_ARENA_BYTES = 4 << 20, TAKE_FREEZE_MS = 2000 };
+enum {
+	TAKE_PATIENCE_US = 5000,
+	TAKE_ARENA_BYTES = 4 << 20,
+	TAKE_FREEZE_MS = 2000,
+	TAKE_REHEARSE_NS = 2000000,
+	TAKE_REHEARSE_PAGES = 3, /* each costs the pause some 10 us */
+};
 
 struct taker {
 	pid_t root;
@@ -23,6 +29,7 @@ struct taker {
 	struct native_mem *mem;
 	uint64_t last_id; /* of the last complete snapshot */
 	uint64_t stray;	  /* see stray.h */
+	uint64_t scan_ns; /* what the last pause took to find what was written */
 };
 
 /* One snapshot on its way. */
@@ -32,6 +39,7 @@ struct attempt {
 	struct native_tree tree;
 	struct native_files *files;
 	struct native_result result;
+	uint64_t look_ns; /* what the look at the tasks took */
 	uint64_t last_ns; /* end of the last step */
 	uint64_t stop_ns;
 };
@@ -126,10 +134,12 @@ static int look(struct attempt *a)
 {
 	int r = tree_list(&a->tree);
 
+	a->look_ns = clock_ns();
 	if (r == 0)
 		r = state_prepare(a->t->state, &a->tree);
 	if (r == 0)
 		r = state_collect(a->t->state, &a->tree);
+	a->look_ns = clock_ns() - a->look_ns;
 	if (r == 0)
 		r = stray_check(&a->tree, &a->t->stray);
 	if (r == 0)
@@ -139,6 +149,27 @@ static int look(struct attempt *a)
 	if (r == 0)
 		r = mem_check(&a->tree);
 	return r;
+}
+
+/*
+ * To enter the job's IPC namespace takes as long as everything else about its files: only where
+ * there is something in it. Several namespaces are refused by whoever enters.
+ */
+static bool has_ipc_objects(const struct native_tree *tree)
+{
+	const struct state_process *first = NULL;
+
+	for (size_t i = 0; i < tree->task_count; i++) {
+		const struct state_process *p = tree->tasks[i].state;
+
+		if (tree->tasks[i].zombie || !p)
+			continue;
+		if (!first)
+			first = p;
+		if (p->ipc_objects || p->ns_ipc != first->ns_ipc)
+			return true;
+	}
+	return false;
 }
 
 static int call(const struct take_order *o, int (*fn)(void *ctx))
@@ -155,6 +186,8 @@ static int collect(struct attempt *a)
 		r = state_collect(a->t->state, &a->tree);
 	if (r == 0)
 		r = state_check(&a->tree);
+	if (r == 0 && a->tree.own_ipc_ns)
+		a->tree.own_ipc_ns = has_ipc_objects(&a->tree);
 	res->state_us = lap(a);
 	if (r == 0)
 		r = regs_collect(&a->tree);
@@ -227,12 +260,30 @@ static void count(struct attempt *a)
 
 	mem_counts(a->t->mem, &res->mem);
 	/* What mem_collect() took beyond its own scans went into copying. */
+	a->t->scan_ns = (uint64_t)res->mem.scan_us * 1000;
 	res->scan_us = res->mem.scan_us + res->mem.list_us + res->mem.holes_us;
 	res->copy_us -= res->scan_us < res->copy_us ? res->scan_us : res->copy_us;
 	res->tasks = (uint32_t)a->tree.task_count;
 	res->threads = 0;
 	for (size_t i = 0; i < a->tree.task_count; i++)
 		res->threads += (uint32_t)a->tree.tasks[i].thread_count;
+}
+
+/*
+ * What the pause will run through is run through once more just before it: code and data are in the
+ * caches then. Not where the job would write more meanwhile than that is worth.
+ */
+static void rehearse(struct attempt *a)
+{
+	uint64_t length_ns = a->look_ns + a->t->scan_ns;
+	struct native_mem_counts counts;
+
+	mem_counts(a->t->mem, &counts);
+	if (length_ns > TAKE_REHEARSE_NS ||
+	    counts.dirty_rate * length_ns / 1000000000 > TAKE_REHEARSE_PAGES)
+		return;
+	state_rehearse(a->t->state, &a->tree);
+	mem_rehearse(a->t->mem, &a->tree);
 }
 
 static int attempt(struct attempt *a, char *reason)
@@ -249,8 +300,10 @@ static int attempt(struct attempt *a, char *reason)
 	/* Last, so that little is written between this and the stop. */
 	if (r == 0)
 		r = mem_catch_up(a->t->mem, a->t->state, &a->tree);
-	if (r == 0)
+	if (r == 0) {
+		rehearse(a);
 		r = stop_and_collect(a);
+	}
 	/* Another one than the job itself has ended meanwhile. */
 	if (r == -ESRCH && kill(a->t->root, 0) == 0)
 		r = -EAGAIN;

@@ -3,7 +3,7 @@
  * One snapshot from its first look to its last image: the order in which the parts of the native
  * engine work, in the process that traces.
  *
- *   list, look, checks, pre-copy, before(), catch up
+ *   list, look, checks, pre-copy, before(), catch up, rehearse
  *     -> [ stop, frozen(), collect, collected(), go ] -> write
  *
  * A taker belongs to one job and outlives its snapshots: what it knows of the job's memory makes

@@ -92,7 +92,7 @@ struct native_tree {
 	long births;	 /* list.c: the last PID given out when it was listed; 0: not listed */
 	int images;	 /* folder */
 	bool shell_job;	 /* some session leader lies outside the tree */
-	bool own_ipc_ns; /* the job has its own IPC namespace */
+	bool own_ipc_ns; /* the job has its own IPC namespace, with something in it in the pause */
 	/* Number of the ipcns-* images (sysv.c), for the ids of all tasks; never that of the
 	 * inventory's root ids. 0: no System V objects, the restorer's namespace will do. */
 	uint32_t ipc_ns_id;
