@@ -160,7 +160,10 @@ int capture_check_orphan(struct take *t)
 	pid_t orphan = 0;
 
 	if (!t->c->config.adopted && t->status.init_pid > 0)
-		orphan = proc_find_orphan(t->status.init_pid, t->status.main_pid);
+		orphan = t->ready.children >= 0 && t->ready.made ?
+				 proc_find_orphan_in(t->ready.children, t->status.init_pid,
+						     t->status.main_pid) :
+				 proc_find_orphan(t->status.init_pid, t->status.main_pid);
 	if (orphan <= 0)
 		return 0;
 	t->ours = true;
@@ -184,9 +187,17 @@ static int look_at_tree(struct take *t)
 	return t->c->config.adopted ? capture_make_layers(t) : 0;
 }
 
+int capture_make_room(struct take *t)
+{
+	entries_deinit(&t->walked);
+	/* What a new file or two needs more is taken on the way. */
+	return entries_reserve(&t->walked, t->c->past.count + t->c->past.count / 4 + 64);
+}
+
 int capture_copy_files(struct take *t)
 {
 	struct walk w = { .entries = &t->walked,
+			  .ready = t->ready.made ? &t->ready : NULL,
 			  .past = &t->c->past,
 			  .view = &t->view,
 			  .layers = &t->s->layers,
@@ -201,9 +212,7 @@ int capture_copy_files(struct take *t)
 			  .reason = t->reason };
 	int r;
 
-	entries_deinit(&t->walked);
-	/* What a new file or two needs more is taken on the way. */
-	r = entries_reserve(&t->walked, t->c->past.count + t->c->past.count / 4 + 64);
+	r = w.ready ? 0 : capture_make_room(t);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's files");
 	if (t->c->config.adopted && t->request->files_only) {
@@ -383,6 +392,7 @@ static int begin_anew(struct take *t)
 	t->froze = false;
 	proc_view_deinit(&t->view);
 	entries_deinit(&t->walked);
+	ready_drop(&t->ready);
 	free(take_ptr(t->shared));
 	r = proc_view_read(&t->view, t->status.main_pid, false);
 	if (r < 0)
@@ -499,6 +509,7 @@ int capture_take(struct capture *c, const struct capture_request *request,
 	proc_view_deinit(&t.view);
 	mounts_deinit(&t.proc);
 	entries_deinit(&t.walked);
+	ready_drop(&t.ready);
 	free(t.shared);
 	if (r < 0) {
 		/* Whatever failed first: there is nothing left to capture. */

@@ -7,7 +7,7 @@
  *   walk.c    upper layers -> entries, copies          copy.c     reflink, holes, plain copy
  *   closure.c lower layers -> entries                  paths.c    (kind, path) -> index
  *   snapshot.c entries -> caller; notes for restore    capture.c  the order of it all
- *   native.c   the native engine
+ *   native.c   the native engine                   ready.c    what a pause finds prepared
  *
  * Threading: none of it is shared between threads.
  */
@@ -42,6 +42,7 @@ enum entry_content {
 	CONTENT_IMAGE,	   /* in images/ of the spool */
 	CONTENT_RUNS,	   /* in images/ as pages-N.runs and pages.new */
 	CONTENT_SPOOL,	   /* copied at the frozen instant, to files/<spool_index> */
+	CONTENT_STAGED,	   /* copied then, to memory; becomes CONTENT_SPOOL after the pause */
 	CONTENT_LIVE,	   /* to be read where it is: the job has ended */
 	CONTENT_LOWER,	   /* to be read from the lower layers after the thaw */
 	CONTENT_UNCHANGED, /* as in the last accepted snapshot */
@@ -50,8 +51,8 @@ enum entry_content {
 struct entry {
 	enum snapshot_kind kind;
 	enum entry_content content;
-	bool unsettled; /* its next change may leave size and times as they are */
-	size_t spool_index;
+	bool unsettled;	    /* its next change may leave size and times as they are */
+	size_t spool_index; /* CONTENT_STAGED: where in the memory */
 	char *path;
 	struct stat st;
 	char *link_target;
@@ -72,10 +73,14 @@ int entries_add(struct entries *e, enum snapshot_kind kind, const char *path, co
 int entries_move(struct entries *e, struct entries *from) _must_check_;
 /* Room for count entries, so that adding them takes no memory. */
 int entries_reserve(struct entries *e, size_t count) _must_check_;
+/* Writes to all that room, so that adding does not wait for pages either. */
+void entries_touch(struct entries *e);
 /* Reads link_target; dirfd/name: where the symlink is. */
 int entry_read_link(struct entry *e, int dirfd, const char *name) _must_check_;
 /* Reads the extended attributes that travel, in the format of capture.h. */
 int entry_read_xattrs(struct entry *e, int dirfd, const char *name) _must_check_;
+/* The same of an open file or folder, which is a lot faster. */
+int entry_read_xattrs_of(struct entry *e, int fd) _must_check_;
 void entries_deinit(struct entries *e);
 
 /* What is remembered of the last accepted snapshot. */
@@ -126,7 +131,7 @@ struct pins {
 	struct pin {
 		pid_t inner;
 		char *cpus; /* "0-3,8" */
-	} *v;
+	} * v;
 	size_t count;
 	char *ours; /* what threads get that do not choose */
 };
@@ -158,6 +163,9 @@ int proc_view_read(struct proc_view *v, pid_t root, bool files) _must_check_;
 void proc_view_deinit(struct proc_view *v);
 /* A child of init other than main_pid: nobody's child that a dump of the tree would lose; or 0. */
 pid_t proc_find_orphan(pid_t init_pid, pid_t main_pid);
+/* The same in two steps: a descriptor, or -errno; then the look, with nothing to open. */
+int proc_open_children(pid_t init_pid) _must_check_;
+pid_t proc_find_orphan_in(int children, pid_t init_pid, pid_t main_pid);
 /* Dead, or waiting for its parent to notice. */
 bool proc_is_gone(pid_t pid);
 int proc_inner_pid(pid_t pid, pid_t *ret_inner) _must_check_;
@@ -188,8 +196,42 @@ void mounts_deinit(struct mounts *m);
 /* True if path is folder or lies below it. */
 bool capture_is_below(const char *path, const char *folder);
 
+/*
+ * What is opened, read and allocated just before a pause, so that the walk in it only looks and
+ * copies. It holds nothing of the job's own.
+ */
+struct ready {
+	int *uppers; /* folders of the layers, in the order of the rows; -1: it has none */
+	size_t upper_count;
+	int children;  /* of the job's init; -1 */
+	char *carried; /* carried.list; NULL: there is none */
+	size_t carried_size;
+	uint8_t *stage; /* small files are copied here */
+	size_t staged;
+	bool made;
+};
+
+enum {
+	READY_STAGE = 1 << 20,	      /* bytes */
+	READY_STAGE_FILE = 256 << 10, /* of one file */
+};
+
+/* Of one pause: each try makes its own. init_pid: 0 if nobody's orphans are looked for. */
+int ready_make(struct ready *ready, const char *state_dir, const struct mounts *layers,
+	       pid_t init_pid) _must_check_;
+void ready_drop(struct ready *ready);
+/* 1: it is there now; 0: not of a kind or size for it. */
+int ready_stage(struct ready *ready, struct entry *e, int fd) _must_check_;
+/* The job runs on: what was staged goes into the spool. */
+int ready_flush(struct ready *ready, struct entries *e, int spool_files, size_t *copies,
+		char *reason) _must_check_;
+
+/* Text of STATE/carried.list; NULL if there is none. */
+int walk_read_carried(const char *state_dir, char **ret_list, size_t *ret_size) _must_check_;
+
 struct walk {
 	struct entries *entries;
+	struct ready *ready; /* may be NULL */
 	const struct past *past;
 	const struct proc_view *view; /* may be NULL */
 	const struct mounts *layers;
@@ -198,6 +240,7 @@ struct walk {
 	size_t copies;	 /* counts on over attempts of one capture */
 	bool copy_all;	 /* believe nothing of the past */
 	bool ended;	 /* nobody writes any more: no copies are needed */
+	bool rehearsal;	 /* no file is opened, nor taken for the past's */
 	char *reason;	 /* CAPTURE_REASON_MAX bytes, set on errors */
 	struct walk_inode {
 		dev_t dev;
@@ -205,11 +248,17 @@ struct walk {
 	} * shared; /* mapped MAP_SHARED now; freed by the caller */
 	size_t shared_count;
 	bool shared_known; /* walk_find_shared() was called */
+	struct walk_names {
+		char *v; /* listings of the folders from the layer down to this one */
+		size_t used, room;
+	} names; /* freed by the walk itself */
 };
 
 /* Inodes of the upper layers that are mapped shared, as the view says. */
 int walk_find_shared(struct walk *w, const char *state_dir) _must_check_;
 
+/* The folder of one layer, or -errno; -ENOENT: it has none. */
+int walk_open_upper(const char *state_dir, const struct mount_row *row) _must_check_;
 /* All layers below state_dir/upper. */
 int walk_uppers(struct walk *w, const char *state_dir) _must_check_;
 /* The job's own /dev/shm, seen through a process in its mount namespace; copied whole. */
@@ -287,6 +336,7 @@ struct take {
 	size_t copies;		   /* files of the spool */
 	struct walk_inode *shared; /* found before the pause */
 	size_t shared_count;
+	struct ready ready;
 	char hostname[HOST_NAME_MAX + 1];
 	char *reason;
 	bool froze; /* the cgroup was frozen for CAPTURE_STAY_FROZEN */
@@ -297,6 +347,8 @@ struct take {
 int capture_check_orphan(struct take *t) _must_check_;
 /* For adopted jobs: a layer for each mount that has a file the job may change, as t->view says. */
 int capture_make_layers(struct take *t) _must_check_;
+/* An empty t->walked with room for what will be walked. */
+int capture_make_room(struct take *t) _must_check_;
 /* The walk at the frozen instant, into t->walked; may be called again. */
 int capture_copy_files(struct take *t) _must_check_;
 int capture_stay_frozen(struct take *t) _must_check_;

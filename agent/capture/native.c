@@ -13,6 +13,7 @@
 
 enum {
 	TRACERS_MAX = 3,
+	REHEARSE_FILES_MAX = 4096,
 	FREEZE_MS = 2000,
 	NICE_ROUNDS = 5,
 	BUFFER_BYTES = 32 << 20,
@@ -105,6 +106,42 @@ static void raise_priority(bool up)
 	(void)sched_setscheduler(0, up ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &param);
 }
 
+/*
+ * The pause's walk once more just before it, while the job runs: what it looks at is in the kernel's
+ * caches and the processor's then. Errors are those of files that come and go.
+ */
+static void rehearse(struct take *t)
+{
+	struct entries entries = { 0 };
+	char reason[CAPTURE_REASON_MAX];
+	struct walk w = { .entries = &entries,
+			  .layers = &t->s->layers,
+			  .shared_known = true,
+			  .rehearsal = true,
+			  .reason = reason };
+
+	if (t->c->config.adopted || t->c->past.count > REHEARSE_FILES_MAX)
+		return;
+	if (walk_uppers(&w, t->c->state_dir) == 0)
+		(void)!walk_shm(&w, t->status.main_pid);
+	entries_deinit(&entries);
+	if (t->ready.children >= 0)
+		(void)!proc_find_orphan_in(t->ready.children, t->status.init_pid,
+					   t->status.main_pid);
+}
+
+static int make_ready(struct take *t)
+{
+	int r = capture_make_room(t);
+
+	if (r < 0)
+		return r;
+	entries_touch(&t->walked);
+	ready_drop(&t->ready);
+	return ready_make(&t->ready, t->c->state_dir, &t->s->layers,
+			  t->c->config.adopted ? 0 : t->status.init_pid);
+}
+
 static int on_before(void *ctx)
 {
 	struct native_try *try = ctx;
@@ -128,7 +165,11 @@ static int on_before(void *ctx)
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's processes (main %d) cannot be read",
 				    t->status.main_pid);
+	r = make_ready(t);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's files");
 	raise_priority(true);
+	rehearse(t);
 	return 0;
 }
 
@@ -276,6 +317,15 @@ static int run(struct native_try *try, struct native_result *ret_result)
 	return r;
 }
 
+/* No other engine would do better with a spool that is full. */
+static int flush(struct take *t)
+{
+	int r = ready_flush(&t->ready, &t->walked, t->s->files, &t->copies, t->reason);
+
+	t->ours = r < 0;
+	return r;
+}
+
 int capture_native(struct take *t)
 {
 	struct native_try try = { .t = t };
@@ -294,6 +344,8 @@ int capture_native(struct take *t)
 		if (r == 0)
 			r = run(&try, &result);
 	}
+	if (r == 0)
+		r = flush(t);
 	if (r == 0)
 		r = compare_views(t, &try.frozen);
 	if (r < 0) {

@@ -137,6 +137,13 @@ int entries_reserve(struct entries *e, size_t count)
 	return room > e->index.room ? paths_grow_to(&e->index, room) : 0;
 }
 
+void entries_touch(struct entries *e)
+{
+	memset(e->v + e->count, 0, (e->room - e->count) * sizeof(*e->v));
+	for (size_t i = 0; i < e->index.room; i++)
+		*(volatile int *)&e->index.slots[i].kind = e->index.slots[i].kind;
+}
+
 int entries_move(struct entries *e, struct entries *from)
 {
 	int r = entries_reserve(e, e->count + from->count);
@@ -183,12 +190,33 @@ static bool xattr_travels(const struct entry *e, const char *name)
 	       !strcmp(name, "system.posix_acl_default");
 }
 
-static int append_xattr(struct entry *e, const char *path, bool follow, const char *name)
+/* Where attributes are read: of an open file, or by name. */
+struct xattr_source {
+	int fd; /* -1: path */
+	const char *path;
+	bool follow;
+};
+
+static ssize_t list_xattrs(const struct xattr_source *s, char *names, size_t size)
+{
+	if (s->fd >= 0)
+		return flistxattr(s->fd, names, size);
+	return s->follow ? listxattr(s->path, names, size) : llistxattr(s->path, names, size);
+}
+
+static ssize_t get_xattr(const struct xattr_source *s, const char *name, void *value, size_t size)
+{
+	if (s->fd >= 0)
+		return fgetxattr(s->fd, name, value, size);
+	return s->follow ? getxattr(s->path, name, value, size) :
+			   lgetxattr(s->path, name, value, size);
+}
+
+static int append_xattr(struct entry *e, const struct xattr_source *s, const char *name)
 {
 	size_t name_size = strlen(name) + 1;
 	uint8_t value[1 << 16], *more;
-	ssize_t n = follow ? getxattr(path, name, value, sizeof(value)) :
-			     lgetxattr(path, name, value, sizeof(value));
+	ssize_t n = get_xattr(s, name, value, sizeof(value));
 
 	/* Removed since the list was read, or a filesystem that lists what it does not give. */
 	if (n < 0)
@@ -207,11 +235,37 @@ static int append_xattr(struct entry *e, const char *path, bool follow, const ch
 	return 0;
 }
 
+static int read_xattrs(struct entry *e, const struct xattr_source *s)
+{
+	char names[1 << 16];
+	ssize_t n = list_xattrs(s, names, sizeof(names));
+
+	if (n < 0)
+		return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
+	for (const char *p = names; p < names + n; p += strlen(p) + 1) {
+		int r;
+
+		if (!strcmp(p, "trusted.overlay.metacopy"))
+			return -EOPNOTSUPP;
+		if (!xattr_travels(e, p))
+			continue;
+		r = append_xattr(e, s, p);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int entry_read_xattrs_of(struct entry *e, int fd)
+{
+	return read_xattrs(e, &(struct xattr_source){ .fd = fd });
+}
+
 int entry_read_xattrs(struct entry *e, int dirfd, const char *name)
 {
-	char path[PATH_MAX], names[1 << 16];
-	bool follow = !*name; /* the O_PATH descriptor itself, behind its magic link */
-	ssize_t n;
+	char path[PATH_MAX];
+	/* Without a name: the O_PATH descriptor itself, behind its magic link. */
+	struct xattr_source s = { .fd = -1, .path = path, .follow = !*name };
 	int size;
 
 	/* There is no fgetxattr for O_PATH or names below a folder; /proc leads to it. */
@@ -222,21 +276,7 @@ int entry_read_xattrs(struct entry *e, int dirfd, const char *name)
 				name);
 	if (size >= (int)sizeof(path))
 		return -ENAMETOOLONG;
-	n = follow ? listxattr(path, names, sizeof(names)) : llistxattr(path, names, sizeof(names));
-	if (n < 0)
-		return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
-	for (const char *p = names; p < names + n; p += strlen(p) + 1) {
-		int r;
-
-		if (!strcmp(p, "trusted.overlay.metacopy"))
-			return -EOPNOTSUPP;
-		if (!xattr_travels(e, p))
-			continue;
-		r = append_xattr(e, path, follow, p);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+	return read_xattrs(e, &s);
 }
 
 void entries_deinit(struct entries *e)

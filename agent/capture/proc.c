@@ -11,7 +11,7 @@
 #include "agent/capture/internal.h"
 #include "agent/util/io.h"
 
-enum { PROC_TEXT_MAX = 64 << 20, PROC_TASKS_MAX = 1 << 16 };
+enum { PROC_TEXT_MAX = 64 << 20, PROC_TASKS_MAX = 1 << 16, CHILDREN_MAX = 4096 };
 
 static int push_pid(pid_t **v, size_t *count, size_t *room, pid_t pid)
 {
@@ -104,17 +104,13 @@ int proc_inner_pid(pid_t pid, pid_t *ret_inner)
 	return inner_pid_of(path, ret_inner);
 }
 
-/* Calls fn for each number in the text of a "children" file. */
-static int each_child(const char *path, int (*fn)(void *ctx, pid_t pid), void *ctx)
+static int each_number(const char *text, int (*fn)(void *ctx, pid_t pid), void *ctx)
 {
-	_cleanup_free_ char *text = NULL;
-	char *p, *end;
-	int r = read_file_at(AT_FDCWD, path, PROC_TEXT_MAX, &text, NULL);
+	char *end;
 
-	if (r < 0)
-		return r;
-	for (p = text;; p = end) {
+	for (const char *p = text;; p = end) {
 		long pid = strtol(p, &end, 10);
+		int r;
 
 		if (end == p)
 			return 0;
@@ -122,6 +118,15 @@ static int each_child(const char *path, int (*fn)(void *ctx, pid_t pid), void *c
 		if (r != 0)
 			return r;
 	}
+}
+
+/* Calls fn for each number in the text of a "children" file. */
+static int each_child(const char *path, int (*fn)(void *ctx, pid_t pid), void *ctx)
+{
+	_cleanup_free_ char *text = NULL;
+	int r = read_file_at(AT_FDCWD, path, PROC_TEXT_MAX, &text, NULL);
+
+	return r < 0 ? r : each_number(text, fn, ctx);
 }
 
 static int add_child(void *ctx, pid_t pid)
@@ -406,6 +411,32 @@ pid_t proc_find_orphan(pid_t init_pid, pid_t main_pid)
 
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", init_pid, init_pid);
 	return each_child(path, check_orphan, &search) == 1 ? search.found : 0;
+}
+
+int proc_open_children(pid_t init_pid)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", init_pid, init_pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+pid_t proc_find_orphan_in(int children, pid_t init_pid, pid_t main_pid)
+{
+	struct orphan_search search = { .main_pid = main_pid };
+	char text[CHILDREN_MAX];
+	size_t used = 0;
+	ssize_t n;
+
+	while ((n = pread(children, text + used, sizeof(text) - 1 - used, (off_t)used)) > 0)
+		used += (size_t)n;
+	/* More than a few, or not to be read: by the long way. */
+	if (n < 0 || used == sizeof(text) - 1)
+		return proc_find_orphan(init_pid, main_pid);
+	text[used] = '\0';
+	return each_number(text, check_orphan, &search) == 1 ? search.found : 0;
 }
 
 /* Runs in a forked child: only it enters the namespace. */

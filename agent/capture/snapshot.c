@@ -285,6 +285,8 @@ static int open_content(struct snapshot *s, struct entry *e)
 		return fd < 0 ? -errno : fd;
 	case CONTENT_LOWER:
 		return open_lower(s, e);
+	case CONTENT_STAGED: /* never beyond capture_take() */
+		return -ESTALE;
 	case CONTENT_LIVE:
 	case CONTENT_UNCHANGED:
 	case CONTENT_NONE:

@@ -8,7 +8,10 @@
 #include "agent/util/io.h"
 
 /* Each level holds a descriptor open, and recursion needs stack. */
-enum { WALK_DEPTH_MAX = 200 };
+enum {
+	WALK_DEPTH_MAX = 200,
+	WALK_NAMES_STEP = 32 << 10, /* of one call; more than one name needs */
+};
 
 int capture_fail(char reason[CAPTURE_REASON_MAX], int r, const char *fmt, ...)
 {
@@ -103,8 +106,12 @@ static int take_content(struct walk *w, struct entry *e, int fd)
 		e->content = CONTENT_LIVE;
 		return 0;
 	}
+	r = w->ready ? ready_stage(w->ready, e, fd) : 0;
+	if (r > 0)
+		return 0;
 	snprintf(name, sizeof(name), "%zu", w->copies);
-	r = capture_copy(fd, w->spool_files, name, e->st.st_size);
+	if (r == 0)
+		r = capture_copy(fd, w->spool_files, name, e->st.st_size);
 	if (r < 0)
 		return capture_fail(w->reason, r,
 				    "the copy of the job's file %s (%lld bytes) into the spool "
@@ -137,10 +144,11 @@ static bool is_left_out(const struct stat *st)
 	       (S_ISCHR(st->st_mode) && st->st_rdev != 0);
 }
 
-/* Adds dirfd/name, found as *st, under `path`. *ret_index: where. */
-static int take_entry(struct walk *w, int dirfd, const char *name, const char *path,
+/* Adds dirfd/name, found as *st, under `path`. folder: it is one, and open; -1. */
+static int take_entry(struct walk *w, int dirfd, const char *name, int folder, const char *path,
 		      const struct stat *st)
 {
+	_cleanup_close_ int file = -1;
 	struct entry *e;
 	int r = entries_add(w->entries, SNAPSHOT_UPPER, path, st, &e);
 
@@ -149,12 +157,21 @@ static int take_entry(struct walk *w, int dirfd, const char *name, const char *p
 	if (r == -EFBIG)
 		return capture_fail(w->reason, r, "the job has more than %d files",
 				    CAPTURE_FILES_MAX);
+	if (r == 0 && w->rehearsal && S_ISREG(st->st_mode))
+		return 0;
 	if (r == 0 && take_unchanged(w, e))
 		return 0;
 	if (r == 0 && S_ISLNK(st->st_mode))
 		r = entry_read_link(e, dirfd, name);
-	if (r == 0 && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)))
-		r = entry_read_xattrs(e, dirfd, name);
+	if (r == 0 && S_ISREG(st->st_mode)) {
+		file = open_regular(w, dirfd, name, st);
+		if (file < 0)
+			return file;
+		r = entry_read_xattrs_of(e, file);
+	} else if (r == 0 && S_ISDIR(st->st_mode)) {
+		r = folder >= 0 ? entry_read_xattrs_of(e, folder) :
+				  entry_read_xattrs(e, dirfd, name);
+	}
 	if (r == -EOPNOTSUPP)
 		return capture_fail(w->reason, r,
 				    "the job's file %s has its content in a lower layer "
@@ -162,75 +179,116 @@ static int take_entry(struct walk *w, int dirfd, const char *name, const char *p
 				    path);
 	if (r < 0)
 		return capture_fail(w->reason, r, "the job's file %s cannot be read", path);
-	if (S_ISREG(st->st_mode)) {
-		_cleanup_close_ int fd = open_regular(w, dirfd, name, st);
+	return file >= 0 ? take_content(w, e, file) : 0;
+}
 
-		return fd < 0 ? fd : take_content(w, e, fd);
-	}
+/* The whole listing of a folder, as the kernel gives it, to the end of w->names. */
+static int read_names(struct walk *w, int fd)
+{
+	struct walk_names *names = &w->names;
+	ssize_t n;
+
+	do {
+		if (names->room - names->used < WALK_NAMES_STEP) {
+			size_t room = names->room ? 2 * names->room : 2 * (size_t)WALK_NAMES_STEP;
+			char *more = realloc(names->v, room);
+
+			if (!more)
+				return -ENOMEM;
+			names->v = more;
+			names->room = room;
+		}
+		n = getdents64(fd, names->v + names->used, names->room - names->used);
+		if (n < 0)
+			return -errno;
+		names->used += (size_t)n;
+	} while (n > 0);
 	return 0;
 }
 
-/* Takes over fd, an open folder. */
+static int walk_folder(struct walk *w, int fd, char path[PATH_MAX], int depth);
+
+/* Folder dirfd/name below `path`; *st: of it. */
+static int walk_child(struct walk *w, int dirfd, const char *name, char path[PATH_MAX],
+		      const struct stat *st, int depth)
+{
+	_cleanup_close_ int fd =
+		openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	int r;
+
+	if (fd < 0)
+		return capture_fail(w->reason, -errno, "the job's folder %s cannot be read", path);
+	r = take_entry(w, dirfd, name, fd, path, st);
+	return r < 0 ? r : walk_folder(w, fd, path, depth);
+}
+
+/* path, of that length, is the folder's; what it gets appended is taken off again. */
+static int walk_name(struct walk *w, int fd, const char *name, char path[PATH_MAX], size_t length,
+		     int depth)
+{
+	size_t size = strlen(name) + 1;
+	struct stat st;
+	int r;
+
+	if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return capture_fail(w->reason, -errno, "the job's file %s/%s cannot be read", path,
+				    name);
+	if (is_left_out(&st))
+		return 0;
+	if (length + 1 + size > PATH_MAX)
+		return capture_fail(w->reason, -ENAMETOOLONG,
+				    "the path of the job's file %s is too long", name);
+	path[length] = '/';
+	memcpy(path + length + 1, name, size);
+	if (S_ISDIR(st.st_mode))
+		r = walk_child(w, fd, name, path, &st, depth + 1);
+	else
+		r = take_entry(w, fd, name, -1, path, &st);
+	path[length] = '\0';
+	return r;
+}
+
+/* fd: the open folder, at its first entry. */
 static int walk_folder(struct walk *w, int fd, char path[PATH_MAX], int depth)
 {
-	_cleanup_closedir_ DIR *dir = fdopendir(fd);
-	size_t length = strlen(path);
-	struct dirent *item;
-	int r = 0;
+	size_t length = strlen(path), from = w->names.used, end;
+	int r;
 
-	if (!dir) {
-		r = -errno;
-		close(fd);
-		return capture_fail(w->reason, r, "the job's folder %s cannot be read", path);
-	}
 	if (depth > WALK_DEPTH_MAX)
 		return capture_fail(w->reason, -ENAMETOOLONG,
 				    "the job's folder %s is nested more than %d levels deep", path,
 				    WALK_DEPTH_MAX);
-	while (r == 0 && (errno = 0, item = readdir(dir))) {
-		struct stat st;
-		int child;
+	r = read_names(w, fd);
+	if (r < 0)
+		return capture_fail(w->reason, r, "the job's folder %s cannot be read", path);
+	end = w->names.used;
+	for (size_t at = from; r == 0 && at < end;) {
+		/* Folders below this one may move the listing. */
+		const struct dirent64 *item = (const void *)(w->names.v + at);
 
-		if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, ".."))
-			continue;
-		if (fstatat(dirfd(dir), item->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-			return capture_fail(w->reason, -errno,
-					    "the job's file %s/%s cannot be read", path,
-					    item->d_name);
-		if (is_left_out(&st))
-			continue;
-		if (snprintf(path + length, PATH_MAX - length, "/%s", item->d_name) >=
-		    (int)(PATH_MAX - length))
-			return capture_fail(w->reason, -ENAMETOOLONG,
-					    "the path of the job's file %s is too long",
-					    item->d_name);
-		r = take_entry(w, dirfd(dir), item->d_name, path, &st);
-		if (r == 0 && S_ISDIR(st.st_mode)) {
-			child = openat(dirfd(dir), item->d_name,
-				       O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-			r = child < 0 ? capture_fail(w->reason, -errno,
-						     "the job's folder %s cannot be read", path) :
-					walk_folder(w, child, path, depth + 1);
-		}
-		path[length] = '\0';
+		at += item->d_reclen;
+		if (strcmp(item->d_name, ".") && strcmp(item->d_name, ".."))
+			r = walk_name(w, fd, item->d_name, path, length, depth);
 	}
+	w->names.used = from;
 	return r;
 }
 
-/* The layer's own folder is the looks of the mount point. */
+/* The layer's own folder is the looks of the mount point. Takes over fd. */
 static int walk_upper(struct walk *w, int fd, unsigned int n)
 {
+	_cleanup_close_ int folder = fd;
 	char path[PATH_MAX];
 	struct stat st;
 	int r;
 
 	snprintf(path, sizeof(path), "%u", n);
-	r = fstat(fd, &st) < 0 ? -errno : take_entry(w, fd, ".", path, &st);
-	if (r < 0) {
-		close(fd);
-		return r;
-	}
-	return walk_folder(w, fd, path, 0);
+	r = fstat(folder, &st) < 0 ? -errno : take_entry(w, folder, ".", folder, path, &st);
+	if (r == 0)
+		r = walk_folder(w, folder, path, 0);
+	free(take_ptr(w->names.v));
+	w->names = (struct walk_names){ 0 };
+	return r;
 }
 
 /* The topmost part of path (in the layers) that is not there any more gets a whiteout. */
@@ -258,23 +316,37 @@ static int note_removed(struct walk *w, char *path)
 	return 0;
 }
 
+int walk_read_carried(const char *state_dir, char **ret_list, size_t *ret_size)
+{
+	char path[PATH_MAX];
+	int r;
+
+	if (snprintf(path, sizeof(path), "%s/carried.list", state_dir) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	r = read_file_at(AT_FDCWD, path, CLOSURE_LIST_MAX, ret_list, ret_size);
+	if (r != -ENOENT)
+		return r;
+	*ret_list = NULL;
+	*ret_size = 0;
+	return 0;
+}
+
 /*
  * What was carried here and removed by the job leaves no trace in a layer over a host that never
  * had it; on a host that has it, it would be back.
  */
 static int note_all_removed(struct walk *w, const char *state_dir)
 {
-	_cleanup_free_ char *list = NULL;
-	char path[PATH_MAX];
-	size_t size;
-	int r;
+	_cleanup_free_ char *own = NULL;
+	char *list = w->ready ? w->ready->carried : NULL;
+	size_t size = w->ready ? w->ready->carried_size : 0;
+	int r = 0;
 
-	if (snprintf(path, sizeof(path), "%s/carried.list", state_dir) >= (int)sizeof(path))
-		return -ENAMETOOLONG;
-	r = read_file_at(AT_FDCWD, path, CLOSURE_LIST_MAX, &list, &size);
-	if (r < 0)
-		return r == -ENOENT ? 0 : r;
-	for (char *p = list; r == 0 && p < list + size;) {
+	if (!w->ready) {
+		r = walk_read_carried(state_dir, &own, &size);
+		list = own;
+	}
+	for (char *p = list; r == 0 && p && p < list + size;) {
 		size_t length = strlen(p);
 
 		r = note_removed(w, p);
@@ -283,24 +355,32 @@ static int note_all_removed(struct walk *w, const char *state_dir)
 	return r;
 }
 
+int walk_open_upper(const char *state_dir, const struct mount_row *row)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	if (snprintf(path, sizeof(path), "%s/upper/%u", state_dir, row->n) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 int walk_uppers(struct walk *w, const char *state_dir)
 {
 	int r = w->shared_known ? 0 : walk_find_shared(w, state_dir);
 
 	for (size_t i = 0; r == 0 && i < w->layers->count; i++) {
-		char path[PATH_MAX];
-		int fd;
+		const struct mount_row *row = &w->layers->v[i];
+		int fd = w->ready ? take_fd(w->ready->uppers[i]) : walk_open_upper(state_dir, row);
 
-		if (snprintf(path, sizeof(path), "%s/upper/%u", state_dir, w->layers->v[i].n) >=
-		    (int)sizeof(path))
-			return capture_fail(w->reason, -ENAMETOOLONG, "state folder %s", state_dir);
-		fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 		/* A mount that the keeper could only bind has no layer. */
-		if (fd < 0 && errno == ENOENT)
+		if (fd == -ENOENT)
 			continue;
 		if (fd < 0)
-			return capture_fail(w->reason, -errno, "upper layer %s", path);
-		r = walk_upper(w, fd, w->layers->v[i].n);
+			return capture_fail(w->reason, fd, "upper layer %s/upper/%u", state_dir,
+					    row->n);
+		r = walk_upper(w, fd, row->n);
 	}
 	return r == 0 ? note_all_removed(w, state_dir) : r;
 }
@@ -338,7 +418,7 @@ static int take_parents(struct walk *w, const struct mount_row *row, const char 
 			return -ENAMETOOLONG;
 		if (lstat(host, &st) < 0)
 			return -errno;
-		r = take_entry(w, AT_FDCWD, host, path, &st);
+		r = take_entry(w, AT_FDCWD, host, -1, path, &st);
 		if (r < 0)
 			return r;
 	}
@@ -359,7 +439,7 @@ static int take_open_file(struct walk *w, const struct mount_row *row, const cha
 	if (!S_ISREG(st.st_mode))
 		return 0;
 	r = take_parents(w, row, rest);
-	return r < 0 ? r : take_entry(w, AT_FDCWD, host, path, &st);
+	return r < 0 ? r : take_entry(w, AT_FDCWD, host, -1, path, &st);
 }
 
 int walk_open_files(struct walk *w, const struct mounts *host)
