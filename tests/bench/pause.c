@@ -110,6 +110,7 @@ struct bench {
 	bool first;
 	unsigned int missed, failed;
 	struct sample samples[TAKES_MAX];
+	double stolen; /* percent of the processors, while the last samples were taken */
 };
 
 static volatile sig_atomic_t stopped;
@@ -178,6 +179,9 @@ static void report(struct bench *b, const struct bench_case *c, const char *engi
 	printf("\n");
 	for (size_t i = 0; i < metric_count; i++)
 		report_metric(b, c, engine, &metrics[i], count);
+	printf("  %-12s %12.1f percent of the processors, by the machine's own host\n", "stolen",
+	       b->stolen);
+	row(b, c->name, engine, "stolen", "percent", b->stolen, b->stolen, 0, 0);
 	fflush(stdout);
 }
 
@@ -187,10 +191,28 @@ static void report_one(struct bench *b, const struct bench_case *c, const char *
 	row(b, c->name, "native", metric, "us", us, us, 0, 0);
 }
 
+/* Of a virtual machine: what its host took of the processors, in ticks; and all there were. */
+static void read_ticks(double *ret_stolen, double *ret_all)
+{
+	double v[8] = { 0 };
+	FILE *f = fopen("/proc/stat", "re");
+
+	*ret_stolen = *ret_all = 0;
+	if (f && fscanf(f, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &v[0], &v[1], &v[2], &v[3], &v[4],
+			&v[5], &v[6], &v[7]) == 8)
+		*ret_stolen = v[7];
+	for (size_t i = 0; i < ARRAY_SIZE(v); i++)
+		*ret_all += v[i];
+	if (f)
+		fclose(f);
+}
+
 static size_t take_all(struct bench *b, struct subject *s, enum engine engine, unsigned int takes)
 {
+	double stolen, all, stolen_after, all_after;
 	size_t count = 0;
 
+	read_ticks(&stolen, &all);
 	for (unsigned int i = 0; i < takes && !stopped; i++) {
 		usleep(INTERVAL_MS * 1000);
 		if (subject_take(s, engine, &b->samples[count]))
@@ -200,6 +222,8 @@ static size_t take_all(struct bench *b, struct subject *s, enum engine engine, u
 		if (b->failed > 5)
 			break;
 	}
+	read_ticks(&stolen_after, &all_after);
+	b->stolen = all_after > all ? 100 * (stolen_after - stolen) / (all_after - all) : 0;
 	return count;
 }
 
