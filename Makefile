@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# make deps    install what is missing (root)      make unit unit-san fuzz e2e   one group of tests
+# make deps    install what is missing (root)      make unit unit-san fuzz model e2e   groups of tests
 # make         build                               make lint                     style and layering
 # make check   deps, build, every test             make install                  DESTDIR, prefix
 # make zdtm    CRIU's own tests judge our images   make soak SEED= MINUTES=      no write is missed
+# make model-long                                  the register's model, larger bounds: hours
 # make bench-pause                                 how long a job stands still; build/bench/
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
@@ -75,7 +76,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz e2e sim lint install clean zdtm soak
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim lint install clean zdtm soak
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -162,8 +163,11 @@ NODES ?= 5
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
 	$(Q)$< $(SEED) $(NODES) $(MINUTES)
-unit unit-san fuzz e2e lint:
+unit unit-san fuzz model e2e lint:
 	$(Q)tests/run-checks $@ $(T)
+# Only spin and a compiler.
+model-long:
+	$(Q)tests/model/run long
 soak: all
 	$(Q)tests/oracle/soak $(SEED) $(MINUTES)
 zdtm: all
