@@ -13,7 +13,8 @@
 
 bool core_acceptor_holds(const struct core *core, const struct job *job)
 {
-	return job->value.state == JOB_STATE_HELD && core->now_ms < job->hold_until_ms;
+	/* An end that is accepted here and chosen nowhere does not say that the owner stopped. */
+	return job->value.state != JOB_STATE_IDLE && core->now_ms < job->hold_until_ms;
 }
 
 static bool same_incarnation(const struct job_value *a, const struct job_value *b)

@@ -194,6 +194,31 @@ static void a_release_need_not_wait(void **state)
 	end(b);
 }
 
+/* Chosen nowhere, it may be passed over: the owner that has just renewed knows nothing of it. */
+static void an_end_keeps_the_hold(void **state)
+{
+	static const uint32_t ends[] = { JOB_STATE_KILLED, JOB_STATE_DONE };
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++) {
+		struct bench *b = bench();
+
+		create(b);
+		b->now_ms += 10000;
+		assert_int_equal(say_renew(b, &p, 1), CORE_MSG_RENEWED);
+		assert_int_equal(say_accept(b, ballot(2, &q, 5), &p, 1, ends[i]),
+				 CORE_MSG_ACCEPTED);
+		b->now_ms += HOLD_MS - 1;
+		assert_int_equal(say_accept(b, ballot(3, &q, 5), &q, 3, JOB_STATE_HELD),
+				 CORE_MSG_NACK);
+		assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+		b->now_ms += 1;
+		assert_int_equal(say_accept(b, ballot(3, &q, 5), &q, 3, JOB_STATE_HELD),
+				 CORE_MSG_ACCEPTED);
+		end(b);
+	}
+}
+
 static void rule_a2_matches_owner_and_token(void **state)
 {
 	struct bench *b = bench();
@@ -381,6 +406,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rule_a1_refuses_at_accept),
 		cmocka_unit_test(a_release_need_not_wait),
+		cmocka_unit_test(an_end_keeps_the_hold),
 		cmocka_unit_test(rule_a2_matches_owner_and_token),
 		cmocka_unit_test(rule_a4_restart_holds_anew),
 		cmocka_unit_test(promises_are_kept_and_durable),
