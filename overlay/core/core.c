@@ -297,6 +297,8 @@ int core_init(struct core *core, const struct core_config *config, uint64_t now_
 	core->config = *config;
 	core->now_ms = core->born_ms = now_ms;
 	core->random = config->seed;
+	/* An answer to a round of an earlier life must be none to a round of this one (O1). */
+	core->seq = core_mix(config->incarnation);
 	outbox_reset(core);
 	return core_member_init(core);
 }

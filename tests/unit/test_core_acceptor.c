@@ -362,6 +362,33 @@ static void rule_o1_counts_from_sending(void **state)
 	end(b);
 }
 
+/* An answer to a round of an earlier life, still on its way, must not count for this life's. */
+static void each_life_has_its_own_rounds(void **state)
+{
+	struct bench *b = bench();
+	struct job_value value = { .job = job, .token.counter = 1 };
+	struct core_event event = {
+		.type = CORE_EV_REQUEST,
+		.request = CORE_REQ_HOLD,
+		.value = &value,
+	};
+	const struct core_update *update;
+	uint64_t before = 0;
+
+	(void)state;
+	create(b);
+	for (uint64_t life = 2; life < 5; life++) {
+		start(b, life);
+		event.now_ms = b->now_ms;
+		assert_int_equal(core_step(b->core, &event, &update), 0);
+		read_update(b, update);
+		assert_int_equal(b->reply.type, CORE_MSG_RENEW);
+		assert_true(b->reply.seq != before);
+		before = b->reply.seq;
+	}
+	end(b);
+}
+
 /* A host that restarts without its ballots never utters one of them again. */
 static void each_life_has_its_own_ballots(void **state)
 {
@@ -413,6 +440,7 @@ int main(void)
 		cmocka_unit_test(takeovers_do_not_disturb_a_held_job),
 		cmocka_unit_test(without_a_record_nothing_is_promised),
 		cmocka_unit_test(rule_o1_counts_from_sending),
+		cmocka_unit_test(each_life_has_its_own_rounds),
 		cmocka_unit_test(each_life_has_its_own_ballots),
 		cmocka_unit_test(strange_bytes_are_refused),
 	};
