@@ -6,23 +6,26 @@
  *   hosts 1 and 2 may own the job; anybody proposes
  *
  * From overlay/core: acceptor.c (set_value, handle_prepare, handle_accept, handle_renew, A1, A2,
- * A4), proposer.c (find_current, finishing, decide_cas, decide_takeover, TOUCH), lease.c (O1, O3),
- * guardian.c (GRANT), job.c (learn). Not in the core yet, from the protocol's design: SEAL,
- * INSTALL, epoch 1 (P2, A3).
+ * A4), proposer.c (find_current, finishing, decide_cas, decide_takeover), lease.c (O1, O3),
+ * guardian.c (GRANT), job.c (learn). Not in the core yet: a token is restored under once (FRESH)
+ * and a host's own takeover of what it owns need not wait (BUSY); and, from the protocol's design,
+ * SEAL, INSTALL, epoch 1 (P2, A3).
  *
  * Messages. An ACCEPT, once sent, is handled by any acceptor at any later time, or never. A
  * PREPARE is handled any time before its proposer decides. Replies are instant or lost: what a
  * reply says is fixed when it is sent, and a proposer may be as slow as it likes. Left out: what
  * only refuses or waits longer (BUSY at PREPARE, a PREPARE after the decision, a late RENEW, an
- * acknowledgement beyond the quorum), acceptors that are down (they handle nothing), liveness.
+ * acknowledgement beyond the quorum, after a restart a hold that is begun anew, but for RESTARTS),
+ * acceptors that are down (they handle nothing), liveness. With ONE_STEP a ballot hears its quorum
+ * and decides in one step. With UNFENCED there is no time and no lease: what fence=commit promises.
  *
  * Time. Discrete; tick() may happen at any moment or never. Owners count LEASE ticks from a
  * round's first message; SLACK is what a slow clock and a late freeze add, at worst, so a job runs
  * for LEASE + SLACK; HOLD is what an acceptor waits. A shorter run or a longer wait is a run of
  * the model in which somebody does nothing.
  *
- * A flag NO_x or the like switches one rule off; REACH_x makes a wanted end count as an error, to
- * show that it is reached.
+ * CRASHES, ENDS, RELEASES, ADVANCES allow these. A flag NO_x or the like switches one rule off;
+ * REACH_x makes a wanted end count as an error, to show that it is reached.
  */
 #ifndef B0
 #define B0 3
@@ -446,9 +449,7 @@ inline acknowledge(w, a)
 		hold[a] = (HOLDS(state[value[b]]) -> INSTALL_HOLD : 0) \
 	}
 
-#if NB == 2
-#define EACH(X) X(2)
-#elif NB == 3
+#if NB == 3
 #define EACH(X) X(2) X(3)
 #elif NB == 4
 #define EACH(X) X(2) X(3) X(4)
@@ -592,6 +593,15 @@ end:
 	promised[FIRST(b) + (r)] = b; \
 	seen[3 * b + (r)] = accepted[FIRST(b) + (r)]
 
+#define QUORUM_HEARD(mask, can, hear) \
+	:: d_step { \
+		!sent[b] && can -> \
+		hear; \
+		heard[b] = mask; \
+		find_current(b); \
+		bury(b) \
+	}
+
 proctype proposer(byte b)
 {
 end:
@@ -599,34 +609,10 @@ end:
 #ifdef ONE_STEP
 	:: atomic {
 		if
-		:: d_step {
-			!sent[b] && HEARS(0) && HEARS(1) ->
-			HEAR(0); HEAR(1);
-			heard[b] = 3;
-			find_current(b);
-			bury(b)
-		}
-		:: d_step {
-			!sent[b] && HEARS(0) && HEARS(2) ->
-			HEAR(0); HEAR(2);
-			heard[b] = 5;
-			find_current(b);
-			bury(b)
-		}
-		:: d_step {
-			!sent[b] && HEARS(1) && HEARS(2) ->
-			HEAR(1); HEAR(2);
-			heard[b] = 6;
-			find_current(b);
-			bury(b)
-		}
-		:: d_step {
-			!sent[b] && HEARS(0) && HEARS(1) && HEARS(2) ->
-			HEAR(0); HEAR(1); HEAR(2);
-			heard[b] = 7;
-			find_current(b);
-			bury(b)
-		}
+		QUORUM_HEARD(3, HEARS(0) && HEARS(1), HEAR(0); HEAR(1))
+		QUORUM_HEARD(5, HEARS(0) && HEARS(2), HEAR(0); HEAR(2))
+		QUORUM_HEARD(6, HEARS(1) && HEARS(2), HEAR(1); HEAR(2))
+		QUORUM_HEARD(7, HEARS(0) && HEARS(1) && HEARS(2), HEAR(0); HEAR(1); HEAR(2))
 		fi;
 		if
 		DECISIONS
@@ -762,15 +748,14 @@ end:
 		TIMED(1) || TIMED(2) || HELD_BACK ->
 		grow_old(1);
 		grow_old(2);
-		count_down(hold[0]);
-		count_down(hold[1]);
-		count_down(hold[2])
-#if B1 > 0
-		;
-		count_down(hold[3]);
-		count_down(hold[4]);
-		count_down(hold[5])
-#endif
+		i = 0;
+		do
+		:: i == ACCEPTORS -> break
+		:: else ->
+			count_down(hold[i]);
+			i++
+		od;
+		i = 0
 	}
 	od
 }
@@ -805,9 +790,7 @@ init
 		run acceptor(5);
 #endif
 		run proposer(2);
-#if NB > 2
 		run proposer(3);
-#endif
 #if NB > 3
 		run proposer(4);
 #endif
