@@ -535,10 +535,8 @@ static void read_group(struct state_process *p, struct task_struct *task, struct
 }
 
 /* Segments, semaphore sets and message queues. */
-static __u32 count_ipc(struct nsproxy *ns)
+static __u32 count_ipc(struct ipc_namespace *ipc)
 {
-	struct ipc_namespace *ipc = BPF_CORE_READ(ns, ipc_ns);
-
 	if (!bpf_core_field_exists(ipc->ids) || !ipc)
 		return ~0u;
 	return BPF_CORE_READ(ipc, ids[0].in_use) + BPF_CORE_READ(ipc, ids[1].in_use) +
@@ -561,13 +559,11 @@ static void read_namespaces(struct state_process *p, struct task_struct *task, s
 	p->ns_net = BPF_CORE_READ(ns, net_ns, ns.inum);
 	p->ns_uts = BPF_CORE_READ(ns, uts_ns, ns.inum);
 	p->ns_ipc = BPF_CORE_READ(ns, ipc_ns, ns.inum);
-	p->ipc_objects = count_ipc(ns);
+	p->ipc_objects = count_ipc(BPF_CORE_READ(ns, ipc_ns));
 	p->ns_cgroup = BPF_CORE_READ(ns, cgroup_ns, ns.inum);
 	p->ns_pid_children = BPF_CORE_READ(ns, pid_ns_for_children, ns.inum);
-	p->ns_time = 0;
-	p->ns_time_children = 0;
-	p->timens_monotonic_ns = 0;
-	p->timens_boot_ns = 0;
+	p->ns_time = p->ns_time_children = 0;
+	p->timens_monotonic_ns = p->timens_boot_ns = 0;
 	if (!bpf_core_field_exists(ns->time_ns))
 		return;
 	time = BPF_CORE_READ(ns, time_ns);

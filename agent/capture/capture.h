@@ -44,7 +44,7 @@ struct capture_config {
 	bool carry_cwd;		   /* closure has the tree below cwd */
 	uint64_t closure_max_bytes;
 	const char *cgroup_dir; /* the job's, or NULL */
-	bool adopted; /* files are the host's own, until the first restore */
+	bool adopted;		/* files are the host's own, until the first restore */
 };
 
 /* Reads nothing yet. config is copied. */
