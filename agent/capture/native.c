@@ -312,8 +312,11 @@ static int run(struct native_try *try, struct native_result *ret_result)
 	if (r < 0 && !t->reason[0])
 		snprintf(t->reason, CAPTURE_REASON_MAX, "%s", why[0] ? why : strerror(-r));
 	/* It died, or does not follow: the next capture has a new one. */
-	if (r == -ECONNRESET || r == -ETIMEDOUT || r == -EBADMSG)
+	if (r == -ECONNRESET || r == -ETIMEDOUT || r == -EBADMSG) {
 		capture_native_stop(c);
+		/* Whatever comes next, another tracer or CRIU, the job must not stand behind a fence. */
+		native_mend(t->request->native, c->config.cgroup_dir);
+	}
 	return r;
 }
 
