@@ -91,24 +91,34 @@ bool fence_covers(const struct native_fence *f, const struct native_tree *tree)
 	return is_there(f) && each(f, "cgroup.procs", is_in_tree, &look);
 }
 
-/* Until it stands where EINTR can be mended; another's thread, or one that ends, is passed over. */
+struct mending {
+	struct freeze_tick tick;
+	bool stuck; /* one that we trace did not stop */
+};
+
+/*
+ * Until it stands where EINTR can be mended; another's thread, one that ends, and one that waits in
+ * the kernel (a parent in vfork(2), whose child stands here) are passed over.
+ */
 static bool mend(void *ctx, pid_t tid)
 {
-	const struct freeze_tick *tick = ctx;
+	struct mending *m = ctx;
 	struct user_regs_struct regs;
 	siginfo_t si;
+	pid_t tracer;
 	long ax;
 
-	if (tid <= 0 || ptrace(PTRACE_SEIZE, tid, 0, 0) < 0)
+	if (tid <= 0 || list_state(tid, &tracer) == 'D' || ptrace(PTRACE_SEIZE, tid, 0, 0) < 0)
 		return true;
 	(void)ptrace(PTRACE_INTERRUPT, tid, 0, 0);
 	for (;;) {
 		int event;
 
 		if (waitid(P_PID, (id_t)tid, &si, WEXITED | WSTOPPED | WNOWAIT | __WALL) < 0) {
-			if (errno == EINTR && !tick_over(tick))
+			if (errno == EINTR && !tick_over(&m->tick))
 				continue;
-			return errno != EINTR;
+			m->stuck = m->stuck || errno == EINTR;
+			return true;
 		}
 		if (si.si_code != CLD_TRAPPED && si.si_code != CLD_STOPPED) {
 			(void)waitid(P_PID, (id_t)tid, &si, WEXITED | WNOHANG | __WALL);
@@ -130,15 +140,16 @@ static bool mend(void *ctx, pid_t tid)
 	return true;
 }
 
-void fence_mend(const struct native_fence *f)
+int fence_mend(const struct native_fence *f)
 {
-	struct freeze_tick tick;
+	struct mending m = { 0 };
 
 	if (!is_there(f))
-		return;
-	if (tick_start(&tick, MEND_MS, NULL, NULL) == 0) {
-		(void)each(f, "cgroup.threads", mend, &tick);
-		tick_stop(&tick);
+		return 0;
+	if (tick_start(&m.tick, MEND_MS, NULL, NULL) == 0) {
+		(void)each(f, "cgroup.threads", mend, &m);
+		tick_stop(&m.tick);
 	}
 	fence_lower(f);
+	return m.stuck ? -ENOTRECOVERABLE : 0;
 }

@@ -33,7 +33,9 @@ bool fence_is_up(const struct native_fence *f);
 bool fence_covers(const struct native_fence *f, const struct native_tree *tree);
 /*
  * Only if all threads behind it are mended. fence_mend() mends those that this thread does not trace
- * (and nobody else), then lowers it; at most a second.
+ * (and nobody else), then lowers it; mostly at once, in a second at most. Who waits in the kernel and
+ * does not hear signals was torn out of nothing and is passed over. -ENOTRECOVERABLE: one of them went
+ * to wait so in that very moment; it would stop for ever, unless the calling process ends.
  */
 void fence_lower(const struct native_fence *f);
-void fence_mend(const struct native_fence *f);
+int fence_mend(const struct native_fence *f) _must_check_;

@@ -38,6 +38,7 @@ struct freezer {
 	bool by_scan;
 	bool follow; /* newborn threads and processes are ours from the start */
 	bool relist; /* somebody has ended, or was born */
+	bool stuck;  /* one beside the tree is traced and does not stop: our end alone frees it */
 	bool fenced; /* the kernel holds all of it, whatever becomes of us */
 	bool moved; /* as relist, but never taken back: somebody behind the fence may not be ours */
 	bool lost;  /* somebody has ended who was to tell us of newborn ones */
@@ -311,8 +312,8 @@ static void drop_fence(struct freezer *f, bool sure)
 {
 	if (f->fenced && sure)
 		fence_lower(f->tree->fence);
-	else if (f->fenced)
-		fence_mend(f->tree->fence);
+	else if (f->fenced && fence_mend(f->tree->fence) < 0)
+		f->stuck = true;
 	f->fenced = false;
 }
 
@@ -639,6 +640,9 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 		free_strays(tree);
 	drop_fence(&f, r == 0 && !f.moved);
 	tick_stop(&f.tick);
+	if (f.stuck)
+		r = native_fail(tree, -ENOTRECOVERABLE,
+				"a thread beside the tree hangs in the kernel");
 	if (r < 0 && let_go(tree))
 		r = native_fail(tree, -ENOTRECOVERABLE, "a thread hangs in the kernel");
 	return r;

@@ -298,8 +298,8 @@ static int first_stop(struct injection *i, const struct native_fence *fence)
 
 	if (r == 0)
 		r = mend(i);
-	if (up)
-		fence_mend(fence);
+	if (up && fence_mend(fence) < 0)
+		r = -ENOTRECOVERABLE;
 	return r;
 }
 

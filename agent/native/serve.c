@@ -354,7 +354,7 @@ static int mend_fence(struct server *s, int fence_dir)
 
 	if (r == 0) {
 		if (fence_is_up(&fence))
-			fence_mend(&fence);
+			(void)!fence_mend(&fence); /* our end follows, and frees who is stuck */
 		fence_close(&fence);
 	}
 	return send_done(s, r, &news, -1);

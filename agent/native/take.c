@@ -85,8 +85,8 @@ int take_create(const struct take_config *config, struct taker **ret_taker,
 	(void)freeze_prepare_self();
 	r = config->fence_dir ? fence_open(*config->fence_dir, &t->fence) : 0;
 	/* The one before us was killed in the midst of a freeze. */
-	if (fence_is_up(&t->fence))
-		fence_mend(&t->fence);
+	if (fence_is_up(&t->fence) && fence_mend(&t->fence) < 0)
+		r = -ENOTRECOVERABLE;
 	if (r == 0 || r == -EOPNOTSUPP)
 		r = arena_create(TAKE_ARENA_BYTES, &t->arena);
 	if (r == 0)

@@ -26,7 +26,15 @@
 
 #include <cmocka.h>
 
-enum { WAITERS = 4, TEARS = 20, KILLS = 150, KILL_WITHIN_US = 1500, WAIT_MS = 50, THREADS_MAX = 8 };
+enum {
+	WAITERS = 4,
+	TEARS = 20,
+	KILLS = 150,
+	KILL_WITHIN_US = 1500,
+	WAIT_MS = 50,
+	THREADS_MAX = 8,
+	VFORKS = 7
+};
 
 struct fence_lab {
 	struct freeze_lab lab;
@@ -246,7 +254,7 @@ static void test_torn(void **state)
 		for (int n = 0; n < WAITERS; n++)
 			before -= f->lab.page->count[n];
 		assert_int_equal(before, 0);
-		fence_mend(&f->fence);
+		assert_int_equal(fence_mend(&f->fence), 0);
 		assert_false(fence_is_up(&f->fence));
 	}
 	check_alive(f);
@@ -300,7 +308,7 @@ static void kill_at_random(struct fence_lab *f, bool injects)
 		assert_true(WIFSIGNALED(status));
 		if (fence_is_up(&f->fence)) {
 			up++;
-			fence_mend(&f->fence);
+			assert_int_equal(fence_mend(&f->fence), 0);
 		}
 	}
 	check_alive(f);
@@ -343,6 +351,45 @@ static void test_lowered(void **state)
 	assert_int_equal(f->lab.page->wrong, 0);
 }
 
+/* Parent and child in vfork(2): the parent cannot stop before the child has run, which stands. */
+static void in_vfork(struct freeze_page *page)
+{
+	page->ready++;
+	for (;; page->count[VFORKS]++) {
+		pid_t pid = vfork();
+
+		if (pid == 0) {
+			usleep(300000);
+			_exit(0);
+		}
+		waitpid(pid, NULL, 0);
+	}
+}
+
+static void test_vfork(void **state)
+{
+	struct fence_lab *f = *state;
+	pid_t parent;
+
+	need_fence(f);
+	parent = freeze_lab_start(&f->lab, in_vfork);
+	assert_true(write_to(f, "cgroup.procs", parent));
+	for (int i = 0; i < 5; i++) {
+		long before = f->lab.page->count[VFORKS];
+
+		for (int ms = 0; freeze_lab_state(parent) != 'D' && ms < 5000; ms++)
+			freeze_lab_sleep_us(1000);
+		assert_true(fence_raise(&f->fence));
+		freeze_lab_sleep_us(20000);
+		assert_int_equal(fence_mend(&f->fence), 0);
+		for (int ms = 0; f->lab.page->count[VFORKS] == before; ms++) {
+			if (ms > 5000)
+				fail_msg("the parent stands");
+			freeze_lab_sleep_us(1000);
+		}
+	}
+}
+
 /* Somebody in the cgroup who is not of the tree: he must not be held, let alone torn out of a call. */
 static void test_stranger(void **state)
 {
@@ -368,6 +415,7 @@ int main(void)
 		fence_test(test_torn_without), fence_test(test_torn),
 		fence_test(test_killed),       fence_test(test_killed_in_injection),
 		fence_test(test_lowered),      fence_test(test_stranger),
+		fence_test(test_vfork),
 	};
 
 	if (geteuid() != 0) {
