@@ -193,7 +193,8 @@ static void settle(struct native_thread *t, int signo)
 
 	t->stopped = true;
 	t->in_group_stop = signo != SIGTRAP;
-	if (ptrace(PTRACE_GETREGS, t->tid, 0, &t->regs) < 0)
+	t->regs_read = ptrace(PTRACE_GETREGS, t->tid, 0, &t->regs) == 0;
+	if (!t->regs_read)
 		return;
 	ax = t->in_group_stop ? (long)t->regs.rax : regs_repaired_ax(&t->regs);
 	if (ax != (long)t->regs.rax &&

@@ -356,25 +356,50 @@ static int collect_queue(struct native_tree *tree, pid_t tid, uint32_t flags,
 	return 0;
 }
 
-static int collect_thread(struct native_tree *tree, struct native_thread *t)
+/* In sigsuspend(2) and the like: the one that is put back. */
+static int collect_mask(struct native_tree *tree, struct native_thread *t)
 {
-	struct iovec iov = { &t->regs, sizeof(t->regs) };
-	int r;
-
-	if (ptrace(PTRACE_GETREGSET, t->tid, NT_PRSTATUS, &iov) < 0)
-		return native_fail(tree, -errno, "thread %d cannot be read: %s", t->tid,
-				   strerror(errno));
-	if (iov.iov_len != sizeof(t->regs) || !regs_are_64bit(&t->regs))
-		return native_fail(tree, -EOPNOTSUPP, "thread %d of process %d runs 32-bit code",
-				   t->tid, t->task->pid);
+	if (t->state) {
+		t->sigmask = t->state->saved_blocked;
+		return 0;
+	}
 	if (ptrace(PTRACE_GETSIGMASK, t->tid, sizeof(t->sigmask), &t->sigmask) < 0)
 		return native_fail(tree, -errno, "signal mask of thread %d cannot be read: %s",
 				   t->tid, strerror(errno));
-	r = collect_xsave(tree, t);
+	return 0;
+}
+
+/* What state.h has of it need not be asked for again: each call costs half a microsecond. */
+static int collect_thread(struct native_tree *tree, struct native_thread *t)
+{
+	const struct state_thread *state = t->state;
+	int r;
+
+	if (!t->regs_read && ptrace(PTRACE_GETREGS, t->tid, 0, &t->regs) < 0)
+		return native_fail(tree, -errno, "thread %d cannot be read: %s", t->tid,
+				   strerror(errno));
+	if (!regs_are_64bit(&t->regs))
+		return native_fail(tree, -EOPNOTSUPP, "thread %d of process %d runs 32-bit code",
+				   t->tid, t->task->pid);
+	r = collect_mask(tree, t);
+	if (r == 0)
+		r = collect_xsave(tree, t);
 	if (r < 0)
 		return r;
-	regs_rseq(t);
-	return collect_queue(tree, t->tid, 0, &t->queued, &t->queued_count);
+	if (state && state->rseq) {
+		t->rseq_ptr = state->rseq;
+		t->rseq_size = state->rseq_size;
+		t->rseq_signature = state->rseq_sig;
+		t->rseq_flags = 0;
+	} else {
+		regs_rseq(t);
+	}
+	/* One that comes after the look is one that comes after the snapshot. */
+	t->queued = NULL;
+	t->queued_count = 0;
+	return state && !state->pending ?
+		       0 :
+		       collect_queue(tree, t->tid, 0, &t->queued, &t->queued_count);
 }
 
 /* One call for many threads; an area that cannot be read is 0: the kernel would not use it. */
@@ -411,7 +436,9 @@ static int collect_task(struct native_tree *tree, struct native_task *task)
 
 	for (size_t i = 0; i < task->thread_count && r == 0; i++)
 		r = collect_thread(tree, &task->threads[i]);
-	if (r == 0)
+	task->queued = NULL;
+	task->queued_count = 0;
+	if (r == 0 && (!task->state || task->state->shared_pending))
 		r = collect_queue(tree, task->pid, PEEK_SHARED, &task->queued, &task->queued_count);
 	for (size_t i = 0; i < task->thread_count && r == 0; i += RSEQ_BATCH) {
 		size_t left = task->thread_count - i;
@@ -421,6 +448,7 @@ static int collect_task(struct native_tree *tree, struct native_task *task)
 	for (size_t i = 0; i < task->thread_count && r == 0; i++) {
 		struct native_thread *t = &task->threads[i];
 
+		t->regs_read = false; /* from here on they are the image's */
 		t->regs.rip = regs_leave_rseq(task->pid, t->rseq_cs, t->regs.rip);
 		r = fix_call(tree, t);
 	}

@@ -43,6 +43,7 @@ struct native_thread {
 	/* freeze.c */
 	bool seized, stopped;
 	bool in_group_stop; /* was stopped by a signal before we came */
+	bool regs_read;	    /* regs are those of the stop, mended */
 
 	/* regs.c, in the pause. regs are as a restore shall load them: restarts repaired. */
 	struct user_regs_struct regs;
