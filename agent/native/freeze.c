@@ -187,7 +187,7 @@ static int interrupt(struct freezer *f, struct native_thread *t)
 }
 
 /* The repair happens at once: if we are killed from here on, the program still sees no EINTR. */
-static void settle(struct native_thread *t, int signo)
+static void settle(struct native_tree *tree, struct native_thread *t, int signo)
 {
 	long ax;
 
@@ -197,8 +197,10 @@ static void settle(struct native_thread *t, int signo)
 	if (!t->regs_read)
 		return;
 	ax = t->in_group_stop ? (long)t->regs.rax : regs_repaired_ax(&t->regs);
-	if (ax != (long)t->regs.rax &&
-	    ptrace(PTRACE_POKEUSER, t->tid, offsetof(struct user_regs_struct, rax), ax) == 0)
+	if (ax == (long)t->regs.rax)
+		return;
+	tree->leaks = true;
+	if (ptrace(PTRACE_POKEUSER, t->tid, offsetof(struct user_regs_struct, rax), ax) == 0)
 		t->regs.rax = (unsigned long long)ax;
 }
 
@@ -279,7 +281,7 @@ static int handle(struct freezer *f, struct native_thread *t, const siginfo_t *s
 	if (si->si_code != CLD_TRAPPED && si->si_code != CLD_STOPPED)
 		return reap(f, t);
 	if (event == FREEZE_EVENT_STOP && again) {
-		settle(t, signo);
+		settle(f->tree, t, signo);
 		return 0;
 	}
 	if (event >= FREEZE_EVENT_FORK && event <= FREEZE_EVENT_CLONE)
@@ -484,22 +486,22 @@ static int stop_the_rest(struct freezer *f)
 
 /*
  * Who sleeps in a call that a stop ends with EINTR goes behind the fence, and all with him. A job
- * that computes has none such and is spared the price, some 40 us. (Whoever goes to sleep so between
- * this look and the stop has no fence: a tracer that is killed in that very moment is the price.)
+ * that computes has none such and is spared the price, some 40 us. (Whoever goes to sleep so for the
+ * first time in many snapshots, between this look and the stop, has no fence: a tracer that is killed
+ * in that very moment is the price.)
  */
-static bool needs_fence(const struct native_tree *tree)
+static bool needs_fence(struct native_tree *tree)
 {
 	size_t looks = 0;
 
-	for (size_t i = 0; i < tree->task_count; i++)
-		for (size_t k = 0; k < tree->tasks[i].thread_count; k++) {
+	for (size_t i = 0; !tree->leaks && i < tree->task_count; i++)
+		for (size_t k = 0; !tree->leaks && k < tree->tasks[i].thread_count; k++) {
 			long nr = list_syscall(tree->tasks[i].threads[k].tid);
 
-			if (++looks > LOOKS_MAX ||
-			    (nr >= 0 && regs_leaks_eintr((unsigned long long)nr)))
-				return true;
+			tree->leaks = ++looks > LOOKS_MAX ||
+				      (nr >= 0 && regs_leaks_eintr((unsigned long long)nr));
 		}
-	return false;
+	return tree->leaks;
 }
 
 static int check_complete(struct native_tree *tree)
@@ -546,7 +548,7 @@ static void free_strays(const struct native_tree *tree)
 }
 
 /* One that could not be let go at once: it was running, or it is about to end. */
-static void let_go_later(struct native_thread *t)
+static void let_go_later(struct native_tree *tree, struct native_thread *t)
 {
 	siginfo_t si = { 0 };
 	int event;
@@ -564,7 +566,7 @@ static void let_go_later(struct native_thread *t)
 	}
 	event = si.si_status >> 8;
 	if (event == FREEZE_EVENT_STOP)
-		settle(t, si.si_status & 0xff);
+		settle(tree, t, si.si_status & 0xff);
 	if (ptrace(PTRACE_DETACH, t->tid, 0, event ? 0 : si.si_status) == 0)
 		t->seized = t->stopped = false;
 }
@@ -603,7 +605,7 @@ static size_t let_go(struct native_tree *tree)
 				struct native_thread *t = &tree->tasks[i].threads[k];
 
 				if (t->seized)
-					let_go_later(t);
+					let_go_later(tree, t);
 				left += t->seized;
 			}
 		if (left)
@@ -626,7 +628,8 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 	if (r < 0)
 		return native_fail(tree, r, "no timer for the deadline: %s", strerror(-r));
 	r = list_known(&f);
-	f.fenced = r == 0 && needs_fence(tree) && fence_covers(tree->fence, tree);
+	f.fenced = r == 0 && (tree->expects_leaks || needs_fence(tree)) &&
+		   fence_covers(tree->fence, tree);
 	freeze_raise();
 	tree->stop_ns = mono_ns();
 	f.fenced = f.fenced && fence_raise(tree->fence);

@@ -19,6 +19,7 @@ enum {
 	TAKE_FREEZE_MS = 2000,
 	TAKE_REHEARSE_NS = 2000000,
 	TAKE_REHEARSE_PAGES = 3, /* each costs the pause some 10 us */
+	TAKE_LEAKS_KEPT = 64,	 /* snapshots for which one call that leaks EINTR is remembered */
 };
 
 struct taker {
@@ -27,9 +28,10 @@ struct taker {
 	struct native_arena *arena;
 	struct native_state *state;
 	struct native_mem *mem;
-	uint64_t last_id; /* of the last complete snapshot */
-	uint64_t stray;	  /* see stray.h */
-	uint64_t scan_ns; /* what the last pause took to find what was written */
+	uint64_t last_id;   /* of the last complete snapshot */
+	uint64_t stray;	    /* see stray.h */
+	uint64_t scan_ns;   /* what the last pause took to find what was written */
+	unsigned int leaks; /* snapshots to come with a fence in any case */
 };
 
 /* One snapshot on its way. */
@@ -123,6 +125,7 @@ static void reset_tree(struct attempt *a, char *reason)
 	arena_reset(a->t->arena);
 	a->tree = (struct native_tree){ .root = a->t->root, .arena = a->t->arena };
 	a->tree.fence = &a->t->fence;
+	a->tree.expects_leaks = a->t->leaks > 0;
 	a->tree.images = a->order ? a->order->images : -1;
 	a->tree.shell_job = a->order && a->order->shell_job;
 	a->tree.own_ipc_ns = a->order && a->order->own_ipc_ns;
@@ -223,6 +226,7 @@ static int stop_and_collect(struct attempt *a)
 	alarm(TAKE_STUCK_S);
 	r = freeze_tree(&a->tree,
 			a->order->deadline_ms > 0 ? a->order->deadline_ms : TAKE_FREEZE_MS);
+	a->t->leaks = a->tree.leaks ? TAKE_LEAKS_KEPT : a->t->leaks - (a->t->leaks > 0);
 	/* The listing before it, while the job ran, is no part of the pause. */
 	a->stop_ns = a->last_ns = a->tree.stop_ns;
 	a->result.freeze_us = lap(a);

@@ -98,8 +98,10 @@ struct native_tree {
 	 * inventory's root ids. 0: no System V objects, the restorer's namespace will do. */
 	uint32_t ipc_ns_id;
 	const struct native_fence *fence; /* fence.h; NULL: none */
-	struct native_filters *filters;	  /* seccomp.c; NULL: none */
-	char *reason;			  /* NATIVE_REASON_MAX bytes */
+	bool expects_leaks;		/* of EINTR (regs.c): some call did so at an earlier stop */
+	bool leaks;			/* freeze.c: seen, before the stop or by it */
+	struct native_filters *filters; /* seccomp.c; NULL: none */
+	char *reason;			/* NATIVE_REASON_MAX bytes */
 	/* freeze.c: CLOCK_MONOTONIC, before the first thread was stopped; all were let go */
 	uint64_t stop_ns, go_ns;
 	uint64_t freeze_boot_ns, freeze_mono_ns, freeze_wall_ns; /* clocks at the frozen instant */
