@@ -80,6 +80,8 @@ struct native_result {
 	uint64_t pause_us; /* first thread stopped to last one let go */
 	uint32_t freeze_us, state_us, regs_us, files_us, scan_us, copy_us, wait_us,
 		thaw_us; /* of it */
+	/* From freeze to wait: the tracer did not run; a virtual machine's host, mostly. */
+	uint32_t away_us;
 	uint64_t cpu_us; /* of decamp-capture, whole snapshot */
 	uint32_t tasks, threads;
 	struct native_mem_counts mem;

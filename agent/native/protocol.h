@@ -18,7 +18,7 @@
 
 #include "agent/native/native.h"
 
-enum { NATIVE_FD = 3, NATIVE_VERSION = 2 };
+enum { NATIVE_FD = 3, NATIVE_VERSION = 3 };
 
 enum native_op {
 	NATIVE_START = 1,

@@ -65,6 +65,7 @@ METRIC(holes, s->native.mem.holes_us)
 METRIC(copy, s->native.copy_us)
 METRIC(wait, s->native.wait_us)
 METRIC(thaw, s->native.thaw_us)
+METRIC(away, s->native.away_us)
 METRIC(walk, s->walk_us)
 METRIC(wall, s->wall_us)
 METRIC(cpu, s->native.cpu_us)
@@ -90,6 +91,7 @@ static const struct metric metrics[] = {
 	{ "step-copy", "us", get_copy },
 	{ "step-wait", "us", get_wait },
 	{ "step-thaw", "us", get_thaw },
+	{ "away", "us", get_away }, /* part of state to copy: others had the processor */
 	{ "step-walk", "us", get_walk }, /* at the same time as the others */
 	{ "cpu", "us", get_cpu },
 	{ "rounds", "rounds", get_rounds },
