@@ -203,7 +203,10 @@ bool capture_is_below(const char *path, const char *folder);
 struct ready {
 	int *uppers; /* folders of the layers, in the order of the rows; -1: it has none */
 	size_t upper_count;
-	int children;  /* of the job's init; -1 */
+	int children; /* of the job's init; -1 */
+	int shm;      /* the job's /dev/shm; -1: to be opened in the pause */
+	int done[32]; /* what the pause is through with: closed after it */
+	size_t done_count;
 	char *carried; /* carried.list; NULL: there is none */
 	size_t carried_size;
 	uint8_t *stage; /* small files are copied here */
@@ -218,7 +221,9 @@ enum {
 
 /* Of one pause: each try makes its own. init_pid: 0 if nobody's orphans are looked for. */
 int ready_make(struct ready *ready, const char *state_dir, const struct mounts *layers,
-	       pid_t init_pid) _must_check_;
+	       pid_t main_pid, pid_t init_pid) _must_check_;
+/* Closes it, at once or later. ready may be NULL. */
+void ready_close(struct ready *ready, int fd);
 void ready_drop(struct ready *ready);
 /* 1: it is there now; 0: not of a kind or size for it. */
 int ready_stage(struct ready *ready, struct entry *e, int fd) _must_check_;
@@ -263,6 +268,8 @@ int walk_open_upper(const char *state_dir, const struct mount_row *row) _must_ch
 int walk_uppers(struct walk *w, const char *state_dir) _must_check_;
 /* The job's own /dev/shm, seen through a process in its mount namespace; copied whole. */
 int walk_shm(struct walk *w, pid_t pid) _must_check_;
+/* /dev/shm of this process: a folder, or -errno. */
+int walk_open_shm(pid_t pid) _must_check_;
 /* Adopted jobs: the host's files that the tree has open for writing or mapped shared. */
 int walk_open_files(struct walk *w, const struct mounts *host) _must_check_;
 

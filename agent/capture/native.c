@@ -138,7 +138,7 @@ static int make_ready(struct take *t)
 		return r;
 	entries_touch(&t->walked);
 	ready_drop(&t->ready);
-	return ready_make(&t->ready, t->c->state_dir, &t->s->layers,
+	return ready_make(&t->ready, t->c->state_dir, &t->s->layers, t->status.main_pid,
 			  t->c->config.adopted ? 0 : t->status.init_pid);
 }
 

@@ -27,11 +27,11 @@ static int open_uppers(struct ready *ready, const char *state_dir, const struct 
 }
 
 int ready_make(struct ready *ready, const char *state_dir, const struct mounts *layers,
-	       pid_t init_pid)
+	       pid_t main_pid, pid_t init_pid)
 {
 	int r;
 
-	*ready = (struct ready){ .children = -1, .made = true };
+	*ready = (struct ready){ .children = -1, .shm = walk_open_shm(main_pid), .made = true };
 	r = open_uppers(ready, state_dir, layers);
 	if (r == 0)
 		r = walk_read_carried(state_dir, &ready->carried, &ready->carried_size);
@@ -53,18 +53,36 @@ int ready_make(struct ready *ready, const char *state_dir, const struct mounts *
 	return 0;
 }
 
+static void close_done(struct ready *ready)
+{
+	for (size_t i = 0; i < ready->done_count; i++)
+		close(ready->done[i]);
+	ready->done_count = 0;
+}
+
 void ready_drop(struct ready *ready)
 {
 	if (!ready->made)
 		return;
 	for (size_t i = 0; i < ready->upper_count; i++)
 		close_fdp(&ready->uppers[i]);
+	close_done(ready);
 	close_fdp(&ready->children);
+	if (ready->shm >= 0)
+		close(ready->shm);
 	free(ready->uppers);
 	free(ready->carried);
 	if (ready->stage)
 		munmap(ready->stage, READY_STAGE);
-	*ready = (struct ready){ .children = -1 };
+	*ready = (struct ready){ .children = -1, .shm = -1 };
+}
+
+void ready_close(struct ready *ready, int fd)
+{
+	if (fd >= 0 && ready && ready->done_count < ARRAY_SIZE(ready->done))
+		ready->done[ready->done_count++] = fd;
+	else if (fd >= 0)
+		close(fd);
 }
 
 int ready_stage(struct ready *ready, struct entry *e, int fd)
@@ -106,6 +124,7 @@ static int flush_one(const struct ready *ready, struct entry *e, int spool_files
 int ready_flush(struct ready *ready, struct entries *e, int spool_files, size_t *copies,
 		char *reason)
 {
+	close_done(ready);
 	for (size_t i = 0; i < e->count; i++) {
 		int r;
 

@@ -179,7 +179,11 @@ static int take_entry(struct walk *w, int dirfd, const char *name, int folder, c
 				    path);
 	if (r < 0)
 		return capture_fail(w->reason, r, "the job's file %s cannot be read", path);
-	return file >= 0 ? take_content(w, e, file) : 0;
+	if (file < 0)
+		return 0;
+	r = take_content(w, e, file);
+	ready_close(w->ready, take_fd(file));
+	return r;
 }
 
 /* The whole listing of a folder, as the kernel gives it, to the end of w->names. */
@@ -212,14 +216,15 @@ static int walk_folder(struct walk *w, int fd, char path[PATH_MAX], int depth);
 static int walk_child(struct walk *w, int dirfd, const char *name, char path[PATH_MAX],
 		      const struct stat *st, int depth)
 {
-	_cleanup_close_ int fd =
-		openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	int r;
+	int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), r;
 
 	if (fd < 0)
 		return capture_fail(w->reason, -errno, "the job's folder %s cannot be read", path);
 	r = take_entry(w, dirfd, name, fd, path, st);
-	return r < 0 ? r : walk_folder(w, fd, path, depth);
+	if (r == 0)
+		r = walk_folder(w, fd, path, depth);
+	ready_close(w->ready, fd);
+	return r;
 }
 
 /* path, of that length, is the folder's; what it gets appended is taken off again. */
@@ -277,15 +282,15 @@ static int walk_folder(struct walk *w, int fd, char path[PATH_MAX], int depth)
 /* The layer's own folder is the looks of the mount point. Takes over fd. */
 static int walk_upper(struct walk *w, int fd, unsigned int n)
 {
-	_cleanup_close_ int folder = fd;
 	char path[PATH_MAX];
 	struct stat st;
 	int r;
 
 	snprintf(path, sizeof(path), "%u", n);
-	r = fstat(folder, &st) < 0 ? -errno : take_entry(w, folder, ".", folder, path, &st);
+	r = fstat(fd, &st) < 0 ? -errno : take_entry(w, fd, ".", fd, path, &st);
 	if (r == 0)
-		r = walk_folder(w, folder, path, 0);
+		r = walk_folder(w, fd, path, 0);
+	ready_close(w->ready, fd);
 	free(take_ptr(w->names.v));
 	w->names = (struct walk_names){ 0 };
 	return r;
@@ -385,16 +390,25 @@ int walk_uppers(struct walk *w, const char *state_dir)
 	return r == 0 ? note_all_removed(w, state_dir) : r;
 }
 
-int walk_shm(struct walk *w, pid_t pid)
+int walk_open_shm(pid_t pid)
 {
-	bool copy_all = w->copy_all;
 	char path[64];
-	int fd, r;
+	int fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/root/dev/shm", pid);
 	fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+int walk_shm(struct walk *w, pid_t pid)
+{
+	bool copy_all = w->copy_all;
+	int fd = w->ready ? take_fd(w->ready->shm) : -1, r;
+
 	if (fd < 0)
-		return errno == ENOENT ? 0 : capture_fail(w->reason, -errno, "the job's /dev/shm");
+		fd = walk_open_shm(pid);
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : capture_fail(w->reason, fd, "the job's /dev/shm");
 	/* Mapped shared by its very purpose. It is memory, so it is not much. */
 	w->copy_all = true;
 	r = walk_upper(w, fd, CAPTURE_SHM_LAYER);

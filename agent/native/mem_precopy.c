@@ -9,9 +9,11 @@
 #include "agent/util/io.h"
 
 enum {
-	COST_PAGE_NS = 2000,	  /* of one page in the pause: asking for it, reading it */
-	PAUSE_TARGET_US = 1000,	  /* if the configuration has none */
-	FREEZE_LEAD_NS = 2000000, /* from the end of pre-copy to the stop */
+	COST_PAGE_NS = 2000,	 /* of one page in the pause: asking for it, reading it */
+	PAUSE_TARGET_US = 1000,	 /* if the configuration has none */
+	FREEZE_LEAD_NS = 300000, /* from the end of pre-copy to the stop */
+	ROUND_WORTH = 100,	 /* a hundredth of the pause that is aimed at */
+	ROUND_MIN_NS = 300000,	 /* what a round takes however little was written */
 };
 
 /* To know a page of a file from one of our own, the kernel looks at each: slow, so only there. */
@@ -432,7 +434,10 @@ static int one_round(struct native_mem *m, struct native_state *s, struct native
 	return 0;
 }
 
-/* True if one more round makes the pause shorter by more than it costs. */
+/*
+ * True if one more round makes the pause shorter by a share of what is aimed at that is worth it: what
+ * is written while a round goes on is left for the pause, and the next one is shorter.
+ */
 static bool another_round(struct native_mem *m, uint32_t done, uint64_t pages, uint64_t last_pages,
 			  uint64_t round_ns)
 {
@@ -440,13 +445,20 @@ static bool another_round(struct native_mem *m, uint32_t done, uint64_t pages, u
 	uint64_t target_us = m->config.pause_target_us ? m->config.pause_target_us :
 							 PAUSE_TARGET_US;
 	uint64_t left = m->counts.dirty_rate * (round_ns + FREEZE_LEAD_NS) / 1000000000;
+	uint64_t next_ns = pages > left ? round_ns * left / pages : round_ns;
 	bool small = left * COST_PAGE_NS <= target_us * 1000 / 4;
+	bool shrinks = pages * 4 <= last_pages * 3;
+	uint64_t spared = 0;
 
+	if (next_ns < ROUND_MIN_NS)
+		next_ns = ROUND_MIN_NS;
+	if (next_ns < round_ns)
+		spared = m->counts.dirty_rate * (round_ns - next_ns) / 1000000000;
 	m->counts.bounded = false;
-	if (done >= max || small)
+	if (done >= max || (small && spared * COST_PAGE_NS <= target_us * 1000 / ROUND_WORTH))
 		return false;
-	m->counts.bounded = pages * 4 > last_pages * 3;
-	return !m->counts.bounded;
+	m->counts.bounded = !small && !shrinks;
+	return shrinks;
 }
 
 static int begin(struct native_mem *m, struct native_tree *tree)

@@ -191,7 +191,7 @@ static void test_same_as_plain(void **state)
 	fill(w);
 	usleep(2 * CAPTURE_CTIME_SLACK_MS * 1000);
 	walk(w, &plain, "plain", NULL);
-	assert_int_equal(ready_make(&ready, w->state, &w->layers, 0), 0);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
 	walk(w, &prepared, "ready", &ready);
 	assert_int_equal(entry_of(&prepared, "0/small")->content, CONTENT_STAGED);
 	assert_int_equal(entry_of(&prepared, "0/empty")->content, CONTENT_STAGED);
@@ -222,7 +222,7 @@ static void test_full_stage(void **state)
 	}
 	usleep(2 * CAPTURE_CTIME_SLACK_MS * 1000);
 	walk(w, &plain, "plain", NULL);
-	assert_int_equal(ready_make(&ready, w->state, &w->layers, 0), 0);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
 	walk(w, &o, "ready", &ready);
 	assert_int_equal(count_staged(&o), READY_STAGE / (MIDDLE + 7));
 	assert_true(ready.staged <= READY_STAGE);
@@ -243,7 +243,7 @@ static void test_flush_fails(void **state)
 	_cleanup_close_ int taken = -1;
 
 	put(w, "file", 100, 0);
-	assert_int_equal(ready_make(&ready, w->state, &w->layers, 0), 0);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
 	walk(w, &o, "ready", &ready);
 	taken = openat(o.spool, "0", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	assert_int_equal(ready_flush(&ready, &o.entries, o.spool, &o.copies, w->reason), -EEXIST);
@@ -269,7 +269,7 @@ static void test_carried(void **state)
 	close(fd);
 	usleep(2 * CAPTURE_CTIME_SLACK_MS * 1000);
 	walk(w, &plain, "plain", NULL);
-	assert_int_equal(ready_make(&ready, w->state, &w->layers, 0), 0);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
 	walk(w, &prepared, "ready", &ready);
 	assert_true(S_ISCHR(entry_of(&prepared, "0/a/gone")->st.st_mode));
 	assert_true(S_ISCHR(entry_of(&prepared, "0/lost")->st.st_mode));
@@ -288,7 +288,7 @@ static void test_no_layer(void **state)
 
 	snprintf(path, sizeof(path), "%s/upper", w->state);
 	assert_int_equal(remove_tree_at(AT_FDCWD, path), 0);
-	assert_int_equal(ready_make(&ready, w->state, &w->layers, 0), 0);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
 	walk(w, &o, "ready", &ready);
 	assert_int_equal(o.entries.count, 0);
 	ready_drop(&ready);
