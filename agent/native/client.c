@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
@@ -346,6 +347,47 @@ static int finish(const struct native_take *take, const struct native_news *news
 	return 0;
 }
 
+/*
+ * To another processor than the tracer's, which is busy in the pause: to find that out then takes
+ * longer than the work there, and what before() has touched is in the caches of this one. Whoever
+ * calls undoes it.
+ */
+static void step_aside(int tracer_processor, const cpu_set_t *usual)
+{
+	cpu_set_t others = *usual;
+
+	if (tracer_processor < 0 || tracer_processor >= CPU_SETSIZE)
+		return;
+	CPU_CLR(tracer_processor, &others);
+	if (CPU_COUNT(&others))
+		(void)sched_setaffinity(0, sizeof(others), &others);
+}
+
+/* One snapshot, to its end. usual: the processors of this thread. */
+static int follow(struct native *n, const struct native_take *take, const cpu_set_t *usual,
+		  struct native_result *ret_result, char reason[NATIVE_REASON_MAX])
+{
+	struct native_news news;
+	int r = 0;
+
+	while (r == 0) {
+		_cleanup_close_ int fd = -1;
+
+		r = receive(n, &news, &fd, NATIVE_TAKE_MS);
+		if (r == 0 && news.op == NATIVE_DONE)
+			return finish(take, &news, fd, ret_result, reason);
+		if (r == 0 && news.op == NATIVE_BEFORE) {
+			step_aside(news.status, usual);
+			r = answer(n, news.number, take->before ? take->before(take->ctx) : 0);
+		} else if (r == 0 && news.op == NATIVE_FROZEN) {
+			r = answer(n, news.number, take->frozen ? take->frozen(take->ctx) : 0);
+		} else if (r == 0) {
+			r = -EBADMSG;
+		}
+	}
+	return give_up(n, r, reason);
+}
+
 int native_take(struct native *n, const struct native_take *take, struct native_result *ret_result,
 		char reason[NATIVE_REASON_MAX])
 {
@@ -355,30 +397,25 @@ int native_take(struct native *n, const struct native_take *take, struct native_
 				      .own_ipc_ns = take->own_ipc_ns,
 				      .deadline_ms = take->deadline_ms,
 				      .wanted_count = (uint32_t)take->wanted_count };
-	struct native_news news;
+	cpu_set_t usual;
 	int r = n->error;
 
 	reason[0] = '\0';
 	if (r == 0 && take->wanted_count > NATIVE_WANTED_MAX)
 		return -E2BIG;
+	/* Fails with more processors than the set has: then this thread stays where it is. */
+	if (sched_getaffinity(0, sizeof(usual), &usual) < 0)
+		CPU_ZERO(&usual);
 	if (r == 0)
 		r = send_order(n, &order, take->images);
 	if (r == 0)
 		r = send_wanted(n, take);
-	while (r == 0) {
-		_cleanup_close_ int fd = -1;
-
-		r = receive(n, &news, &fd, NATIVE_TAKE_MS);
-		if (r == 0 && news.op == NATIVE_DONE)
-			return finish(take, &news, fd, ret_result, reason);
-		if (r == 0 && news.op == NATIVE_BEFORE)
-			r = answer(n, news.number, take->before ? take->before(take->ctx) : 0);
-		else if (r == 0 && news.op == NATIVE_FROZEN)
-			r = answer(n, news.number, take->frozen ? take->frozen(take->ctx) : 0);
-		else if (r == 0)
-			r = -EBADMSG;
-	}
-	return give_up(n, r, reason);
+	if (r < 0)
+		return give_up(n, r, reason);
+	r = follow(n, take, &usual, ret_result, reason);
+	if (CPU_COUNT(&usual))
+		(void)sched_setaffinity(0, sizeof(usual), &usual);
+	return r;
 }
 
 int native_check(const char *binary, pid_t root, char reason[NATIVE_REASON_MAX])

@@ -48,7 +48,7 @@ struct native_order {
 /* To decampd. BEFORE and FROZEN are the head alone. */
 struct native_news {
 	uint32_t op, number;
-	int32_t status;
+	int32_t status; /* DONE: 0 or -errno. BEFORE, FROZEN: the processor that will be busy */
 	uint32_t reserved;
 	struct native_result result; /* DONE, as the reason */
 	char reason[NATIVE_REASON_MAX];

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
@@ -60,7 +61,7 @@ static int wait_answer(struct server *s)
 
 static int question(struct server *s, uint32_t op)
 {
-	struct native_news news = { .op = op, .number = ++s->number };
+	struct native_news news = { .op = op, .number = ++s->number, .status = sched_getcpu() };
 
 	return send_news(s, &news, NATIVE_NEWS_HEAD, -1);
 }
