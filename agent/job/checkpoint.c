@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <json-c/json.h>
-#include <math.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -15,33 +14,15 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { COMMIT_PATIENCE_MS = 20000, FINISH_RETRY_S = 3, MTBF_S = 8 * 3600 };
+enum { COMMIT_PATIENCE_MS = 20000, FINISH_RETRY_S = 3 };
 
-/*
- * Young's interval sqrt(2 C M) with C = what the checkpoint costs the program (its pause, and a
- * tenth of the time that packing competes with it) and M = 8 h, a lab machine's usual time
- * between its owner's returns. At least ten times a checkpoint's own duration.
- */
 uint32_t job_interval_s(const struct job *job)
 {
-	const struct ckpt_stat *last;
-	double cost_s, tau_s, floor_s;
-
 	if (job->spec.every_s)
 		return job->spec.every_s;
 	if (job->agent->config.every_s)
 		return job->agent->config.every_s;
-	if (job->stat_count == 0)
-		return JOB_INTERVAL_MIN_S;
-	last = &job->stats[job->stat_count - 1];
-	cost_s = (double)last->pause_us / 1e6 + (double)last->total_us / 1e7;
-	tau_s = sqrt(2 * cost_s * MTBF_S);
-	floor_s = (double)last->total_us / 1e5;
-	if (tau_s < floor_s)
-		tau_s = floor_s;
-	if (tau_s < JOB_INTERVAL_MIN_S)
-		return JOB_INTERVAL_MIN_S;
-	return tau_s > JOB_INTERVAL_MAX_S ? JOB_INTERVAL_MAX_S : (uint32_t)tau_s;
+	return job_interval_rule_s(job->stat_count ? &job->stats[job->stat_count - 1] : NULL);
 }
 
 /* The spool goes to memory (run_dir is a tmpfs) while that is plentiful, else to the disk. */

@@ -26,6 +26,7 @@
 #include "agent/capture/capture.h"
 #include "agent/cluster/cluster.h"
 #include "agent/host/host.h"
+#include "agent/job/interval.h"
 #include "agent/keeper/keeper.h"
 #include "agent/pack/pack.h"
 #include "overlay/ipc.h"
@@ -36,11 +37,9 @@ struct sd_event_source;
 enum {
 	JOB_NAME_MAX = 64,
 	JOB_MESSAGE_MAX = 512,
-	JOB_CALL_MS = 15000,	/* one register request */
-	JOB_OBJECT_MS = 120000, /* one object to or from its holders */
-	JOB_LOCAL_MAX = 128,	/* jobs on one host */
-	JOB_INTERVAL_MIN_S = 5,
-	JOB_INTERVAL_MAX_S = 900,
+	JOB_CALL_MS = 15000,	 /* one register request */
+	JOB_OBJECT_MS = 120000,	 /* one object to or from its holders */
+	JOB_LOCAL_MAX = 128,	 /* jobs on one host */
 	ORDER_NONCES_MAX = 4096, /* steering orders from other hosts within ten minutes */
 	ORDER_THREADS_MAX = 64,	 /* orders and joins being carried out */
 };

@@ -14,7 +14,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { FETCH_TRIES = 4, FETCH_PAUSE_S = 2, LEASE_MARGIN_MS = 200, RELEASE_MS = 30000 };
+enum { LEASE_MARGIN_MS = 200, RELEASE_MS = 30000 };
 
 struct takeover {
 	struct job *job;
@@ -249,7 +249,7 @@ static int restore_newest(struct takeover *t, char *reason)
 	int r = -ENOENT;
 
 	for (uint32_t i = 0; i < job->value.history_count; i++) {
-		for (int attempt = 0; attempt < FETCH_TRIES; attempt++) {
+		for (int attempt = 0; attempt < JOB_FETCH_TRIES; attempt++) {
 			r = restore_from(t, &job->value.history[i], reason);
 			if (r == 0)
 				note_move(job, &job->value.history[i], t->granted_boot_ns);
@@ -258,7 +258,7 @@ static int restore_newest(struct takeover *t, char *reason)
 				break;
 			if (job->lost || job->agent->stopping)
 				return -ECANCELED;
-			sleep(FETCH_PAUSE_S);
+			sleep(JOB_FETCH_PAUSE_S);
 		}
 		if (r != -ENOENT && r != -EAGAIN && r != -EBADMSG && r != -EHOSTUNREACH)
 			return r;
