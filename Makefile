@@ -5,6 +5,7 @@
 # make check   deps, build, every test             make install                  DESTDIR, prefix
 # make zdtm    CRIU's own tests judge our images   make soak SEED= MINUTES=      no write is missed
 # make model-long                                  the register's model, larger bounds: hours
+# make sim-paper SEED=                             a paper's experiment, anew; docs/paper.md
 # make bench-pause                                 how long a job stands still; build/bench/
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
@@ -54,7 +55,7 @@ KEEPER := $(filter-out agent/keeper/client.c,$(wildcard agent/keeper/*.c)) agent
 LIB += $(wildcard agent/keeper/client.c agent/keeper/protocol.c)
 UNIT := $(wildcard tests/unit/test_*.c)
 UNIT_COMMON := $(filter-out $(UNIT),$(wildcard tests/unit/*.c)) \
-	$(filter-out tests/sim/sim_core.c,$(wildcard tests/sim/*.c))
+	$(filter-out tests/sim/sim_%.c,$(wildcard tests/sim/*.c))
 FUZZERS := $(wildcard tests/fuzz/fuzz_*.c)
 
 PB_H := $(PROTO:%.proto=build/gen/%.pb-c.h)
@@ -68,7 +69,7 @@ PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp)
 	$(if $(wildcard agent/native/main.c),$(B)/decamp-capture)
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
-	agent/main.c agent/native/main.c tests/sim/sim_core.c)
+	agent/main.c agent/native/main.c $(wildcard tests/sim/sim_*.c))
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
@@ -76,7 +77,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim lint install clean zdtm soak
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -141,7 +142,7 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
-$(B)/tests/sim_core: $(B)/obj/tests/sim/sim_core.o $(B)/libtest.a $(ARCHIVES)
+$(B)/tests/sim_%: $(B)/obj/tests/sim/sim_%.o $(B)/libtest.a $(ARCHIVES)
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
@@ -163,6 +164,11 @@ NODES ?= 5
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
 	$(Q)$< $(SEED) $(NODES) $(MINUTES)
+# An old paper's experiment, exactly and simulated, and decamp's policy on the same axis.
+sim-paper: $(B)/tests/sim_paper
+	@mkdir -p build/bench
+	$(Q)$< --seed $(SEED) build/bench
+	$(Q)tests/sim/paper-curves build/bench/paper.json docs
 unit unit-san fuzz model e2e lint:
 	$(Q)tests/run-checks $@ $(T)
 # Only spin and a compiler.
