@@ -16,7 +16,7 @@
 #include "tests/sim/paper_policy.h"
 #include "tests/sim/simnet.h"
 
-enum { HANDOVERS_MAX = 100000 };
+enum { HANDOVERS_MAX = 100000, LIVES_MIN = 30 }; /* fewer have no standard error */
 
 static const double axis_x[] = { 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1 };
 static const double axis_a[] = { 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1 };
@@ -276,6 +276,40 @@ static void policy_sensitivity(struct run *run)
 	}
 }
 
+/* What each part costs, and where the policy ends. */
+static void policy_parts(struct run *run)
+{
+	static const double at_once_s;
+	static const char *const names[] = { "all",	    "no-handover", "no-restore", "no-lag",
+					     "interval-30", "unit-10s",	   "unit-600s" };
+	struct paper_estimate e;
+	char name[48];
+
+	say(run, "\nx=0.5, A=0.99: parts\n\n");
+	for (uint32_t i = 0; i < COUNT(names); i++) {
+		struct paper_policy policy = run->policy;
+
+		policy.failures = 0.5;
+		if (i == 1) {
+			policy.handover_s = &at_once_s;
+			policy.handover_count = 1;
+		} else if (i == 2) {
+			policy.resume_s = 0;
+		} else if (i == 3) {
+			policy.interval_s = paper_policy_interval_s(&policy, false);
+			policy.total_us = policy.pause_us;
+		} else if (i == 4) {
+			policy.interval_s = 30;
+		} else if (i > 4) {
+			policy.unit_s = i == 5 ? 10 : 600;
+		}
+		say(run, " %-12s", names[i]);
+		snprintf(name, sizeof(name), "decamp-parts-%s", names[i]);
+		policy_point(run, &policy, name, false, &e);
+		say(run, "\n");
+	}
+}
+
 /* Whole lives on real cores against the flow model that draws their hand-overs. */
 static void lives(struct run *run)
 {
@@ -308,19 +342,20 @@ static void lives(struct run *run)
 
 static int usage(FILE *out, int code)
 {
-	fprintf(out, "usage: sim_paper [OPTION]... [FOLDER]\n"
-		     "The paper's experiment and decamp's own policy; FOLDER gets paper.json.\n\n"
-		     "  --seed=N        all dice (1)\n"
-		     "  --trials=N      of each point (50000)\n"
-		     "  --handovers=N   measured with real cores (400)\n"
-		     "  --lives=N       whole jobs with real cores (200)\n"
-		     "  --hosts=N       of the cluster of real cores (10)\n"
-		     "  --unit-s=S      one unit of the paper, for decamp's policy\n"
-		     "  --pause-us=N    of an interval checkpoint\n"
-		     "  --total-us=N    from its start until it is committed\n"
-		     "  --resume-ms=N   from the lease to a running job\n"
-		     "  --json          the rows on standard output instead of tables\n"
-		     "  --help          this text\n");
+	fprintf(out,
+		"usage: sim_paper [OPTION]... [FOLDER]\n"
+		"The paper's experiment and decamp's own policy; FOLDER gets paper.json.\n\n"
+		"  --seed=N        all dice (1)\n"
+		"  --trials=N      of each point (50000)\n"
+		"  --handovers=N   measured with real cores (400)\n"
+		"  --lives=N       whole jobs with real cores (200; 0: none, else at least 30)\n"
+		"  --hosts=N       of the cluster of real cores (10)\n"
+		"  --unit-s=S      one unit of the paper, for decamp's policy\n"
+		"  --pause-us=N    of an interval checkpoint\n"
+		"  --total-us=N    from its start until it is committed\n"
+		"  --resume-ms=N   from the lease to a running job\n"
+		"  --json          the rows on standard output instead of tables\n"
+		"  --help          this text\n");
 	return code;
 }
 
@@ -372,8 +407,9 @@ static int take_number(struct run *run, int option, const char *text)
 static bool makes_sense(const struct run *run)
 {
 	return run->trials >= 2 && run->handovers >= 1 && run->handovers <= HANDOVERS_MAX &&
-	       run->lives != 1 && run->cores.hosts >= 3 && run->cores.hosts <= SIMNET_NODES_MAX &&
-	       run->policy.unit_s >= 1 && run->policy.total_us >= run->policy.pause_us;
+	       (run->lives == 0 || run->lives >= LIVES_MIN) && run->cores.hosts >= 3 &&
+	       run->cores.hosts <= SIMNET_NODES_MAX && run->policy.unit_s >= 1 &&
+	       run->policy.total_us >= run->policy.pause_us;
 }
 
 /* To a file of this folder, if there is one. */
@@ -401,6 +437,7 @@ static void everything(struct run *run)
 	handovers(run);
 	policy_axes(run);
 	policy_sensitivity(run);
+	policy_parts(run);
 	if (run->lives)
 		lives(run);
 }
