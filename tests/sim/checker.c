@@ -7,6 +7,8 @@
 
 #include "overlay/ipc.h"
 
+enum { KEPT = 200 }; /* values of a job that are kept whole */
+
 void checker_init(struct checker *checker, const struct simnet *net)
 {
 	memset(checker, 0, sizeof(*checker));
@@ -15,8 +17,11 @@ void checker_init(struct checker *checker, const struct simnet *net)
 
 void checker_deinit(struct checker *checker)
 {
-	for (uint32_t i = 0; i < checker->job_count; i++)
+	for (uint32_t i = 0; i < checker->job_count; i++) {
+		for (uint32_t k = 0; k < checker->jobs[i].count; k++)
+			free(checker->jobs[i].ballots[k].value);
 		free(checker->jobs[i].ballots);
+	}
 }
 
 void checker_fail(const struct checker *checker, const struct job_id *job, const char *what)
@@ -69,9 +74,12 @@ static const char *judge_same_token(const struct job_value *a, const struct job_
 static const char *judge_pair(const struct checker_ballot *before,
 			      const struct checker_ballot *after)
 {
-	const struct job_value *a = &before->value, *b = &after->value;
-	int order = fence_token_compare(&b->token, &a->token);
+	const struct job_value *a = before->value, *b = after->value;
+	int order;
 
+	if (!a || !b)
+		return NULL;
+	order = fence_token_compare(&b->token, &a->token);
 	if (order < 0)
 		return "I4: the token went back";
 	if (order == 0)
@@ -85,35 +93,66 @@ static const char *judge_pair(const struct checker_ballot *before,
 	return NULL;
 }
 
+/* The nearest chosen ballot below or above that one. */
+static uint32_t chosen_beside(const struct checker_job *job, uint32_t at, bool above)
+{
+	if (above) {
+		while (++at < job->count)
+			if (job->ballots[at].chosen)
+				return at;
+		return CHECKER_NONE;
+	}
+	while (at-- > 0)
+		if (job->ballots[at].chosen)
+			return at;
+	return CHECKER_NONE;
+}
+
 static void judge_chosen(struct checker *checker, const struct checker_job *job, uint32_t at)
 {
+	uint32_t before = chosen_beside(job, at, false), after = chosen_beside(job, at, true);
 	const char *wrong = NULL;
 
-	for (uint32_t i = at; i-- > 0 && !wrong;)
-		if (job->ballots[i].chosen) {
-			wrong = judge_pair(&job->ballots[i], &job->ballots[at]);
-			break;
-		}
-	for (uint32_t i = at + 1; i < job->count && !wrong; i++)
-		if (job->ballots[i].chosen) {
-			wrong = judge_pair(&job->ballots[at], &job->ballots[i]);
-			break;
-		}
+	if (before != CHECKER_NONE)
+		wrong = judge_pair(&job->ballots[before], &job->ballots[at]);
+	if (after != CHECKER_NONE && !wrong)
+		wrong = judge_pair(&job->ballots[at], &job->ballots[after]);
 	if (wrong)
 		checker_fail(checker, &job->id, wrong);
 	checker->chosen_count++;
+	if (after == CHECKER_NONE && checker->chose)
+		checker->chose(checker->ctx,
+			       before == CHECKER_NONE ? NULL : job->ballots[before].value,
+			       job->ballots[at].value);
+}
+
+/* What lies far below a chosen value is judged by its hash alone. */
+static void forget_old(struct checker_job *job)
+{
+	struct checker_ballot *old;
+
+	if (job->count <= KEPT)
+		return;
+	old = &job->ballots[job->count - KEPT - 1];
+	for (uint32_t i = job->count - KEPT; i < job->count; i++)
+		if (job->ballots[i].chosen) {
+			free(old->value);
+			old->value = NULL;
+			return;
+		}
 }
 
 static uint32_t ballot_at(struct checker *checker, struct checker_job *job,
 			  const struct core_record *record)
 {
+	uint64_t hash = core_checksum(&record->value, sizeof(record->value));
 	uint32_t at = job->count;
 
 	while (at > 0 && core_ballot_compare(&job->ballots[at - 1].ballot, &record->accepted) >= 0)
 		at--;
 	if (at < job->count &&
 	    core_ballot_compare(&job->ballots[at].ballot, &record->accepted) == 0) {
-		if (memcmp(&job->ballots[at].value, &record->value, sizeof(record->value)) != 0)
+		if (job->ballots[at].hash != hash)
 			checker_fail(checker, &job->id, "I2: two values under one ballot");
 		return at;
 	}
@@ -127,8 +166,13 @@ static uint32_t ballot_at(struct checker *checker, struct checker_job *job,
 		(job->count - at) * sizeof(job->ballots[0]));
 	memset(&job->ballots[at], 0, sizeof(job->ballots[0]));
 	job->ballots[at].ballot = record->accepted;
-	job->ballots[at].value = record->value;
+	job->ballots[at].hash = hash;
+	job->ballots[at].value = malloc(sizeof(record->value));
+	if (!job->ballots[at].value)
+		abort();
+	*job->ballots[at].value = record->value;
 	job->count++;
+	forget_old(job);
 	return at;
 }
 
@@ -168,20 +212,41 @@ const struct job_value *checker_current(const struct checker *checker, const str
 			continue;
 		for (uint32_t k = job->count; k-- > 0;)
 			if (job->ballots[k].chosen)
-				return &job->ballots[k].value;
+				return job->ballots[k].value;
 	}
 	return NULL;
 }
 
 void checker_committed(const struct checker *checker, const struct job_value *value)
 {
+	uint64_t hash = core_checksum(value, sizeof(*value));
+
 	for (uint32_t i = 0; i < checker->job_count; i++) {
 		const struct checker_job *job = &checker->jobs[i];
 
-		for (uint32_t k = 0; k < job->count; k++)
-			if (job->ballots[k].chosen &&
-			    !memcmp(&job->ballots[k].value, value, sizeof(*value)))
+		if (memcmp(&job->id, &value->job, sizeof(job->id)) != 0)
+			continue;
+		for (uint32_t k = job->count; k-- > 0;)
+			if (job->ballots[k].chosen && job->ballots[k].hash == hash)
 				return;
 	}
 	checker_fail(checker, &value->job, "a success was reported for a value that is not chosen");
+}
+
+bool checker_can_spare(const struct checker *checker, const struct job_id *id,
+		       const struct node_id *node)
+{
+	for (uint32_t i = 0; i < checker->job_count; i++) {
+		const struct core_acceptors *set = &checker->jobs[i].acceptors;
+		uint32_t gone = 0, member = 0;
+
+		if (memcmp(&checker->jobs[i].id, id, sizeof(*id)) != 0)
+			continue;
+		for (uint32_t k = 0; k < set->count; k++) {
+			member += node_id_equal(&set->ids[k], node);
+			gone += simnet_index(checker->net, &set->ids[k]) == SIMNET_NODES_MAX;
+		}
+		return !member || (set->count > 2 && !gone);
+	}
+	return true;
 }

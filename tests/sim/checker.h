@@ -2,7 +2,7 @@
 /*
  * The judge of the registers. It reads what acceptors write to their disks, nothing else, and
  * keeps for every job all ballots with who ever accepted them. A value is chosen once a quorum
- * accepted it. Broken invariants abort with a line that names the job and the ballots.
+ * accepted it. Broken invariants abort with a line that names the job.
  *
  *   I2  one value per ballot; chosen values form one chain
  *   I4  tokens strictly increase along it, a checkpoint number never falls, an end is final
@@ -13,12 +13,13 @@
 #include "overlay/core/codec.h"
 #include "tests/sim/simnet.h"
 
-enum { CHECKER_JOBS_MAX = 32 };
+enum { CHECKER_JOBS_MAX = 128, CHECKER_NONE = UINT32_MAX };
 
 struct checker_ballot {
 	struct core_ballot ballot;
-	struct job_value value;
-	uint32_t accepted; /* mask over the acceptors */
+	uint64_t hash;		 /* of the value */
+	struct job_value *value; /* NULL once it is far behind */
+	uint32_t accepted;	 /* mask over the acceptors */
 	bool chosen;
 };
 
@@ -33,7 +34,10 @@ struct checker {
 	const struct simnet *net;
 	struct checker_job jobs[CHECKER_JOBS_MAX];
 	uint32_t job_count;
-	uint64_t chosen_count;
+	uint64_t chosen_count, epoch_count;
+	/* The newest value of a job changed; before: NULL at first. */
+	void (*chose)(void *ctx, const struct job_value *before, const struct job_value *after);
+	void *ctx;
 };
 
 void checker_init(struct checker *checker, const struct simnet *net);
@@ -43,5 +47,8 @@ void checker_wrote(struct checker *checker, uint32_t node, const struct core_wri
 const struct job_value *checker_current(const struct checker *checker, const struct job_id *job);
 /* A success was reported for this value: its checkpoint must be among the chosen ones. */
 void checker_committed(const struct checker *checker, const struct job_value *value);
+/* False if this acceptor's disk and another one's together would end the register. */
+bool checker_can_spare(const struct checker *checker, const struct job_id *job,
+		       const struct node_id *id);
 void checker_fail(const struct checker *checker, const struct job_id *job, const char *what)
 	__attribute__((noreturn));

@@ -8,7 +8,7 @@
 
 #include "overlay/ipc.h"
 
-enum { POLL_MS = 50 };
+enum { AGENT_MS = 50 }; /* an agent takes up to so long to react */
 
 enum request_kind {
 	KIND_CREATE = 1,
@@ -32,38 +32,47 @@ static void ask(struct hosts *hosts, uint32_t node, enum core_request request,
 		       request_id(kind, job, hosts->net->nodes[node].life));
 }
 
-static bool is_running(const struct hosts *hosts, uint32_t node, uint32_t job)
+struct host_job *hosts_at(struct hosts *hosts, uint32_t node, uint32_t job)
 {
-	const struct host_job *hj = &hosts->at[node][job];
+	struct host_job **slot = &hosts->at[node][job];
 
-	return hj->phase == HOST_RUNNING &&
+	if (!*slot)
+		*slot = calloc(1, sizeof(**slot));
+	if (!*slot)
+		abort();
+	return *slot;
+}
+
+bool hosts_is_running(const struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	const struct host_job *hj = hosts->at[node][job];
+
+	return hj && hj->phase == HOST_RUNNING &&
 	       simnet_boot_ns(hosts->net, node) < hj->run_until_boot_ns;
 }
 
 uint32_t hosts_running(const struct hosts *hosts, uint32_t job)
 {
 	for (uint32_t i = 0; i < hosts->net->node_count; i++)
-		if (is_running(hosts, i, job))
+		if (hosts_is_running(hosts, i, job))
 			return i;
 	return SIMNET_NODES_MAX;
 }
 
-static void check_one_owner(void *ctx)
+/* I1. Called whenever a run begins or grows. */
+static void check_one_owner(const struct hosts *hosts, uint32_t job)
 {
-	const struct hosts *hosts = ctx;
+	uint32_t count = 0;
 
-	for (uint32_t job = 0; job < hosts->job_count; job++) {
-		uint32_t count = 0;
-
-		for (uint32_t i = 0; i < hosts->net->node_count; i++)
-			count += is_running(hosts, i, job);
-		if (count > 1 && hosts->jobs[job].strict)
-			checker_fail(&hosts->checker, &hosts->jobs[job].id,
-				     "I1: two hosts run it at once");
-	}
+	if (!hosts->jobs[job].strict)
+		return;
+	for (uint32_t i = 0; i < hosts->net->node_count; i++)
+		count += hosts_is_running(hosts, i, job);
+	if (count > 1)
+		checker_fail(&hosts->checker, &hosts->jobs[job].id, "I1: two hosts run it at once");
 }
 
-static uint32_t job_index(const struct hosts *hosts, const struct job_id *id)
+uint32_t hosts_job_index(const struct hosts *hosts, const struct job_id *id)
 {
 	for (uint32_t i = 0; i < hosts->job_count; i++)
 		if (!memcmp(&hosts->jobs[i].id, id, sizeof(*id)))
@@ -75,7 +84,17 @@ static void stop(struct hosts *hosts, struct host_job *hj)
 {
 	hosts->losses++;
 	hj->phase = HOST_NONE;
-	hj->busy = false;
+	hj->busy = hj->storing = false;
+}
+
+static uint64_t net_now(const struct hosts *hosts)
+{
+	return hosts->net->now_ms;
+}
+
+static void wake_soon(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	hosts_wake(hosts, node, job, net_now(hosts) + 1 + simnet_below(hosts->net, AGENT_MS));
 }
 
 static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice)
@@ -83,17 +102,19 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 	struct hosts *hosts = ctx;
 	const struct job_value *value = &notice->value;
 	struct host_job *hj;
+	uint32_t job;
 
 	if (notice->type == CORE_MEMBER)
 		return;
-	hj = &hosts->at[node][job_index(hosts, &value->job)];
+	job = hosts_job_index(hosts, &value->job);
+	hj = hosts_at(hosts, node, job);
 	switch (notice->type) {
 	case CORE_GRANT:
 		if (hj->phase != HOST_NONE && fence_token_compare(&hj->token, &value->token) >= 0)
 			return;
 		hosts->grants++;
 		hj->phase = HOST_WANTED;
-		hj->busy = false;
+		hj->busy = hj->storing = false;
 		hj->token = value->token;
 		hj->value = *value;
 		break;
@@ -103,6 +124,9 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 		hj->run_until_boot_ns = notice->run_until_boot_ns;
 		if (hj->phase == HOST_WAITING)
 			hj->phase = HOST_RUNNING;
+		check_one_owner(hosts, job);
+		if (hj->wake_ms > net_now(hosts))
+			return;
 		break;
 	case CORE_LOST:
 		if (fence_token_compare(&hj->token, &value->token) == 0)
@@ -115,12 +139,13 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 	default:
 		break;
 	}
+	wake_soon(hosts, node, job);
 }
 
 static void cas_answered(struct hosts *hosts, uint32_t node, uint32_t job,
 			 const struct core_answer *answer)
 {
-	struct host_job *hj = &hosts->at[node][job];
+	struct host_job *hj = hosts_at(hosts, node, job);
 
 	hj->busy = false;
 	hj->next_ms = hosts->net->now_ms + 20 + simnet_below(hosts->net, 2 * hosts->checkpoint_ms);
@@ -128,6 +153,7 @@ static void cas_answered(struct hosts *hosts, uint32_t node, uint32_t job,
 	case 0:
 		checker_committed(&hosts->checker, &answer->value);
 		hosts->commits++;
+		objects_retain(hosts, node, job, &answer->value);
 		hj->value = answer->value;
 		memset(&hj->wish, 0, sizeof(hj->wish));
 		if (hj->phase == HOST_LEAVING)
@@ -150,7 +176,7 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 {
 	struct hosts *hosts = ctx;
 	uint32_t job = (uint32_t)(answer->request_id >> 8 & 0xffffff);
-	struct host_job *hj = &hosts->at[node][job];
+	struct host_job *hj = hosts_at(hosts, node, job);
 
 	if (answer->request_id >> 32 != hosts->net->nodes[node].life)
 		return;
@@ -191,6 +217,21 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 	default:
 		break;
 	}
+	if (hj->phase != HOST_NONE || hj->collect)
+		hosts_wake(hosts, node, job,
+			   hj->next_ms > net_now(hosts) ? hj->next_ms : net_now(hosts) + AGENT_MS);
+}
+
+/* The register has a new value. */
+static void on_chose(void *ctx, const struct job_value *before, const struct job_value *after)
+{
+	struct hosts *hosts = ctx;
+	uint64_t old = before && before->history_count ? before->history[0].seq : 0;
+
+	if (after->history_count && after->history[0].seq > old)
+		objects_check_commit(hosts, after);
+	else
+		objects_check_restorable(hosts, after);
 }
 
 static void on_wrote(void *ctx, uint32_t node, const struct core_write *write)
@@ -223,29 +264,31 @@ static void leave(struct host_job *hj, enum job_state state)
 	hj->wish.state = state;
 	if (state == JOB_STATE_IDLE)
 		memset(&hj->wish.owner, 0, sizeof(hj->wish.owner));
-	hj->busy = false;
+	hj->busy = hj->storing = false;
 }
 
 void hosts_release(struct hosts *hosts, uint32_t node, uint32_t job, uint32_t target)
 {
-	struct host_job *hj = &hosts->at[node][job];
+	struct host_job *hj = hosts_at(hosts, node, job);
 
 	leave(hj, JOB_STATE_IDLE);
 	if (target < SIMNET_NODES_MAX)
 		hj->wish.target = hosts->net->nodes[target].card.id;
 	hj->next_ms = 0;
+	wake_soon(hosts, node, job);
 }
 
 void hosts_end(struct hosts *hosts, uint32_t node, uint32_t job)
 {
-	leave(&hosts->at[node][job], JOB_STATE_DONE);
-	hosts->at[node][job].next_ms = 0;
+	leave(hosts_at(hosts, node, job), JOB_STATE_DONE);
+	hosts_at(hosts, node, job)->next_ms = 0;
+	wake_soon(hosts, node, job);
 }
 
 static void decide(struct hosts *hosts, uint32_t node, uint32_t job)
 {
 	struct simnet *net = hosts->net;
-	struct host_job *hj = &hosts->at[node][job];
+	struct host_job *hj = hosts_at(hosts, node, job);
 	uint32_t draw = simnet_below(net, 1000000), target = SIMNET_NODES_MAX;
 
 	if (hj->wish.state) /* an unknown outcome: the same again */
@@ -259,12 +302,53 @@ static void decide(struct hosts *hosts, uint32_t node, uint32_t job)
 	} else {
 		hj->wish = hj->value;
 		add_checkpoint(&hj->wish);
+		/* The same number under the same token is not the same checkpoint twice. */
+		hj->wish.history[0].manifest.b[16] = (uint8_t)hj->put;
+		objects_put(hosts, node, job);
 	}
+}
+
+/* Whether the wish may go into the register: what it names must be stored first. */
+static bool is_stored(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct host_job *hj = hosts_at(hosts, node, job);
+	struct ckpt_ref *ckpt = &hj->wish.history[0];
+
+	if (!hj->storing)
+		return true;
+	if (objects_enough(hosts, hj)) {
+		hj->storing = false;
+		ckpt->holder_count = hj->acks;
+		memcpy(ckpt->holders, hj->holders, hj->acks * sizeof(hj->holders[0]));
+		return true;
+	}
+	if (net_now(hosts) >= hj->give_up_ms) {
+		hosts->failed_puts++;
+		hj->storing = false;
+		memset(&hj->wish, 0, sizeof(hj->wish));
+		hj->next_ms = net_now(hosts) + 1000 + simnet_below(hosts->net, 1000);
+		hosts_wake(hosts, node, job, hj->next_ms);
+	}
+	return false;
+}
+
+static void ask_for_lease(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct host_job *hj = hosts_at(hosts, node, job);
+
+	if (hj->phase == HOST_WANTED) {
+		hj->phase = HOST_WAITING;
+		hj->run_until_boot_ns = 0;
+		memset(&hj->wish, 0, sizeof(hj->wish));
+	}
+	hj->rehold = false;
+	hj->value.token = hj->token;
+	ask(hosts, node, CORE_REQ_HOLD, KIND_HOLD, job, &hj->value);
 }
 
 static void poll_job(struct hosts *hosts, uint32_t node, uint32_t job)
 {
-	struct host_job *hj = &hosts->at[node][job];
+	struct host_job *hj = hosts_at(hosts, node, job);
 	struct job_value done;
 
 	if (hj->collect) {
@@ -273,46 +357,77 @@ static void poll_job(struct hosts *hosts, uint32_t node, uint32_t job)
 		hj->collect = false;
 		ask(hosts, node, CORE_REQ_CAS, KIND_COLLECT, job, &done);
 	}
-	if (hj->phase == HOST_WANTED || (hj->phase == HOST_RUNNING && hj->rehold)) {
-		if (hj->phase == HOST_WANTED) {
-			hj->phase = HOST_WAITING;
-			hj->run_until_boot_ns = 0;
-			memset(&hj->wish, 0, sizeof(hj->wish));
-		}
-		hj->rehold = false;
-		hj->value.token = hj->token;
-		ask(hosts, node, CORE_REQ_HOLD, KIND_HOLD, job, &hj->value);
-	}
-	if (hj->busy || hosts->net->now_ms < hj->next_ms)
+	if (simnet_is_up(hosts->net, node) &&
+	    (hj->phase == HOST_WANTED || (hj->phase == HOST_RUNNING && hj->rehold)))
+		ask_for_lease(hosts, node, job);
+	if (!simnet_is_up(hosts->net, node) || hj->busy)
 		return;
-	if (is_running(hosts, node, job))
+	if (net_now(hosts) < hj->next_ms) {
+		hosts_wake(hosts, node, job, hj->next_ms);
+		return;
+	}
+	if (hosts_is_running(hosts, node, job))
 		decide(hosts, node, job);
-	if ((is_running(hosts, node, job) || hj->phase == HOST_LEAVING) && hj->wish.state) {
+	if ((hosts_is_running(hosts, node, job) || hj->phase == HOST_LEAVING) && hj->wish.state &&
+	    is_stored(hosts, node, job)) {
 		hj->busy = true;
 		ask(hosts, node, CORE_REQ_CAS, KIND_CAS, job, &hj->wish);
 	}
 }
 
-static void poll_host(void *ctx, uint64_t node)
+static void on_wake(void *ctx, uint64_t packed)
+{
+	uint32_t node = (uint32_t)(packed >> 8), job = packed & 255;
+	struct hosts *hosts = ctx;
+	struct host_job *hj = hosts->at[node][job];
+	uint64_t paused_until_ms = hosts->net->nodes[node].paused_until_ms;
+
+	if (!hj || hj->wake_ms != net_now(hosts) || !hosts->net->nodes[node].core)
+		return;
+	hj->wake_ms = 0;
+	if (paused_until_ms > net_now(hosts))
+		hosts_wake(hosts, node, job, paused_until_ms + 1);
+	else
+		poll_job(hosts, node, job);
+}
+
+void hosts_wake(struct hosts *hosts, uint32_t node, uint32_t job, uint64_t when_ms)
+{
+	struct host_job *hj = hosts_at(hosts, node, job);
+
+	if (hj->wake_ms > net_now(hosts) && hj->wake_ms <= when_ms)
+		return;
+	hj->wake_ms = when_ms;
+	simnet_at(hosts->net, when_ms, on_wake, hosts, (uint64_t)node << 8 | job);
+}
+
+static void on_started(void *ctx, uint32_t node)
 {
 	struct hosts *hosts = ctx;
 
 	for (uint32_t job = 0; job < hosts->job_count; job++)
-		if (hosts->net->nodes[node].core)
-			poll_job(hosts, (uint32_t)node, job);
-	simnet_at(hosts->net, hosts->net->now_ms + POLL_MS, poll_host, hosts, node);
+		if (hosts->at[node][job] && hosts->at[node][job]->phase != HOST_NONE)
+			wake_soon(hosts, node, job);
 }
 
 static void after_daemon_died(struct hosts *hosts, uint32_t node, bool reboot)
 {
 	for (uint32_t job = 0; job < hosts->job_count; job++) {
-		struct host_job *hj = &hosts->at[node][job];
+		struct host_job *hj = hosts->at[node][job];
+		uint32_t put;
 
+		if (!hj)
+			continue;
 		if (reboot) {
+			put = hj->put;
 			memset(hj, 0, sizeof(*hj));
+			hj->put = put;
 			continue;
 		}
 		hj->busy = hj->collect = false;
+		if (hj->storing)
+			memset(&hj->wish, 0, sizeof(hj->wish));
+		hj->storing = false;
 		if (hj->phase == HOST_WAITING)
 			hj->phase = HOST_WANTED;
 		hj->rehold = hj->phase == HOST_RUNNING;
@@ -323,6 +438,13 @@ void hosts_crash(struct hosts *hosts, uint32_t node, bool reboot)
 {
 	simnet_crash(hosts->net, node);
 	after_daemon_died(hosts, node, reboot);
+}
+
+void hosts_rollback(struct hosts *hosts, uint32_t node, bool wipe)
+{
+	after_daemon_died(hosts, node, true);
+	hosts->stores[node].count = 0;
+	simnet_rollback(hosts->net, node, wipe);
 }
 
 static void on_crashed(void *ctx, uint32_t node)
@@ -344,6 +466,8 @@ uint32_t hosts_submit(struct hosts *hosts, uint32_t node, bool strict)
 	};
 	uint32_t index = hosts->job_count;
 
+	if (index == HOSTS_JOBS_MAX)
+		abort();
 	for (uint32_t k = 0; k < sizeof(value.job.b); k++)
 		value.job.b[k] = (uint8_t)simnet_random(hosts->net);
 	hosts->jobs[index].id = value.job;
@@ -391,13 +515,15 @@ struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_ra
 		.notice = on_notice,
 		.wrote = on_wrote,
 		.crashed = on_crashed,
-		.after = check_one_owner,
+		.started = on_started,
 	};
 
 	if (!hosts)
 		abort();
 	hosts->net = simnet_create(seed, count, rates, &hooks);
 	checker_init(&hosts->checker, hosts->net);
+	hosts->checker.chose = on_chose;
+	hosts->checker.ctx = hosts;
 	hosts->checkpoint_ms = 4000;
 	return hosts;
 }
@@ -405,15 +531,18 @@ struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_ra
 void hosts_destroy(struct hosts *hosts)
 {
 	checker_deinit(&hosts->checker);
+	for (uint32_t i = 0; i < hosts->net->node_count; i++) {
+		for (uint32_t job = 0; job < hosts->job_count; job++)
+			free(hosts->at[i][job]);
+		free(hosts->stores[i].objects);
+	}
 	simnet_destroy(hosts->net);
 	free(hosts);
 }
 
 void hosts_start(struct hosts *hosts)
 {
-	for (uint32_t i = 0; i < hosts->net->node_count; i++) {
+	for (uint32_t i = 0; i < hosts->net->node_count; i++)
 		simnet_start(hosts->net, i, 0);
-		simnet_at(hosts->net, hosts->net->now_ms + 1 + i, poll_host, hosts, i);
-	}
 	simnet_run(hosts->net, hosts->net->now_ms + 6000);
 }

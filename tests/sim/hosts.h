@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What agents do with the core, on every host of a net: hold a job, commit checkpoints, leave,
- * end, bring results home. After every event it checks I1: of a strict job, at most one host has
- * it running with its lease not over by that host's own clock.
+ * What agents do with the core, on every host of a net: hold a job, store and commit checkpoints,
+ * leave, end, bring results home. When a lease begins or grows it checks I1: of a strict job, at
+ * most one host has it running with its lease not over by that host's own clock. No run begins
+ * or grows otherwise, so no overlap is missed between two events.
  */
 #pragma once
 
 #include "tests/sim/checker.h"
 
-enum { HOSTS_JOBS_MAX = 24 };
+enum { HOSTS_JOBS_MAX = 128, HOSTS_COPIES = 3 };
 
 enum host_phase {
 	HOST_NONE,
@@ -26,7 +27,13 @@ struct host_job {
 	struct fence_token token;
 	struct job_value value, wish, results;
 	uint64_t run_until_boot_ns;
-	uint64_t next_ms;
+	uint64_t next_ms, wake_ms;
+	/* a checkpoint on its way to its holders, see objects.c */
+	bool storing;
+	uint32_t put, acks;
+	uint64_t give_up_ms;
+	struct node_id holders[HOSTS_COPIES];
+	struct core_acceptors renewed_with; /* I5: who acknowledged the lease that runs */
 };
 
 struct hosts_job {
@@ -42,23 +49,41 @@ struct hosts_job {
 	int kill_status;
 };
 
+/* What a host's store keeps: manifests by job and by what their hash says. */
+struct hosts_object {
+	uint32_t job;
+	uint64_t token, seq;
+};
+
+struct hosts_store {
+	struct hosts_object *objects;
+	uint32_t count, room;
+};
+
 struct hosts {
 	struct simnet *net;
 	struct checker checker;
 	struct hosts_job jobs[HOSTS_JOBS_MAX];
 	uint32_t job_count;
-	struct host_job at[SIMNET_NODES_MAX][HOSTS_JOBS_MAX];
+	struct host_job *at[SIMNET_NODES_MAX][HOSTS_JOBS_MAX]; /* NULL: nothing to do with it */
+	struct hosts_store stores[SIMNET_NODES_MAX];
 	/* per million and decision of a running job; the rest are checkpoints */
 	uint32_t release_ppm, done_ppm;
 	uint32_t checkpoint_ms; /* mean */
 	bool aim;		/* releases name a random target */
-	uint64_t commits, losses, grants;
+	uint64_t commits, losses, grants, failed_puts;
 };
 
 struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_rates *rates);
 void hosts_destroy(struct hosts *hosts);
 /* Starts all hosts and lets them meet. */
 void hosts_start(struct hosts *hosts);
+
+/* The state of a job on a host; made if there is none yet. */
+struct host_job *hosts_at(struct hosts *hosts, uint32_t node, uint32_t job);
+uint32_t hosts_job_index(const struct hosts *hosts, const struct job_id *id);
+/* Looks at the job again at that time, if the host is up then. */
+void hosts_wake(struct hosts *hosts, uint32_t node, uint32_t job, uint64_t when_ms);
 
 /* A new job on that host; returns its index. */
 uint32_t hosts_submit(struct hosts *hosts, uint32_t node, bool strict);
@@ -71,6 +96,19 @@ void hosts_end(struct hosts *hosts, uint32_t node, uint32_t job);
 
 /* `reboot`: the jobs die too; else only the daemon goes and the job runs to its deadline. */
 void hosts_crash(struct hosts *hosts, uint32_t node, bool reboot);
+/* The host is down: it comes back with an older disk or an empty one, and no objects. */
+void hosts_rollback(struct hosts *hosts, uint32_t node, bool wipe);
 
 /* The host where the job runs now, or SIMNET_NODES_MAX. */
 uint32_t hosts_running(const struct hosts *hosts, uint32_t job);
+bool hosts_is_running(const struct hosts *hosts, uint32_t node, uint32_t job);
+
+/* objects.c: checkpoints on their way to other hosts' disks, at the level of whole objects */
+void objects_put(struct hosts *hosts, uint32_t node, uint32_t job);
+bool objects_enough(const struct hosts *hosts, const struct host_job *hj);
+/* Others of this job are needed no more; who can be reached drops them. */
+void objects_retain(struct hosts *hosts, uint32_t node, uint32_t job,
+		    const struct job_value *value);
+/* I7, and: whatever is committed can be restored from somebody who never lost his disk. */
+void objects_check_commit(struct hosts *hosts, const struct job_value *value);
+void objects_check_restorable(struct hosts *hosts, const struct job_value *value);

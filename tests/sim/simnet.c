@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tests/sim/simnet.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,29 +9,28 @@
 enum event_type { EVENT_MESSAGE = 1, EVENT_TICK, EVENT_ACTION };
 
 struct simnet_event {
-	uint64_t when_ms, seq;
 	enum event_type type;
-	uint32_t from, to, life;
-	simnet_action *action;
-	void *ctx;
-	uint64_t argument;
+	uint32_t from, to, life, size_class;
 	size_t size;
+	uint64_t argument;
+	union {
+		simnet_action *action;
+		struct simnet_event *next_spare;
+	};
+	void *ctx;
 	uint8_t bytes[];
 };
 
-static void die(const char *what)
+static uint64_t mix(uint64_t x)
 {
-	fprintf(stderr, "simnet: %s\n", what);
-	abort();
+	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return x ^ (x >> 31);
 }
 
 static uint64_t dice_next(struct simnet_dice *dice)
 {
-	uint64_t x = dice->state += UINT64_C(0x9e3779b97f4a7c15);
-
-	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return x ^ (x >> 31);
+	return mix(dice->state += UINT64_C(0x9e3779b97f4a7c15));
 }
 
 uint32_t dice_below(struct simnet_dice *dice, uint32_t limit)
@@ -53,112 +50,129 @@ uint32_t simnet_below(struct simnet *net, uint32_t limit)
 
 bool simnet_chance(struct simnet *net, uint32_t ppm)
 {
-	return simnet_below(net, 1000000) < ppm;
+	return ppm && simnet_below(net, 1000000) < ppm;
 }
 
-static bool event_before(const struct simnet_event *a, const struct simnet_event *b)
+static bool slot_before(const struct simnet_slot *a, const struct simnet_slot *b)
 {
 	return a->when_ms != b->when_ms ? a->when_ms < b->when_ms : a->seq < b->seq;
 }
 
-static void heap_push(struct simnet *net, struct simnet_event *event)
+/* A heap with four children a node: half the depth, and the children share a cache line or two. */
+static void heap_push(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
 {
+	struct simnet_slot slot = { .when_ms = when_ms, .seq = ++net->seq, .event = event };
 	size_t at = net->heap_count++;
 
 	if (net->heap_count > net->heap_room) {
 		net->heap_room = net->heap_room ? 2 * net->heap_room : 1024;
 		net->heap = realloc(net->heap, net->heap_room * sizeof(net->heap[0]));
 		if (!net->heap)
-			die("out of memory");
+			simnet_die("out of memory");
 	}
-	event->seq = ++net->seq;
-	while (at > 0 && event_before(event, net->heap[(at - 1) / 2])) {
-		net->heap[at] = net->heap[(at - 1) / 2];
-		at = (at - 1) / 2;
+	while (at > 0 && slot_before(&slot, &net->heap[(at - 1) / 4])) {
+		net->heap[at] = net->heap[(at - 1) / 4];
+		at = (at - 1) / 4;
 	}
-	net->heap[at] = event;
+	net->heap[at] = slot;
 }
 
-static struct simnet_event *heap_pop(struct simnet *net)
+static struct simnet_slot heap_pop(struct simnet *net)
 {
-	struct simnet_event *first = net->heap[0];
-	struct simnet_event *last = net->heap[--net->heap_count];
+	struct simnet_slot first = net->heap[0], last = net->heap[--net->heap_count];
 	size_t at = 0;
 
 	for (;;) {
-		size_t child = 2 * at + 1;
+		size_t child = 4 * at + 1, end = child + 4, best = child;
 
 		if (child >= net->heap_count)
 			break;
-		if (child + 1 < net->heap_count &&
-		    event_before(net->heap[child + 1], net->heap[child]))
-			child++;
-		if (!event_before(net->heap[child], last))
+		if (end > net->heap_count)
+			end = net->heap_count;
+		for (size_t i = child + 1; i < end; i++)
+			if (slot_before(&net->heap[i], &net->heap[best]))
+				best = i;
+		if (!slot_before(&net->heap[best], &last))
 			break;
-		net->heap[at] = net->heap[child];
-		at = child;
+		net->heap[at] = net->heap[best];
+		at = best;
 	}
 	net->heap[at] = last;
 	return first;
 }
 
-static struct simnet_event *event_new(enum event_type type, uint64_t when_ms, size_t size)
+static struct simnet_event *event_new(struct simnet *net, enum event_type type, size_t size)
 {
-	struct simnet_event *event = calloc(1, sizeof(*event) + size);
+	uint32_t class = 0;
+	struct simnet_event *event;
 
+	while ((size_t)64 << class < size)
+		class ++;
+	event = net->spare[class];
+	if (event)
+		net->spare[class] = event->next_spare;
+	else
+		event = malloc(sizeof(*event) + ((size_t)64 << class));
 	if (!event)
-		die("out of memory");
+		simnet_die("out of memory");
+	memset(event, 0, sizeof(*event));
 	event->type = type;
-	event->when_ms = when_ms;
 	event->size = size;
+	event->size_class = class;
 	return event;
+}
+
+static void event_free(struct simnet *net, struct simnet_event *event)
+{
+	event->next_spare = net->spare[event->size_class];
+	net->spare[event->size_class] = event;
 }
 
 void simnet_at(struct simnet *net, uint64_t when_ms, simnet_action *action, void *ctx,
 	       uint64_t argument)
 {
-	struct simnet_event *event = event_new(EVENT_ACTION, when_ms, 0);
+	struct simnet_event *event = event_new(net, EVENT_ACTION, 0);
 
 	event->action = action;
 	event->ctx = ctx;
 	event->argument = argument;
-	heap_push(net, event);
+	heap_push(net, when_ms, event);
 }
 
-uint32_t simnet_index(const struct simnet *net, const struct node_id *id)
+bool simnet_hears(const struct simnet *net, uint32_t to, uint32_t from)
 {
-	for (uint32_t i = 0; i < net->node_count; i++)
-		if (node_id_equal(&net->nodes[i].card.id, id))
-			return i;
-	return SIMNET_NODES_MAX;
+	const struct simnet_node *a = &net->nodes[from], *b = &net->nodes[to];
+
+	if (a == b)
+		return true;
+	if (a->mute || b->deaf)
+		return false;
+	return a->group == b->group || (net->one_way && a->group < b->group);
 }
 
-uint64_t simnet_local_ms(const struct simnet *net, uint32_t node)
+/* The way from one host to another takes its own time, always the same, and some jitter. */
+static uint64_t latency_ms(struct simnet *net, uint32_t from, uint32_t to)
 {
-	const struct simnet_node *n = &net->nodes[node];
-	int64_t drift = (int64_t)net->now_ms * n->rate_ppm / 1000000;
+	uint64_t pair = net->seed ^ mix((uint64_t)from << 32 | (to + 1));
+	uint32_t base = (uint32_t)(mix(pair) % (net->rates.latency_ms / 2 + 1));
 
-	return n->boot_offset_ms + (uint64_t)((int64_t)net->now_ms + drift);
-}
-
-uint64_t simnet_boot_ns(const struct simnet *net, uint32_t node)
-{
-	return simnet_local_ms(net, node) * UINT64_C(1000000);
+	return 1 + base + simnet_below(net, net->rates.latency_ms / 2 + 1);
 }
 
 static void send_one(struct simnet *net, uint32_t from, uint32_t to, const struct core_send *send)
 {
 	const struct simnet_rates *rates = &net->rates;
-	uint64_t delay = 1 + simnet_below(net, rates->latency_ms);
+	uint64_t delay = latency_ms(net, from, to);
 	struct simnet_event *event;
 
 	if (simnet_chance(net, rates->slow_ppm))
 		delay += simnet_below(net, rates->slow_ms);
-	event = event_new(EVENT_MESSAGE, net->now_ms + delay, send->size);
+	event = event_new(net, EVENT_MESSAGE, send->size);
 	event->from = from;
 	event->to = to;
+	event->life = net->nodes[from].ids; /* of the sender: an old id speaks no more */
 	memcpy(event->bytes, send->bytes, send->size);
-	heap_push(net, event);
+	heap_push(net, net->now_ms + delay, event);
 }
 
 static void send_message(struct simnet *net, uint32_t from, const struct core_send *send)
@@ -166,35 +180,13 @@ static void send_message(struct simnet *net, uint32_t from, const struct core_se
 	uint32_t to = simnet_index(net, &send->to);
 
 	net->message_count++;
+	if (net->hooks.sent)
+		net->hooks.sent(net->hooks.ctx, from, send);
 	if (to == SIMNET_NODES_MAX || simnet_chance(net, net->rates.loss_ppm))
 		return;
 	send_one(net, from, to, send);
 	if (simnet_chance(net, net->rates.double_ppm))
 		send_one(net, from, to, send);
-}
-
-static void disk_write(struct simnet *net, uint32_t node, const struct core_write *write)
-{
-	struct simnet_node *n = &net->nodes[node];
-	struct simnet_record *slot = NULL;
-
-	for (uint32_t i = 0; i < SIMNET_RECORDS_MAX; i++) {
-		struct simnet_record *record = &n->disk[i];
-
-		if (record->size && !memcmp(&record->job, &write->job, sizeof(write->job))) {
-			slot = record;
-			break;
-		}
-		if (!record->size && !slot)
-			slot = record;
-	}
-	if (!slot)
-		die("disk full");
-	slot->job = write->job;
-	slot->size = write->size;
-	memcpy(slot->bytes, write->bytes, write->size);
-	if (net->hooks.wrote)
-		net->hooks.wrote(net->hooks.ctx, node, write);
 }
 
 /* Writes first; only then does anything of the update leave the host. */
@@ -205,7 +197,7 @@ static void carry_out(struct simnet *net, uint32_t node, const struct core_updat
 
 	for (uint32_t i = 0; i < update->write_count; i++)
 		if (!torn || simnet_chance(net, 500000))
-			disk_write(net, node, &update->writes[i]);
+			simnet_disk_write(net, node, &update->writes[i]);
 	if (torn) {
 		simnet_crash(net, node);
 		if (hooks->crashed)
@@ -234,13 +226,14 @@ static void schedule_tick(struct simnet *net, uint32_t node)
 	if (n->tick_at_ms > net->now_ms && n->tick_at_ms <= when)
 		return;
 	n->tick_at_ms = when;
-	event = event_new(EVENT_TICK, when, 0);
+	event = event_new(net, EVENT_TICK, 0);
 	event->to = node;
 	event->life = n->life;
-	heap_push(net, event);
+	event->argument = when;
+	heap_push(net, when, event);
 }
 
-static int step(struct simnet *net, uint32_t node, struct core_event *event)
+int simnet_step(struct simnet *net, uint32_t node, struct core_event *event)
 {
 	struct simnet_node *n = &net->nodes[node];
 	const struct core_update *update;
@@ -249,7 +242,7 @@ static int step(struct simnet *net, uint32_t node, struct core_event *event)
 	int r;
 
 	event->now_ms = simnet_local_ms(net, node);
-	event->boot_ns = simnet_boot_ns(net, node);
+	event->boot_ns = event->now_ms * UINT64_C(1000000);
 	r = core_step(n->core, event, &update);
 	if (r < 0)
 		return r;
@@ -258,95 +251,6 @@ static int step(struct simnet *net, uint32_t node, struct core_event *event)
 	if (n->core && n->life == life)
 		schedule_tick(net, node);
 	return 0;
-}
-
-static bool verify_card(void *ctx, const struct node_card *card)
-{
-	(void)ctx;
-	return card->version == 1;
-}
-
-void simnet_greet(struct simnet *net, uint32_t node, uint32_t seed)
-{
-	const struct simnet_node *other = &net->nodes[seed];
-	struct core_event event = {
-		.type = CORE_EV_GREET,
-		.node = other->card.id,
-		.card = &other->card,
-		.addr = "10.0.0.1",
-		.port = 7000,
-	};
-
-	if (node != seed && step(net, node, &event) < 0)
-		die("greet");
-}
-
-void simnet_report(struct simnet *net, uint32_t node)
-{
-	struct simnet_node *n = &net->nodes[node];
-	struct core_event event = { .type = CORE_EV_REPORT, .report = &n->report };
-
-	if (n->core && step(net, node, &event) < 0)
-		die("report");
-}
-
-void simnet_leave(struct simnet *net, uint32_t node)
-{
-	struct core_event event = { .type = CORE_EV_LEAVE };
-
-	if (net->nodes[node].core && step(net, node, &event) < 0)
-		die("leave");
-}
-
-void simnet_start(struct simnet *net, uint32_t node, uint32_t seed)
-{
-	struct simnet_node *n = &net->nodes[node];
-	struct core_config config = {
-		.card = n->card,
-		.advertise_addr = "10.0.0.1",
-		.port = 7000,
-		.probe_ms = 1000,
-		.suspect_ms = 4000,
-		.renew_ms = 5000,
-		.lease_ms = 20000,
-		.hold_ms = 22000,
-		.seed = simnet_random(net),
-		.incarnation = UINT64_C(1700000000000) + net->now_ms,
-		.verify_card = verify_card,
-	};
-
-	if (n->core)
-		return;
-	n->core = calloc(1, core_size());
-	if (!n->core || core_init(n->core, &config, simnet_local_ms(net, node)) < 0)
-		die("init");
-	n->life++;
-	n->tick_at_ms = 0;
-	for (uint32_t i = 0; i < SIMNET_RECORDS_MAX; i++) {
-		struct core_event event = {
-			.type = CORE_EV_RECORD,
-			.bytes = n->disk[i].bytes,
-			.size = n->disk[i].size,
-		};
-
-		if (n->disk[i].size && step(net, node, &event) < 0)
-			die("record");
-	}
-	simnet_report(net, node);
-	if (seed != node)
-		simnet_greet(net, node, seed);
-	for (uint32_t i = 0; i < net->node_count && seed == node; i++)
-		if (i != node && net->nodes[i].core && net->nodes[i].group == n->group)
-			simnet_greet(net, node, i);
-}
-
-void simnet_crash(struct simnet *net, uint32_t node)
-{
-	struct simnet_node *n = &net->nodes[node];
-
-	free(n->core);
-	n->core = NULL;
-	n->life++;
 }
 
 void simnet_request(struct simnet *net, uint32_t node, enum core_request request,
@@ -359,50 +263,62 @@ void simnet_request(struct simnet *net, uint32_t node, enum core_request request
 		.value = value,
 	};
 
-	if (step(net, node, &event) < 0)
-		die("request");
+	if (simnet_step(net, node, &event) < 0)
+		simnet_die("request");
 }
 
-static void handle(struct simnet *net, const struct simnet_event *event)
+static void deliver(struct simnet *net, struct simnet_event *event)
+{
+	struct simnet_node *from = &net->nodes[event->from];
+	struct core_event core_event = {
+		.type = CORE_EV_MESSAGE,
+		.node = from->card.id,
+		.bytes = event->bytes,
+		.size = event->size,
+	};
+
+	if (!simnet_hears(net, event->to, event->from) || from->ids != event->life)
+		return;
+	if (simnet_step(net, event->to, &core_event) < 0)
+		simnet_die("a core could not read another core's message");
+}
+
+static void tick(struct simnet *net, struct simnet_event *event, uint64_t when_ms)
 {
 	struct simnet_node *to = &net->nodes[event->to];
 	struct core_event core_event = { .type = CORE_EV_TICK };
 
-	switch (event->type) {
-	case EVENT_MESSAGE:
-		if (!to->core || to->group != net->nodes[event->from].group)
-			return;
-		core_event.type = CORE_EV_MESSAGE;
-		core_event.node = net->nodes[event->from].card.id;
-		core_event.bytes = event->bytes;
-		core_event.size = event->size;
-		if (step(net, event->to, &core_event) < 0)
-			die("a core could not read another core's message");
-		break;
-	case EVENT_TICK:
-		if (!to->core || to->life != event->life || to->tick_at_ms != event->when_ms)
-			return;
-		to->tick_at_ms = 0;
-		if (step(net, event->to, &core_event) < 0)
-			die("tick");
-		break;
-	case EVENT_ACTION:
-		event->action(event->ctx, event->argument);
-		break;
-	}
+	if (to->life != event->life || to->tick_at_ms != event->argument)
+		return;
+	(void)when_ms;
+	to->tick_at_ms = 0;
+	if (simnet_step(net, event->to, &core_event) < 0)
+		simnet_die("tick");
 }
 
 void simnet_run(struct simnet *net, uint64_t until_ms)
 {
-	while (net->heap_count && net->heap[0]->when_ms <= until_ms) {
-		struct simnet_event *event = heap_pop(net);
+	while (net->heap_count && net->heap[0].when_ms <= until_ms) {
+		struct simnet_slot slot = heap_pop(net);
+		struct simnet_event *event = slot.event;
+		struct simnet_node *to = &net->nodes[event->to];
 
-		net->now_ms = event->when_ms;
+		net->now_ms = slot.when_ms;
 		net->event_count++;
-		handle(net, event);
+		if (event->type == EVENT_ACTION) {
+			event->action(event->ctx, event->argument);
+		} else if (to->core && to->paused_until_ms > net->now_ms) {
+			/* It waits at the door, in order. */
+			heap_push(net, to->paused_until_ms, event);
+			continue;
+		} else if (to->core && event->type == EVENT_MESSAGE) {
+			deliver(net, event);
+		} else if (to->core) {
+			tick(net, event, slot.when_ms);
+		}
 		if (net->hooks.after)
 			net->hooks.after(net->hooks.ctx);
-		free(event);
+		event_free(net, event);
 	}
 	net->now_ms = until_ms;
 }
@@ -413,49 +329,39 @@ struct simnet *simnet_create(uint64_t seed, uint32_t count, const struct simnet_
 	struct simnet *net = calloc(1, sizeof(*net));
 
 	if (!net || count > SIMNET_NODES_MAX)
-		die("out of memory");
+		simnet_die("out of memory");
+	net->nodes = calloc(count, sizeof(net->nodes[0]));
+	if (!net->nodes)
+		simnet_die("out of memory");
 	net->seed = net->dice.state = seed;
 	net->node_count = count;
 	net->rates = *rates;
+	net->probe_ms = 1000;
+	net->suspect_ms = 4000;
 	if (hooks)
 		net->hooks = *hooks;
-	for (uint32_t i = 0; i < count; i++) {
-		struct simnet_node *n = &net->nodes[i];
-		uint32_t spread = 2 * rates->drift_ppm + 1;
-
-		n->card.version = 1;
-		for (uint32_t k = 0; k < sizeof(n->card.id.b); k++)
-			n->card.id.b[k] = (uint8_t)simnet_random(net);
-		snprintf(n->card.hostname, sizeof(n->card.hostname), "host%u", i);
-		snprintf(n->card.room, sizeof(n->card.room), "room%u", i % 3);
-		n->rate_ppm = (int32_t)simnet_below(net, spread) - (int32_t)rates->drift_ppm;
-		n->boot_offset_ms = simnet_below(net, 1000000);
-		n->report.flags = MEMBER_TAKES_JOBS | MEMBER_STORES_PACKS;
-		n->report.mem_free_bytes = UINT64_C(8) << 30;
-		n->report.store_free_bytes = UINT64_C(64) << 30;
-	}
+	for (uint32_t i = 0; i < count; i++)
+		simnet_node_init(net, i);
 	return net;
 }
 
 void simnet_destroy(struct simnet *net)
 {
-	for (uint32_t i = 0; i < net->node_count; i++)
+	for (uint32_t i = 0; i < net->node_count; i++) {
 		free(net->nodes[i].core);
-	while (net->heap_count)
-		free(net->heap[--net->heap_count]);
-	free(net->heap);
-	free(net);
-}
-
-enum member_state simnet_view(const struct simnet *net, uint32_t of, uint32_t about)
-{
-	const struct member_info *info;
-
-	for (uint32_t i = 0;; i++) {
-		info = core_member(net->nodes[of].core, i, simnet_local_ms(net, of));
-		if (!info)
-			return 0;
-		if (node_id_equal(&info->id, &net->nodes[about].card.id))
-			return info->state;
+		simnet_disk_free(&net->nodes[i].disk);
+		simnet_disk_free(&net->nodes[i].snapshot);
 	}
+	while (net->heap_count)
+		free(net->heap[--net->heap_count].event);
+	for (uint32_t i = 0; i < SIMNET_SIZES; i++)
+		while (net->spare[i]) {
+			struct simnet_event *event = net->spare[i];
+
+			net->spare[i] = event->next_spare;
+			free(event);
+		}
+	free(net->heap);
+	free(net->nodes);
+	free(net);
 }

@@ -4,9 +4,13 @@
  *
  *   event heap by (time, seq) -> core_step() -> writes to the disk -> sends back into the heap
  *
- * A message is lost, doubled, late or overtaken; hosts in different groups do not hear each other;
- * a crash forgets all but the disk, and a crash inside a write keeps any part of that update's
- * writes and sends nothing of it. Each host has its own clock offset and rate.
+ * Network: the latency of a pair is a hash of (seed, source, target), plus jitter; a message is
+ * lost, doubled, late or overtaken. Hosts in different groups do not hear each other; a mute host
+ * is heard by nobody, a deaf one hears nobody; `one_way` lets lower groups be heard by higher.
+ * Hosts: a crash forgets all but the disk, and a crash inside a write keeps any part of that
+ * update's writes and sends nothing of it. A paused host handles nothing until it goes on; if it
+ * loses its clock, that stands still meanwhile. A disk that is rolled back brings its host back
+ * under a new id (rule A5). Each host has its own clock offset and rate.
  *
  * Time is in ms since the start of the run. Errors of the harness itself abort the program.
  */
@@ -17,7 +21,7 @@
 
 #include "overlay/core/core.h"
 
-enum { SIMNET_NODES_MAX = 16, SIMNET_RECORDS_MAX = 64 };
+enum { SIMNET_NODES_MAX = 1000, SIMNET_SIZES = 16 };
 
 struct simnet_rates {
 	uint32_t loss_ppm, double_ppm, slow_ppm; /* per message */
@@ -31,14 +35,21 @@ struct simnet_hooks {
 	void (*answer)(void *ctx, uint32_t node, const struct core_answer *answer);
 	void (*notice)(void *ctx, uint32_t node, const struct core_notice *notice);
 	void (*wrote)(void *ctx, uint32_t node, const struct core_write *write);
+	void (*sent)(void *ctx, uint32_t node, const struct core_send *send);
 	void (*crashed)(void *ctx, uint32_t node); /* by a torn write */
-	void (*after)(void *ctx);		   /* after every event */
+	void (*started)(void *ctx, uint32_t node);
+	void (*after)(void *ctx); /* after every event */
 };
 
 struct simnet_record {
 	struct job_id job;
-	size_t size; /* 0: free */
-	uint8_t bytes[CORE_RECORD_MAX];
+	size_t size;
+	uint8_t bytes[];
+};
+
+struct simnet_disk {
+	struct simnet_record **records;
+	uint32_t count, room;
 };
 
 struct simnet_node {
@@ -46,25 +57,36 @@ struct simnet_node {
 	struct node_card card;
 	struct member_state_report report;
 	uint32_t group; /* partition */
-	uint32_t life;	/* counts starts; messages of an earlier life are dropped */
+	bool mute, deaf, clock_stopped;
+	uint32_t life; /* counts starts; ticks of an earlier life are dropped */
+	uint32_t ids;  /* counts ids: 1 + disks rolled back */
 	int32_t rate_ppm;
-	uint64_t boot_offset_ms, tick_at_ms;
-	struct simnet_record disk[SIMNET_RECORDS_MAX];
+	uint64_t boot_offset_ms, tick_at_ms, paused_until_ms;
+	uint64_t clock_lost_ms; /* by pauses that stopped the clock */
+	struct simnet_disk disk, snapshot;
 };
 
 struct simnet_dice {
 	uint64_t state;
 };
 
+struct simnet_slot {
+	uint64_t when_ms, seq;
+	struct simnet_event *event;
+};
+
 struct simnet {
 	struct simnet_dice dice;
 	uint64_t seed, now_ms, seq, event_count, message_count;
-	uint32_t node_count;
+	uint32_t node_count, probe_ms, suspect_ms;
+	bool one_way;
 	struct simnet_rates rates;
 	struct simnet_hooks hooks;
-	struct simnet_node nodes[SIMNET_NODES_MAX];
-	struct simnet_event **heap;
+	struct simnet_node *nodes;
+	uint16_t index[4 * 1024]; /* id -> node + 1 */
+	struct simnet_slot *heap;
 	size_t heap_count, heap_room;
+	struct simnet_event *spare[SIMNET_SIZES];
 };
 
 typedef void simnet_action(void *ctx, uint64_t argument);
@@ -86,8 +108,19 @@ void simnet_greet(struct simnet *net, uint32_t node, uint32_t seed);
 void simnet_crash(struct simnet *net, uint32_t node);
 void simnet_leave(struct simnet *net, uint32_t node);
 void simnet_report(struct simnet *net, uint32_t node);
+/* Nothing is handled for that long. `clock`: its clock stands still too. */
+void simnet_pause(struct simnet *net, uint32_t node, uint32_t ms, bool clock);
 uint64_t simnet_boot_ns(const struct simnet *net, uint32_t node);
 uint64_t simnet_local_ms(const struct simnet *net, uint32_t node);
+/* Up and not paused. */
+bool simnet_is_up(const struct simnet *net, uint32_t node);
+/* What `from` sends reaches `to`, as far as partitions go. */
+bool simnet_hears(const struct simnet *net, uint32_t to, uint32_t from);
+
+/* The host is down: its disk becomes what it was at the last snapshot, or empty. */
+void simnet_snapshot(struct simnet *net, uint32_t node);
+void simnet_rollback(struct simnet *net, uint32_t node, bool wipe);
+void simnet_new_id(struct simnet *net, uint32_t node);
 
 /* Steps a request into a live core. */
 void simnet_request(struct simnet *net, uint32_t node, enum core_request request,
@@ -101,3 +134,11 @@ void simnet_run(struct simnet *net, uint64_t until_ms);
 /* Index of a host, or SIMNET_NODES_MAX. */
 uint32_t simnet_index(const struct simnet *net, const struct node_id *id);
 enum member_state simnet_view(const struct simnet *net, uint32_t of, uint32_t about);
+
+/* simnode.c, for simnet.c */
+void simnet_die(const char *what) __attribute__((noreturn));
+void simnet_disk_write(struct simnet *net, uint32_t node, const struct core_write *write);
+void simnet_disk_free(struct simnet_disk *disk);
+void simnet_node_init(struct simnet *net, uint32_t node);
+/* simnet.c, for simnode.c: one event into a live core, and its update carried out */
+int simnet_step(struct simnet *net, uint32_t node, struct core_event *event);

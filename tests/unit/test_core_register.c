@@ -208,7 +208,7 @@ static void a_minority_cannot_commit(void **state)
 	assert_in_range(hosts_running(hosts, JOB), 2, 4);
 	hosts->net->nodes[0].group = hosts->net->nodes[1].group = 0;
 	run_ms(hosts, 20000);
-	assert_int_equal(hosts->at[0][JOB].phase, HOST_NONE); /* told that it lost */
+	assert_int_equal(hosts_at(hosts, 0, JOB)->phase, HOST_NONE); /* told that it lost */
 	assert_in_range(hosts_running(hosts, JOB), 2, 4);
 	assert_true(hosts->losses > 0);
 	hosts_destroy(hosts);
@@ -288,8 +288,7 @@ static uint32_t record_count(const struct hosts *hosts)
 	uint32_t count = 0;
 
 	for (uint32_t i = 0; i < HOSTS; i++)
-		for (uint32_t k = 0; k < SIMNET_RECORDS_MAX; k++)
-			count += hosts->net->nodes[i].disk[k].size > 0;
+		count += hosts->net->nodes[i].disk.count;
 	return count;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Forty seeds of faults; a failing one is repeated by build/tests/sim_core SEED NODES MINUTES. */
+/* Forty seeds of faults; a failing one is repeated by build/tests/sim_core SEED NODES MINUTESm. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
