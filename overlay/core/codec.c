@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "overlay/core/codec.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <string.h>
 
@@ -66,7 +67,7 @@ int core_ballot_compare(const struct core_ballot *a, const struct core_ballot *b
 	return a->life < b->life ? -1 : a->life > b->life;
 }
 
-static void walk_bytes(struct cursor *c, void *bytes, size_t size)
+static inline void walk_bytes(struct cursor *c, void *bytes, size_t size)
 {
 	if (c->bad || size > c->size - c->at) {
 		c->bad = true;
@@ -79,17 +80,12 @@ static void walk_bytes(struct cursor *c, void *bytes, size_t size)
 	c->at += size;
 }
 
-static uint64_t walk_uint(struct cursor *c, uint64_t value, size_t width)
+static inline uint64_t walk_uint(struct cursor *c, uint64_t value, size_t width)
 {
-	uint8_t raw[8] = { 0 };
-	uint64_t result = 0;
+	uint64_t raw = c->out ? htole64(value) : 0;
 
-	for (size_t i = 0; i < width; i++)
-		raw[i] = (uint8_t)(value >> (8 * i));
-	walk_bytes(c, raw, width);
-	for (size_t i = 0; i < width; i++)
-		result |= (uint64_t)raw[i] << (8 * i);
-	return c->bad ? 0 : result;
+	walk_bytes(c, &raw, width);
+	return c->bad ? 0 : le64toh(raw);
 }
 
 static void walk_u64(struct cursor *c, uint64_t *value)
@@ -281,6 +277,8 @@ static void walk_register(struct cursor *c, struct core_message *m, uint32_t fie
 		walk_u32(c, &m->hold_left_ms);
 	}
 	if (fields & F_VALUE) {
+		if (!c->out)
+			memset(&m->value, 0, sizeof(m->value));
 		walk_value(c, &m->value);
 		require(c, !c->bad && memcmp(&m->value.job, &m->job, sizeof(m->job)) == 0);
 	}
@@ -330,7 +328,8 @@ int core_message_decode(const void *bytes, size_t size, struct core_message *ret
 
 	if (size > CORE_MESSAGE_MAX)
 		return -EBADMSG;
-	memset(ret_message, 0, offsetof(struct core_message, records));
+	memset(ret_message, 0, offsetof(struct core_message, value));
+	ret_message->record_count = 0;
 	walk_message(&c, ret_message);
 	return c.bad || c.at != size ? -EBADMSG : 0;
 }

@@ -18,8 +18,9 @@
  *   WHOHAS -> IHAVE                           acceptors of a job (count 0: not known here)
  *
  * A decoder returns -EBADMSG for short, trailing or impossible bytes and never reads past size.
- * What it wrote to its output by then is unspecified but bounded. Unused array tails are zero in
- * a decoded value, so two values are equal exactly when memcmp says so.
+ * What it wrote to its output by then is unspecified but bounded, and so is the value of a message
+ * whose type has none. Unused array tails are zero in a decoded value, so two values are equal
+ * exactly when memcmp says so.
  * Threading: pure functions.
  */
 #pragma once

@@ -37,7 +37,8 @@ void core_arm(struct core *core, uint64_t when_ms)
 
 static void outbox_reset(struct core *core)
 {
-	memset(&core->update, 0, sizeof(core->update));
+	core->update.write_count = core->update.send_count = 0;
+	core->update.answer_count = core->update.notice_count = 0;
 	core->update.writes = core->writes;
 	core->update.sends = core->sends;
 	core->update.answers = core->answers;
@@ -49,7 +50,9 @@ static void outbox_reset(struct core *core)
 
 struct core_message *core_outbox_begin(struct core *core, enum core_message_type type)
 {
-	memset(&core->out, 0, offsetof(struct core_message, records));
+	/* The value is written whole by who sends one. */
+	memset(&core->out, 0, offsetof(struct core_message, value));
+	core->out.record_count = 0;
 	core->out.type = (uint8_t)type;
 	core->sealed_size = 0;
 	return &core->out;
@@ -150,16 +153,14 @@ static void outbox_flush_notices(struct core *core)
 		notice->value.token = job->lost_token;
 		job->lost_pending = false;
 	}
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		struct member *member = &core->members[i];
+	while (core->notify.count) {
+		uint32_t row = core->notify.rows[0];
 
-		if (!member->notify)
-			continue;
 		notice = core_outbox_notice(core, CORE_MEMBER);
 		if (!notice)
 			return;
-		notice->member = *core_member(core, i, core->now_ms);
-		member->notify = false;
+		notice->member = *core_member(core, row, core->now_ms);
+		core_member_set_remove(core, &core->notify, &core->members[row]);
 	}
 }
 

@@ -71,17 +71,60 @@ static void fill_card(struct member *member, const struct node_card *card)
 	memcpy(member->info.room, card->room, sizeof(card->room));
 }
 
+void core_member_set_add(struct core *core, struct row_set *set, const struct member *member)
+{
+	uint32_t row = (uint32_t)(member - core->members);
+
+	if (set->place[row])
+		return;
+	set->rows[set->count++] = (uint16_t)row;
+	set->place[row] = (uint16_t)set->count;
+}
+
+void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member)
+{
+	uint32_t row = (uint32_t)(member - core->members), at = set->place[row];
+	uint16_t last;
+
+	if (!at)
+		return;
+	last = set->rows[--set->count];
+	set->rows[at - 1] = last;
+	set->place[last] = (uint16_t)at;
+	set->place[row] = 0;
+}
+
+/* Out of all sums, before the row is used for somebody else. */
+static void forget_row(struct core *core, const struct member *member)
+{
+	core_member_set_remove(core, &core->hot, member);
+	core_member_set_remove(core, &core->notify, member);
+	core_member_set_remove(core, &core->suspects, member);
+	core->digest ^= member->digest;
+}
+
 static struct member *member_insert(struct core *core, const struct node_card *card)
 {
+	uint32_t count = core->member_count, row;
 	struct member *member = member_new_row(core);
+	bool reused;
 
 	if (!member)
 		return NULL;
+	row = (uint32_t)(member - core->members);
+	reused = row < count;
+	if (reused)
+		forget_row(core, member);
 	memset(member, 0, sizeof(*member));
 	member->info.id = card->id;
 	fill_card(member, card);
 	member->heard_ms = core->now_ms;
-	member->notify = true;
+	core_member_notify(core, member);
+	if (!reused) {
+		index_add(core, row);
+		core->order[row] = (uint16_t)row;
+		return member;
+	}
 	memset(core->member_index, 0, sizeof(core->member_index));
 	for (uint32_t i = 0; i < core->member_count; i++)
 		index_add(core, i);
@@ -96,6 +139,8 @@ int core_member_init(struct core *core)
 	self->info.is_self = 1;
 	self->info.state = MEMBER_ALIVE;
 	self->info.incarnation = config->incarnation;
+	core_member_changed(core, self);
+	core_member_spread(core, self);
 	memcpy(self->info.addr, config->advertise_addr, sizeof(self->info.addr));
 	self->info.addr[sizeof(self->info.addr) - 1] = 0;
 	self->info.port = config->port;
@@ -115,12 +160,32 @@ void core_member_heard(struct core *core, const struct node_id *id)
 		member->heard_ms = core->now_ms;
 }
 
-static void spread(struct core *core, struct member *member)
+void core_member_notify(struct core *core, struct member *member)
+{
+	core_member_set_add(core, &core->notify, member);
+}
+
+/* Its incarnation or state is another: so is the table's digest. */
+void core_member_changed(struct core *core, struct member *member)
+{
+	const struct member_info *info = &member->info;
+	uint64_t word;
+
+	core->digest ^= member->digest;
+	memcpy(&word, info->id.b, sizeof(word));
+	member->digest = info->incarnation ?
+				 core_mix(word ^ core_mix(info->incarnation * 8 + info->state)) :
+				 0;
+	core->digest ^= member->digest;
+}
+
+void core_member_spread(struct core *core, struct member *member)
 {
 	uint32_t rounds = 4;
 
 	for (uint32_t n = core->member_count; n > 1; n /= 2)
 		rounds += 3;
+	core_member_set_add(core, &core->hot, member);
 	member->transmits = rounds;
 }
 
@@ -157,7 +222,7 @@ static void broadcast(struct core *core, struct member *about)
 	uint32_t start = core_below(core, core->member_count), told = 0;
 
 	core_member_add_record(m, about);
-	spread(core, about);
+	core_member_spread(core, about);
 	core_outbox_seal(core);
 	for (uint32_t i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
 		const struct member *peer = &core->members[(start + i) % core->member_count];
@@ -179,6 +244,7 @@ static void refute(struct core *core, const struct core_gossip *record)
 	    (record->state == self->info.state || core->left))
 		return;
 	self->info.incarnation = record->incarnation + 1;
+	core_member_changed(core, self);
 	broadcast(core, self);
 }
 
@@ -187,13 +253,18 @@ void core_member_set_state(struct core *core, struct member *member, uint32_t st
 	if (member->info.state == state)
 		return;
 	member->info.state = state;
-	member->notify = true;
+	if (state == MEMBER_SUSPECT)
+		core_member_set_add(core, &core->suspects, member);
+	else
+		core_member_set_remove(core, &core->suspects, member);
+	core_member_changed(core, member);
+	core_member_notify(core, member);
 	if (state == MEMBER_SUSPECT) {
 		member->suspect_until_ms = core->now_ms + core->config.suspect_ms;
 		core_arm(core, member->suspect_until_ms);
 	}
 	if (member->info.incarnation)
-		spread(core, member);
+		core_member_spread(core, member);
 }
 
 /* The row for a record that may be believed, or NULL. A new card is verified once. */
@@ -237,9 +308,9 @@ void core_member_apply(struct core *core, const struct core_gossip *record)
 	if (newer && record->full) {
 		const struct member_state_report *report = &record->report;
 
-		member->notify |= info->report.flags != report->flags ||
-				  info->report.jobs != report->jobs ||
-				  memcmp(info->addr, record->addr, sizeof(info->addr)) != 0;
+		if (info->report.flags != report->flags || info->report.jobs != report->jobs ||
+		    memcmp(info->addr, record->addr, sizeof(info->addr)) != 0)
+			core_member_notify(core, member);
 		memcpy(info->addr, record->addr, sizeof(info->addr));
 		info->port = record->port;
 		info->report = *report;
@@ -248,7 +319,8 @@ void core_member_apply(struct core *core, const struct core_gossip *record)
 	if (newer && record->state == MEMBER_ALIVE && info->state != MEMBER_ALIVE)
 		member->heard_ms = core->now_ms; /* somebody vouches for it */
 	core_member_set_state(core, member, record->state);
-	spread(core, member);
+	core_member_changed(core, member);
+	core_member_spread(core, member);
 }
 
 /* Load and memory drift all the time; only a real step is worth gossip of its own. */
@@ -270,7 +342,8 @@ void core_member_report(struct core *core, const struct member_state_report *rep
 	self->grants = 0;
 	if (major) {
 		self->info.incarnation++;
-		self->notify = true;
+		core_member_changed(core, self);
+		core_member_notify(core, self);
 		broadcast(core, self);
 		core->self_minor = false;
 	} else if (differs_much(old.load_milli, report->load_milli) ||
@@ -335,6 +408,7 @@ void core_member_leave(struct core *core)
 	core->left = true;
 	self->info.incarnation++;
 	self->info.state = MEMBER_LEFT;
+	core_member_changed(core, self);
 	broadcast(core, self);
 }
 

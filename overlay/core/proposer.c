@@ -99,6 +99,7 @@ static void op_end(struct core *core, struct op *op, int status, const struct jo
 	if (op->then_grant && status == 0)
 		core_guardian_granted(core, value);
 	op->used = false;
+	core->op_count--;
 	core_arm(core, core->now_ms); /* the next one of this job may begin */
 }
 
@@ -139,6 +140,7 @@ static struct op *op_new(struct core *core, enum op_kind kind, struct job *job)
 		memset(op, 0, offsetof(struct op, seen));
 		memset(op->denied, 0, sizeof(op->denied));
 		op->used = true;
+		core->op_count++;
 		op->kind = kind;
 		op->job = core_job_row(core, job);
 		op->order = ++core->op_order;
@@ -151,7 +153,7 @@ static struct op *op_new(struct core *core, enum op_kind kind, struct job *job)
 
 bool core_proposer_is_busy(const struct core *core, const struct job *job)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++)
+	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++)
 		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job))
 			return true;
 	return false;
@@ -674,7 +676,7 @@ static void op_tick(struct core *core, struct op *op)
 
 void core_proposer_tick(struct core *core)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++) {
 		if (core->update.answer_count > CORE_ANSWERS_MAX - 16) {
 			core_arm(core, core->now_ms);
 			return;

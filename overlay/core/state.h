@@ -18,7 +18,8 @@
 
 enum {
 	CORE_OPS_MAX = 128,	    /* operations in flight on one node */
-	CORE_PROBES = 3,	    /* members probed in one round */
+	CORE_PROBES = 3,	    /* members probed in one round; one in a large cluster */
+	CORE_PROBES_FULL = 32,	    /* members up to which that many are probed */
 	CORE_RELAYS_MAX = 32,	    /* probes on behalf of others */
 	CORE_SENDS_MAX = 2048,	    /* messages of one step */
 	CORE_ARENA_BYTES = 1 << 20, /* and their bytes */
@@ -42,16 +43,22 @@ enum {
 
 enum { CORE_NONE = UINT32_MAX };
 
+/* Rows of the member table that need something: never a walk over all rows for a few. */
+struct row_set {
+	uint16_t rows[OV_MEMBERS_MAX];
+	uint16_t place[OV_MEMBERS_MAX]; /* in rows, + 1; 0: not in it */
+	uint32_t count;
+};
+
 struct member {
 	struct member_info info;
 	struct node_card card;
 	uint64_t heard_ms;
 	uint64_t suspect_until_ms;
-	uint64_t probed_ms;
+	uint64_t digest;    /* what this row is in the table's digest */
 	uint32_t transmits; /* how often this row still rides along */
 	uint32_t grants;    /* jobs we gave it since its last report */
 	uint64_t granted_ms;
-	bool notify; /* the agent has yet to hear of the change */
 };
 
 struct probe {
@@ -135,6 +142,10 @@ struct core {
 
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	uint32_t member_count;
+	struct row_set hot, notify, suspects; /* still ride along; the agent is to hear of */
+	uint64_t digest;		      /* of all rows, kept up with every change */
+	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
+	uint32_t order_next, dead_row;	/* dead_row: the last one passed over, 0: none */
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
 	struct probe probes[CORE_PROBES];
 	struct relay relays[CORE_RELAYS_MAX];
@@ -147,6 +158,7 @@ struct core {
 	uint16_t job_index[CORE_INDEX_SLOTS];
 	uint64_t counter_floor; /* ballots of forgotten rows */
 	struct op ops[CORE_OPS_MAX];
+	uint32_t op_count;
 	uint64_t op_order;
 
 	struct core_update update;
@@ -193,6 +205,11 @@ bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);
 void core_member_heard(struct core *core, const struct node_id *id);
 void core_member_apply(struct core *core, const struct core_gossip *record);
+void core_member_set_add(struct core *core, struct row_set *set, const struct member *member);
+void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member);
+void core_member_spread(struct core *core, struct member *member);
+void core_member_notify(struct core *core, struct member *member);
+void core_member_changed(struct core *core, struct member *member);
 void core_member_set_state(struct core *core, struct member *member, uint32_t state);
 void core_member_add_record(struct core_message *m, const struct member *member);
 void core_member_sync(struct core *core, const struct node_id *to, bool want_reply);

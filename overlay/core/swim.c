@@ -13,32 +13,55 @@
 enum {
 	INDIRECT = 3,	 /* members asked to probe on our behalf */
 	PIGGYBACK = 6,	 /* rows riding on a probe */
+	INTRODUCE = 8,	 /* one probe in so many carries the prober's record anyway */
 	DEAD_ROUNDS = 5, /* a dead member is probed every so many rounds */
 	SYNC_ROUNDS = 8,
 };
 
-/* Self first (a probe introduces the prober), then what is hottest. */
+static bool is_named(const struct core_message *m, const struct node_id *id)
+{
+	for (uint32_t i = 0; i < m->record_count; i++)
+		if (node_id_equal(&m->records[i].id, id))
+			return true;
+	return false;
+}
+
+static void cool(struct core *core, struct member *member)
+{
+	if (--member->transmits == 0)
+		core_member_set_remove(core, &core->hot, member);
+}
+
+/*
+ * Self first, as long as it is news, to who may not know it, and now and then (a probe introduces
+ * the prober); then what is hottest.
+ */
 static void add_gossip(struct core *core, struct core_message *m, const struct node_id *to)
 {
-	struct member *peer = core_member_find(core, to);
+	struct member *peer = core_member_find(core, to), *self = &core->members[0];
 
-	core_member_add_record(m, &core->members[0]);
+	if (self->transmits || !peer || peer->info.state != MEMBER_ALIVE || m->seq % INTRODUCE == 0)
+		core_member_add_record(m, self);
+	if (self->transmits)
+		cool(core, self);
 	if (peer && peer->info.state != MEMBER_ALIVE)
 		core_member_add_record(m, peer); /* let it refute */
-	for (uint32_t n = 0; n < PIGGYBACK; n++) {
+	for (uint32_t n = 0; n < PIGGYBACK && core->hot.count; n++) {
 		struct member *best = NULL;
-		uint32_t start = core_below(core, core->member_count);
+		uint32_t start = core_below(core, core->hot.count);
 
-		for (uint32_t i = 0; i < core->member_count; i++) {
-			struct member *member = &core->members[(start + i) % core->member_count];
+		for (uint32_t i = 0; i < core->hot.count; i++) {
+			uint32_t row = core->hot.rows[(start + i) % core->hot.count];
+			struct member *member = &core->members[row];
 
-			if (member->transmits && member != peer && !member->info.is_self &&
+			if (member != peer && !member->info.is_self &&
+			    !is_named(m, &member->info.id) &&
 			    (!best || member->transmits > best->transmits))
 				best = member;
 		}
 		if (!best)
 			return;
-		best->transmits--;
+		cool(core, best);
 		core_member_add_record(m, best);
 	}
 }
@@ -54,35 +77,51 @@ static void send_probe(struct core *core, enum core_message_type type, const str
 	core_outbox_send(core, to);
 }
 
-/* The member of the given states that was not probed for longest, other than those in flight. */
-static struct member *next_target(struct core *core, uint32_t from_state, uint32_t to_state)
+static bool is_probed(const struct core *core, const struct member *member)
 {
-	uint32_t start = core_below(core, core->member_count);
-	struct member *best = NULL;
+	for (uint32_t i = 0; i < CORE_PROBES; i++)
+		if (core->probes[i].active &&
+		    node_id_equal(&core->probes[i].target, &member->info.id))
+			return true;
+	return false;
+}
 
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		struct member *member = &core->members[(start + i) % core->member_count];
+/* Each in turn, in an order that is shuffled each time through (SWIM 4.3): nobody waits for long. */
+static struct member *next_target(struct core *core)
+{
+	for (uint32_t tried = 0; tried < core->member_count; tried++) {
+		uint32_t left, at;
+		struct member *member;
+		uint16_t row;
 
-		if (member->info.is_self || member->info.state < from_state ||
-		    member->info.state > to_state || member->probed_ms > core->now_ms)
-			continue;
-		if (!best || member->probed_ms < best->probed_ms)
-			best = member;
+		if (core->order_next >= core->member_count)
+			core->order_next = 0;
+		left = core->member_count - core->order_next;
+		at = core->order_next + core_below(core, left);
+		row = core->order[at];
+		core->order[at] = core->order[core->order_next];
+		core->order[core->order_next++] = row;
+		member = &core->members[row];
+		if (member->info.state == MEMBER_DEAD)
+			core->dead_row = row;
+		if (!member->info.is_self && member->info.state <= MEMBER_SUSPECT &&
+		    !is_probed(core, member))
+			return member;
 	}
-	return best;
+	return NULL;
 }
 
 static void start_round(struct core *core)
 {
-	for (uint32_t i = 0; i < CORE_PROBES; i++) {
-		struct probe *probe = &core->probes[i];
-		struct member *target = next_target(core, MEMBER_ALIVE, MEMBER_SUSPECT);
+	uint32_t count = core->member_count > CORE_PROBES_FULL ? 1 : CORE_PROBES;
 
-		memset(probe, 0, sizeof(*probe));
-		/* Marked a little ahead: one round never probes the same member twice. */
+	memset(core->probes, 0, sizeof(core->probes));
+	for (uint32_t i = 0; i < count; i++) {
+		struct probe *probe = &core->probes[i];
+		struct member *target = next_target(core);
+
 		if (!target)
 			break;
-		target->probed_ms = core->now_ms + 1;
 		probe->active = true;
 		probe->target = target->info.id;
 		probe->seq = ++core->seq;
@@ -125,12 +164,11 @@ static void end_round(struct core *core)
 
 static void tick_suspects(struct core *core)
 {
-	for (uint32_t i = 1; i < core->member_count; i++) {
-		struct member *member = &core->members[i];
+	/* From the end: one that is declared dead leaves the set. */
+	for (uint32_t i = core->suspects.count; i-- > 0;) {
+		struct member *member = &core->members[core->suspects.rows[i]];
 		uint64_t heard_until = member->heard_ms + core->config.suspect_ms;
 
-		if (member->info.state != MEMBER_SUSPECT)
-			continue;
 		/* A rumour against what we hear ourselves: wait for real silence. */
 		if (member->suspect_until_ms < heard_until)
 			member->suspect_until_ms = heard_until;
@@ -148,26 +186,11 @@ static void tick_dead(struct core *core)
 	if (core->now_ms < core->dead_ping_ms)
 		return;
 	core->dead_ping_ms = core->now_ms + DEAD_ROUNDS * core->config.probe_ms;
-	dead = next_target(core, MEMBER_DEAD, MEMBER_DEAD);
-	if (!dead)
+	dead = &core->members[core->dead_row];
+	core->dead_row = 0;
+	if (dead->info.state != MEMBER_DEAD)
 		return;
-	dead->probed_ms = core->now_ms;
 	send_probe(core, CORE_MSG_PING, &dead->info.id, &dead->info.id, ++core->seq);
-}
-
-static uint64_t table_digest(const struct core *core)
-{
-	uint64_t sum = 0;
-
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		const struct member_info *info = &core->members[i].info;
-		uint64_t word;
-
-		memcpy(&word, info->id.b, sizeof(word));
-		if (info->incarnation)
-			sum ^= core_mix(word ^ core_mix(info->incarnation * 8 + info->state));
-	}
-	return sum;
 }
 
 static void tick_sync(struct core *core)
@@ -185,7 +208,7 @@ static void tick_sync(struct core *core)
 		if (member->info.is_self || member->info.state != MEMBER_ALIVE)
 			continue;
 		m = core_outbox_begin(core, CORE_MSG_DIGEST);
-		m->digest = table_digest(core);
+		m->digest = core->digest;
 		core_member_add_record(m, &core->members[0]);
 		core_outbox_send(core, &member->info.id);
 		return;
@@ -202,6 +225,8 @@ static void tick_minor(struct core *core)
 		core->self_minor = false;
 		core->minor_ms = core->now_ms + CORE_MINOR_REPORT_MS;
 		self->info.incarnation++; /* rides on our own probes */
+		core_member_changed(core, self);
+		core_member_spread(core, self);
 	} else {
 		core_arm(core, core->minor_ms);
 	}
@@ -285,7 +310,7 @@ void core_member_message(struct core *core, const struct node_id *from, struct c
 		handle_ping_req(core, from, m);
 		break;
 	case CORE_MSG_DIGEST:
-		if (m->digest != table_digest(core))
+		if (m->digest != core->digest)
 			core_member_sync(core, from, true);
 		break;
 	case CORE_MSG_SYNC:
