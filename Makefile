@@ -160,10 +160,11 @@ demo: deps
 	$(Q)tests/lab/demo
 # The overlay's core on a simulated clock, network and disks; the first line replays a run.
 SEED ?= 1
-NODES ?= 5
+NODES ?= 50
+HOURS ?= 24
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
-	$(Q)$< $(SEED) $(NODES) $(MINUTES)
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
 # An old paper's experiment, exactly and simulated, and decamp's policy on the same axis.
 sim-paper: $(B)/tests/sim_paper
 	@mkdir -p build/bench

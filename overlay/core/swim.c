@@ -11,10 +11,11 @@
 #include <string.h>
 
 enum {
-	INDIRECT = 3,	 /* members asked to probe on our behalf */
-	PIGGYBACK = 6,	 /* rows riding on a probe */
-	INTRODUCE = 8,	 /* one probe in so many carries the prober's record anyway */
-	DEAD_ROUNDS = 5, /* a dead member is probed every so many rounds */
+	INDIRECT = 3,	    /* members asked to probe on our behalf */
+	PIGGYBACK = 6,	    /* rows riding on a probe */
+	HOT_LOOKED_AT = 16, /* the hottest of so many: enough when all of a large cluster is new */
+	INTRODUCE = 8,	    /* one probe in so many carries the prober's record anyway */
+	DEAD_ROUNDS = 5,    /* a dead member is probed every so many rounds */
 	SYNC_ROUNDS = 8,
 };
 
@@ -50,7 +51,7 @@ static void add_gossip(struct core *core, struct core_message *m, const struct n
 		struct member *best = NULL;
 		uint32_t start = core_below(core, core->hot.count);
 
-		for (uint32_t i = 0; i < core->hot.count; i++) {
+		for (uint32_t i = 0; i < core->hot.count && i < HOT_LOOKED_AT; i++) {
 			uint32_t row = core->hot.rows[(start + i) % core->hot.count];
 			struct member *member = &core->members[row];
 
