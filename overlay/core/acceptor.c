@@ -24,7 +24,7 @@ static bool same_incarnation(const struct job_value *a, const struct job_value *
 }
 
 bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
-			     const struct job_value *value)
+			     const struct job_value *value, const struct core_acceptors *next)
 {
 	bool fresh = !job->has_record;
 	bool changed = fresh || !same_incarnation(&job->value, value) ||
@@ -32,8 +32,13 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 
 	if (!core_job_mark_dirty(core, job))
 		return false;
+	if (fresh) /* only an epoch's first value, at its creation, makes a record here */
+		job->installed = job->settled = true;
 	job->has_record = true;
 	job->accepted = *ballot;
+	memset(&job->next, 0, sizeof(job->next));
+	if (next)
+		job->next = *next;
 	if (core_ballot_compare(&job->promised, ballot) < 0)
 		job->promised = *ballot;
 	job->value = *value;
@@ -46,6 +51,10 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 		if (fresh) /* whoever created it will renew by itself */
 			job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
 		core_arm(core, core->now_ms);
+	}
+	if (job->next.count) {
+		job->guard_ms = core->now_ms + CORE_SETTLE_EPOCH_MS;
+		core_arm(core, job->guard_ms);
 	}
 	job->unknown_since_ms = 0;
 	return true;
@@ -62,14 +71,21 @@ int core_acceptor_load(struct core *core, const void *bytes, size_t size)
 	job = core_job_get(core, &record.job);
 	if (!job)
 		return -ENOSPC;
+	job->epoch = record.epoch;
 	job->acceptors = record.acceptors;
+	job->installed = record.installed;
+	job->settled = record.settled;
+	job->previous = record.previous;
+	job->next = record.next;
 	job->has_record = true;
 	job->promised = record.promised;
 	job->accepted = record.accepted;
 	job->value = record.value;
 	core_job_saw(job, &record.promised);
 	job->changed_ms = core->now_ms;
+#ifndef MUTANT_A4
 	job->hold_until_ms = core->now_ms + core->config.hold_ms; /* A4 */
+#endif
 	/* The owner gets a chance to renew before it is told again that it is the owner. */
 	job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
 	/* Much may have happened meanwhile; the others' duties wait for this host's by rank. */
@@ -84,6 +100,7 @@ static void nack(struct core *core, const struct node_id *to, const struct core_
 	struct core_message *out = core_outbox_begin(core, CORE_MSG_NACK);
 
 	out->job = m->job;
+	out->epoch = m->epoch;
 	out->acceptors = m->acceptors;
 	out->ballot = m->ballot;
 	out->reason = reason;
@@ -94,13 +111,38 @@ static void nack(struct core *core, const struct node_id *to, const struct core_
 	core_outbox_send(core, to);
 }
 
+enum standing { STRANGER, MEMBER, AHEAD };
+
+/* Where this acceptor stands to the epoch of a message. */
+static enum standing standing_of(const struct job *job, const struct core_message *m)
+{
+	if (!job || !job->acceptors.count)
+		return STRANGER;
+	if (job->epoch > m->epoch)
+		return AHEAD;
+#ifdef MUTANT_I6
+	return job->has_record ? MEMBER : STRANGER;
+#endif
+	return job->has_record && job->installed && job->epoch == m->epoch &&
+			       memcmp(&job->acceptors, &m->acceptors, sizeof(m->acceptors)) == 0 ?
+		       MEMBER :
+		       STRANGER;
+}
+
 static void handle_prepare(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	struct job *job = core_job_find(core, &m->job);
+	enum standing standing = standing_of(job, m);
 	struct core_message *out;
 	int order;
 
-	if (!job || !job->has_record || !core_job_adopt_acceptors(job, &m->acceptors)) {
+	if (standing == AHEAD) {
+		core_epoch_tell(core, from, job, m->epoch);
+		return;
+	}
+	if (standing == STRANGER || m->ballot.epoch != m->epoch) {
+		if (!node_id_equal(from, core_self(core)))
+			core_epoch_named(core, m);
 		nack(core, from, m, CORE_NACK_UNKNOWN, NULL);
 		return;
 	}
@@ -126,6 +168,8 @@ static void handle_prepare(struct core *core, const struct node_id *from, struct
 	out->ballot = m->ballot;
 	out->accepted = job->accepted;
 	out->value = job->value;
+	out->next = job->next;
+	out->previous = job->previous;
 	core_outbox_send(core, from);
 }
 
@@ -135,6 +179,9 @@ static void handle_prepare(struct core *core, const struct node_id *from, struct
  */
 static bool is_busy(const struct core *core, const struct job *job, const struct job_value *next)
 {
+#ifdef MUTANT_A1
+	return false;
+#endif
 	if (!core_acceptor_holds(core, job) || same_incarnation(&job->value, next))
 		return false;
 	/* RELEASE: the owner froze the job before it said so. */
@@ -148,18 +195,27 @@ static void handle_accept(struct core *core, const struct node_id *from, struct 
 	struct core_message *out;
 	int order;
 
-	if (job && job->acceptors.count && !core_job_adopt_acceptors(job, &m->acceptors)) {
+	enum standing standing = standing_of(job, m);
+
+	if (standing == AHEAD) {
+		core_epoch_tell(core, from, job, m->epoch);
+		return;
+	}
+	/* A creation makes a record out of nothing; whatever comes later needs an INSTALL (I6). */
+	if (m->ballot.epoch != m->epoch ||
+	    (standing == STRANGER && (m->epoch || (job && job->has_record)))) {
 		nack(core, from, m, CORE_NACK_UNKNOWN, NULL);
 		return;
 	}
+	if (core_acceptors_rank(&m->acceptors, core_self(core)) == CORE_NONE)
+		return;
 	if (!job)
 		job = core_job_get(core, &m->job);
 	if (!job) {
 		nack(core, from, m, CORE_NACK_FULL, NULL);
 		return;
 	}
-	(void)core_job_adopt_acceptors(job, &m->acceptors);
-	if (core_job_rank(job, core_self(core)) == CORE_NONE)
+	if (!core_job_move(core, job, m->epoch, &m->acceptors))
 		return;
 	order = job->has_record ? core_ballot_compare(&m->ballot, &job->promised) : 1;
 	if (order < 0) {
@@ -171,7 +227,7 @@ static void handle_accept(struct core *core, const struct node_id *from, struct 
 			nack(core, from, m, CORE_NACK_BUSY, job);
 			return;
 		}
-		if (!core_acceptor_set_value(core, job, &m->ballot, &m->value))
+		if (!core_acceptor_set_value(core, job, &m->ballot, &m->value, &m->next))
 			return;
 	}
 	out = core_job_message(core, job, CORE_MSG_ACCEPTED);
@@ -183,13 +239,30 @@ static void handle_accept(struct core *core, const struct node_id *from, struct 
 static void handle_renew(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	struct job *job = core_job_find(core, &m->job);
-	bool mine = job && job->has_record && core_job_adopt_acceptors(job, &m->acceptors);
-	bool ok = mine && job->value.state == JOB_STATE_HELD &&
-		  node_id_equal(&job->value.owner, from) &&
-		  fence_token_compare(&job->value.token, &m->token) == 0;
-	struct core_message *out = core_outbox_begin(core, ok ? CORE_MSG_RENEWED : CORE_MSG_LOST);
+	enum standing standing = standing_of(job, m);
+	bool mine = standing == MEMBER, ok;
+	struct core_message *out;
 
+	if (standing == AHEAD) {
+		core_epoch_tell(core, from, job, m->epoch);
+		return;
+	}
+	if (!mine) {
+		core_epoch_named(core, m);
+		/* It is about to be installed: no word on who owns the job. */
+		if (job && job->has_record)
+			return;
+	}
+	ok = mine && job->value.state == JOB_STATE_HELD && node_id_equal(&job->value.owner, from) &&
+	     fence_token_compare(&job->value.token, &m->token) == 0;
+#ifndef MUTANT_A2
+	/* Sealed: it is for the next epoch to say, very soon. */
+	if (ok && job->next.count)
+		return;
+#endif
+	out = core_outbox_begin(core, ok ? CORE_MSG_RENEWED : CORE_MSG_LOST);
 	out->job = m->job;
+	out->epoch = m->epoch;
 	out->acceptors = m->acceptors;
 	out->token = m->token;
 	out->seq = m->seq;
@@ -207,8 +280,10 @@ static void handle_learn(struct core *core, struct core_message *m)
 	struct job *job = core_job_find(core, &m->job);
 
 	/* It never makes a record: the sender may be the last to hear that the job is over. */
-	if (job && core_job_adopt_acceptors(job, &m->acceptors))
-		core_job_learn(core, job, &m->ballot, &m->value);
+	if (!job || m->ballot.epoch > m->epoch)
+		return;
+	(void)core_job_move(core, job, m->epoch, &m->acceptors);
+	core_job_learn(core, job, &m->ballot, &m->value);
 }
 
 void core_acceptor_message(struct core *core, const struct node_id *from, struct core_message *m)

@@ -16,9 +16,10 @@ struct cursor {
 	uint8_t *out;
 	size_t size, at;
 	bool bad;
+	bool plain; /* a record of version 1: no epochs */
 };
 
-enum { WIRE_VERSION = 1, RECORD_MAGIC = 0x47524344, RECORD_VERSION = 1 };
+enum { WIRE_VERSION = 2, RECORD_MAGIC = 0x47524344, RECORD_VERSION = 2 };
 
 enum {
 	F_SEQ = 1 << 0,
@@ -33,6 +34,8 @@ enum {
 	F_REASON = 1 << 9,
 	F_VALUE = 1 << 10,
 	F_NO_ACCEPTORS_OK = 1 << 11,
+	F_NEXT = 1 << 12,
+	F_PREVIOUS = 1 << 13,
 	F_REGISTER = F_JOB | F_ACCEPTORS,
 };
 
@@ -44,9 +47,9 @@ static const uint16_t message_fields[CORE_MSG_END] = {
 	[CORE_MSG_DIGEST] = F_DIGEST | F_RECORDS,
 	[CORE_MSG_SYNC] = F_RECORDS,
 	[CORE_MSG_PREPARE] = F_REGISTER | F_BALLOT,
-	[CORE_MSG_PROMISE] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_VALUE,
+	[CORE_MSG_PROMISE] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_VALUE | F_NEXT | F_PREVIOUS,
 	[CORE_MSG_NACK] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_REASON,
-	[CORE_MSG_ACCEPT] = F_REGISTER | F_BALLOT | F_VALUE,
+	[CORE_MSG_ACCEPT] = F_REGISTER | F_BALLOT | F_VALUE | F_NEXT,
 	[CORE_MSG_ACCEPTED] = F_REGISTER | F_BALLOT,
 	[CORE_MSG_LEARN] = F_REGISTER | F_BALLOT | F_VALUE,
 	[CORE_MSG_RENEW] = F_SEQ | F_REGISTER | F_TOKEN,
@@ -56,12 +59,19 @@ static const uint16_t message_fields[CORE_MSG_END] = {
 	[CORE_MSG_DONE] = F_REGISTER | F_BALLOT | F_VALUE,
 	[CORE_MSG_WHOHAS] = F_JOB,
 	[CORE_MSG_IHAVE] = F_REGISTER | F_NO_ACCEPTORS_OK,
+	[CORE_MSG_INSTALL] = F_REGISTER | F_PREVIOUS | F_ACCEPTED | F_VALUE,
+	[CORE_MSG_INSTALLED] = F_REGISTER,
+	[CORE_MSG_MOVED] = F_REGISTER | F_PREVIOUS | F_VALUE,
+	[CORE_MSG_CLOSE] = F_REGISTER,
+	[CORE_MSG_CLOSED] = F_REGISTER,
 };
 
 int core_ballot_compare(const struct core_ballot *a, const struct core_ballot *b)
 {
 	int order = fence_token_compare(&a->number, &b->number);
 
+	if (a->epoch != b->epoch)
+		return a->epoch < b->epoch ? -1 : 1;
 	if (order)
 		return order;
 	return a->life < b->life ? -1 : a->life > b->life;
@@ -146,6 +156,9 @@ static void walk_token(struct cursor *c, struct fence_token *token)
 
 static void walk_ballot(struct cursor *c, struct core_ballot *ballot)
 {
+	if (!c->plain)
+		walk_u64(c, &ballot->epoch);
+	require(c, ballot->epoch < CORE_EPOCH_MAX);
 	walk_token(c, &ballot->number);
 	walk_u64(c, &ballot->life);
 }
@@ -261,10 +274,12 @@ static void walk_register(struct cursor *c, struct core_message *m, uint32_t fie
 	if (fields & F_JOB) {
 		walk_bytes(c, &m->job, sizeof(m->job));
 		walk_u32(c, &m->epoch);
-		require(c, m->epoch == 0);
+		require(c, m->epoch < CORE_EPOCH_MAX);
 	}
 	if (fields & F_ACCEPTORS)
 		walk_acceptors(c, &m->acceptors, fields & F_NO_ACCEPTORS_OK);
+	if (fields & F_PREVIOUS)
+		walk_acceptors(c, &m->previous, true);
 	if (fields & F_BALLOT)
 		walk_ballot(c, &m->ballot);
 	if (fields & F_ACCEPTED)
@@ -282,6 +297,8 @@ static void walk_register(struct cursor *c, struct core_message *m, uint32_t fie
 		walk_value(c, &m->value);
 		require(c, !c->bad && memcmp(&m->value.job, &m->job, sizeof(m->job)) == 0);
 	}
+	if (fields & F_NEXT)
+		walk_acceptors(c, &m->next, true);
 }
 
 static void walk_message(struct cursor *c, struct core_message *m)
@@ -295,7 +312,7 @@ static void walk_message(struct cursor *c, struct core_message *m)
 	walk_u8(c, &zero);
 	require(c, !c->bad && version == WIRE_VERSION && !zero);
 	require(c, m->type > 0 && m->type < CORE_MSG_END);
-	require(c, m->flags < CORE_FLAG_READ << 1);
+	require(c, m->flags < CORE_FLAG_SETTLED << 1);
 	if (c->bad)
 		return;
 	fields = message_fields[m->type];
@@ -347,19 +364,32 @@ uint64_t core_checksum(const void *bytes, size_t size)
 static void walk_record(struct cursor *c, struct core_record *record)
 {
 	uint32_t magic = RECORD_MAGIC, version = RECORD_VERSION;
+	struct core_record *r = record;
 
 	walk_u32(c, &magic);
 	walk_u32(c, &version);
-	require(c, magic == RECORD_MAGIC && version == RECORD_VERSION);
+	require(c, magic == RECORD_MAGIC && version > 0 && version <= RECORD_VERSION);
+	c->plain = version == 1;
 	walk_bytes(c, &record->job, sizeof(record->job));
 	walk_u32(c, &record->epoch);
-	require(c, record->epoch == 0);
+	require(c, record->epoch < CORE_EPOCH_MAX && !(c->plain && record->epoch));
 	walk_acceptors(c, &record->acceptors, false);
+	if (c->plain) {
+		/* Written before acceptors could change. */
+		r->installed = r->settled = 1;
+	} else {
+		walk_u32(c, &r->installed);
+		walk_u32(c, &r->settled);
+		require(c, r->installed <= 1 && r->settled <= 1);
+		walk_acceptors(c, &r->previous, true);
+	}
 	walk_ballot(c, &record->promised);
 	walk_ballot(c, &record->accepted);
 	require(c, core_ballot_compare(&record->accepted, &record->promised) <= 0);
 	walk_value(c, &record->value);
 	require(c, !c->bad && !memcmp(&record->value.job, &record->job, sizeof(record->job)));
+	if (!c->plain)
+		walk_acceptors(c, &record->next, true);
 }
 
 size_t core_record_encode(const struct core_record *record, void *bytes, size_t max)

@@ -3,9 +3,13 @@
  * The core's words on the wire and on disk, little-endian, field by field.
  *
  *   message = version:u8 type:u8 flags:u8 zero:u8, then the fields of its type in this order:
- *             seq subject digest records job epoch acceptors ballot accepted token
- *             reason hold_left value
- *   record  = magic:u32 version:u32 job epoch acceptors promised accepted value fnv64:u64
+ *             seq subject digest records job epoch acceptors previous ballot accepted token
+ *             reason hold_left value next
+ *   record  = magic:u32 version:u32 job epoch acceptors installed:u32 settled:u32 previous
+ *             promised accepted value next fnv64:u64
+ *
+ * A ballot starts with its epoch, which names a set of acceptors. `next` is the set that a value
+ * seals its epoch for (count 0: it does not), `previous` the set before this one.
  *
  *   type                          flags       says
  *   PING PING_REQ ACK GOSSIP                  membership; subject: who is asked after
@@ -16,6 +20,10 @@
  *   RENEW -> RENEWED | LOST                   lease of (job, token), round seq
  *   GRANT DONE                                chosen value, to the new owner / to the home host
  *   WHOHAS -> IHAVE                           acceptors of a job (count 0: not known here)
+ *   INSTALL -> INSTALLED                      be an acceptor of this epoch, from this value on
+ *   MOVED                         SETTLED     the job is at this epoch now. Not settled: the
+ *                                             epoch before is sealed, and this is its value
+ *   CLOSE -> CLOSED                           this epoch stands: keep no earlier one
  *
  * A decoder returns -EBADMSG for short, trailing or impossible bytes and never reads past size.
  * What it wrote to its output by then is unspecified but bounded, and so is the value of a message
@@ -33,6 +41,9 @@ enum {
 	CORE_GOSSIP_RECORDS_MAX = 32, /* member records in one message */
 	CORE_RECORD_BYTES_MAX = 4096, /* what an acceptor record really needs at most */
 };
+
+/* Epochs of one job: a member replaced every minute for a thousand years. */
+#define CORE_EPOCH_MAX (UINT32_C(1) << 30)
 
 /* Incarnations and ballot counters beyond this are refused, so that adding never overflows. */
 #define CORE_COUNTER_MAX (UINT64_C(1) << 62)
@@ -57,6 +68,11 @@ enum core_message_type {
 	CORE_MSG_DONE,
 	CORE_MSG_WHOHAS,
 	CORE_MSG_IHAVE,
+	CORE_MSG_INSTALL,
+	CORE_MSG_INSTALLED,
+	CORE_MSG_MOVED,
+	CORE_MSG_CLOSE,
+	CORE_MSG_CLOSED,
 	CORE_MSG_END,
 };
 
@@ -64,6 +80,7 @@ enum core_message_flag {
 	CORE_FLAG_WANT_REPLY = 1 << 0,
 	CORE_FLAG_TAKEOVER = 1 << 1,
 	CORE_FLAG_READ = 1 << 2,
+	CORE_FLAG_SETTLED = 1 << 3,
 };
 
 enum core_nack_reason {
@@ -74,10 +91,12 @@ enum core_nack_reason {
 };
 
 /*
- * Ordered by number, then life. `life` is the proposer's incarnation at start: a node that
- * restarted without memory of its earlier ballots can never utter one of them again.
+ * Ordered by epoch, number, life. `life` is the proposer's incarnation at start: a node that
+ * restarted without memory of its earlier ballots can never utter one of them again. Number zero
+ * is that of the value an epoch begins with.
  */
 struct core_ballot {
+	uint64_t epoch;
 	struct fence_token number;
 	uint64_t life;
 };
@@ -106,8 +125,8 @@ struct core_message {
 	struct node_id subject;
 	uint64_t digest;
 	struct job_id job;
-	uint32_t epoch; /* 0: the acceptors never change in this version */
-	struct core_acceptors acceptors;
+	uint32_t epoch;
+	struct core_acceptors acceptors, previous, next;
 	struct core_ballot ballot;
 	struct core_ballot accepted;
 	struct fence_token token;
@@ -122,7 +141,11 @@ struct core_message {
 struct core_record {
 	struct job_id job;
 	uint32_t epoch;
+	uint32_t installed; /* an acceptor of this epoch; else a signpost to it */
+	uint32_t settled;   /* a majority of this epoch is installed */
 	struct core_acceptors acceptors;
+	struct core_acceptors previous; /* count 0: the epoch before can not come back */
+	struct core_acceptors next;	/* of the value */
 	struct core_ballot promised;
 	struct core_ballot accepted;
 	struct job_value value;

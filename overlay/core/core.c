@@ -127,7 +127,12 @@ static void outbox_flush_writes(struct core *core)
 			continue;
 		memset(&record, 0, sizeof(record));
 		record.job = job->id;
+		record.epoch = job->epoch;
+		record.installed = job->installed;
+		record.settled = job->settled;
 		record.acceptors = job->acceptors;
+		record.previous = job->previous;
+		record.next = job->next;
 		record.promised = job->promised;
 		record.accepted = job->accepted;
 		record.value = job->value;
@@ -186,6 +191,13 @@ static void handle_message(struct core *core, const struct node_id *from, struct
 	case CORE_MSG_ACCEPTED:
 		core_proposer_message(core, from, m);
 		break;
+	case CORE_MSG_INSTALL:
+	case CORE_MSG_INSTALLED:
+	case CORE_MSG_MOVED:
+	case CORE_MSG_CLOSE:
+	case CORE_MSG_CLOSED:
+		core_epoch_message(core, from, m);
+		break;
 	case CORE_MSG_RENEWED:
 	case CORE_MSG_LOST:
 		core_lease_message(core, from, m);
@@ -229,6 +241,8 @@ static void tick(struct core *core)
 		if (job->lost_pending)
 			core_arm(core, core->now_ms);
 		core_lease_tick(core, job);
+		if (!core->left)
+			core_epoch_tick(core, job);
 		core_guardian_tick(core, job);
 	}
 	core_proposer_tick(core);

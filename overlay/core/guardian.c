@@ -121,7 +121,7 @@ static void bury(struct core *core, struct job *job)
 		core_arm(core, core->now_ms);
 		return;
 	}
-	job->has_record = job->known = job->attempted = false;
+	job->has_record = job->installed = job->known = job->attempted = false;
 	job->unknown_since_ms = 0;
 }
 
@@ -139,18 +139,47 @@ static void tick_ended(struct core *core, struct job *job)
 		core_arm(core, job->guard_ms);
 	} else if (core->now_ms < until_ms) {
 		core_arm(core, until_ms);
+#ifndef MUTANT_F1
+	} else if (job->previous.count) {
+		/* The epoch before could still begin this one anew; core_epoch_tick() closes it. */
+		job->guard_ms = core->now_ms + CORE_CLOSE_MS;
+		core_arm(core, job->guard_ms);
+#endif
 	} else {
 		bury(core, job);
 	}
 }
 
+/* A former acceptor shows the way for as long as the job may be asked for. */
+static void tick_signpost(struct core *core, struct job *job)
+{
+	bool over = job->known && (job->known_value.state == JOB_STATE_COLLECTED ||
+				   job->known_value.state == JOB_STATE_KILLED);
+
+	if (over && core->now_ms >= job->changed_ms + CORE_TOMBSTONE_MS) {
+		bury(core, job);
+		return;
+	}
+	if (!job->confirm_ms)
+		job->confirm_ms = core->now_ms + CORE_SIGNPOST_MS;
+	if (core->now_ms >= job->confirm_ms) {
+		job->confirm_ms = core->now_ms + CORE_SIGNPOST_MS;
+		core_proposer_confirm(core, job, false);
+	}
+	core_arm(core, job->confirm_ms);
+}
+
 void core_guardian_tick(struct core *core, struct job *job)
 {
-	if (!job->has_record || core->left)
+	if (!job->has_record || core->left || !job->settled || job->next.count)
 		return;
 	/* The others have long forgotten it: no majority will ever promise for it again. */
 	if (job->unknown_since_ms && core->now_ms >= job->unknown_since_ms + CORE_TOMBSTONE_MS) {
 		bury(core, job);
+		return;
+	}
+	if (!job->installed) {
+		tick_signpost(core, job);
 		return;
 	}
 	if (job->confirm_ms && !job->known)
@@ -201,8 +230,9 @@ static void handle_chosen(struct core *core, const struct node_id *from, struct 
 	struct core_notice *notice;
 	struct core_message *out;
 
-	if (!job || !core_job_adopt_acceptors(job, &m->acceptors))
+	if (!job || m->ballot.epoch > m->epoch)
 		return;
+	(void)core_job_move(core, job, m->epoch, &m->acceptors);
 	core_job_learn(core, job, &m->ballot, &m->value);
 	if (core_ballot_compare(&job->known_ballot, &m->ballot) > 0) {
 		out = core_job_message(core, job, CORE_MSG_LEARN);
@@ -233,8 +263,11 @@ static void handle_whohas(struct core *core, const struct node_id *from, struct 
 	struct core_message *out = core_outbox_begin(core, CORE_MSG_IHAVE);
 
 	out->job = m->job;
-	if (job && (job->has_record || job->known || job->lease.active))
-		out->acceptors = job->acceptors;
+	if (job && (job->has_record || job->known || job->lease.active)) {
+		/* An epoch that may not stand yet is reached by way of the one before. */
+		out->epoch = job->settled ? job->epoch : job->epoch - 1;
+		out->acceptors = job->settled ? job->acceptors : job->previous;
+	}
 	core_outbox_send(core, from);
 }
 
@@ -242,13 +275,18 @@ static void handle_ihave(struct core *core, const struct node_id *from, struct c
 {
 	struct job *job = core_job_find(core, &m->job);
 
-	if (!job || job->acceptors.count)
+	if (!job)
 		return;
 	if (!m->acceptors.count) {
-		core_proposer_denied(core, from, &m->job);
+		if (!job->acceptors.count)
+			core_proposer_denied(core, from, &m->job);
 		return;
 	}
-	job->acceptors = m->acceptors;
+	if (job->acceptors.count) {
+		(void)core_job_move(core, job, m->epoch, &m->acceptors);
+		return;
+	}
+	(void)core_job_move(core, job, m->epoch, &m->acceptors);
 	if (job->lease.active) {
 		job->lease.resend_ms = core->now_ms;
 		core_arm(core, core->now_ms);

@@ -113,25 +113,65 @@ void core_job_saw(struct job *job, const struct core_ballot *ballot)
 		job->max_counter = ballot->number.counter;
 }
 
-uint32_t core_job_quorum(const struct job *job)
+uint32_t core_acceptors_quorum(const struct core_acceptors *set)
 {
-	return job->acceptors.count / 2 + 1;
+	return set->count / 2 + 1;
 }
 
-uint32_t core_job_rank(const struct job *job, const struct node_id *id)
+uint32_t core_acceptors_rank(const struct core_acceptors *set, const struct node_id *id)
 {
-	for (uint32_t i = 0; i < job->acceptors.count; i++)
-		if (node_id_equal(&job->acceptors.ids[i], id))
+	for (uint32_t i = 0; i < set->count; i++)
+		if (node_id_equal(&set->ids[i], id))
 			return i;
 	return CORE_NONE;
 }
 
-/* False if the job is known with other acceptors: they never change within an epoch. */
-bool core_job_adopt_acceptors(struct job *job, const struct core_acceptors *set)
+uint32_t core_job_quorum(const struct job *job)
 {
-	if (!job->acceptors.count)
-		job->acceptors = *set;
-	return memcmp(&job->acceptors, set, sizeof(*set)) == 0;
+	return core_acceptors_quorum(&job->acceptors);
+}
+
+uint32_t core_job_rank(const struct job *job, const struct node_id *id)
+{
+	return core_acceptors_rank(&job->acceptors, id);
+}
+
+bool core_job_move(struct core *core, struct job *job, uint32_t epoch,
+		   const struct core_acceptors *set)
+{
+	bool known = job->acceptors.count > 0;
+
+	if (!set->count || (known && epoch < job->epoch))
+		return false;
+	if (known && epoch == job->epoch) {
+		if (job->installed && !job->settled && core_job_mark_dirty(core, job)) {
+			job->settled = true;
+			core_proposer_moved(core, job);
+			core_lease_moved(core, job);
+			core_arm(core, core->now_ms);
+		}
+		return memcmp(&job->acceptors, set, sizeof(*set)) == 0;
+	}
+	/* An acceptor of an earlier epoch has nothing to say any more but where the job went. */
+	if (job->has_record && !core_job_mark_dirty(core, job))
+		return false;
+	job->epoch = epoch;
+	job->acceptors = *set;
+	job->installed = false;
+	job->settled = true;
+	memset(&job->previous, 0, sizeof(job->previous));
+	memset(&job->next, 0, sizeof(job->next));
+	job->changed_ms = core->now_ms;
+	job->confirm_ms = job->unknown_since_ms = 0;
+	job->join_ms = 0;
+	if (job->has_record && core_job_rank(job, core_self(core)) != CORE_NONE)
+		job->join_ms = core->now_ms + CORE_JOIN_MS;
+	core_arm(core, core->now_ms);
+	if (known) {
+		core_proposer_moved(core, job);
+		core_lease_moved(core, job);
+	}
+	return true;
 }
 
 /* A chosen value: a fact, whatever this node thought before. */
@@ -150,8 +190,9 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 	 * Rule A1 need not be asked: the quorum that chose it has waited. Nor does a higher promise
 	 * stand against it: one vote more changes nothing about a ballot that is chosen already.
 	 */
-	if (job->has_record && core_ballot_compare(ballot, &job->accepted) > 0)
-		core_acceptor_set_value(core, job, ballot, value);
+	if (job->has_record && job->installed && ballot->epoch == job->epoch &&
+	    core_ballot_compare(ballot, &job->accepted) > 0)
+		core_acceptor_set_value(core, job, ballot, value, NULL);
 }
 
 struct core_message *core_job_message(struct core *core, const struct job *job,
@@ -160,6 +201,7 @@ struct core_message *core_job_message(struct core *core, const struct job *job,
 	struct core_message *m = core_outbox_begin(core, type);
 
 	m->job = job->id;
+	m->epoch = job->epoch;
 	m->acceptors = job->acceptors;
 	return m;
 }
@@ -193,7 +235,9 @@ const struct job_value *core_register(const struct core *core, uint32_t index)
 	for (uint32_t i = 0; i < core->job_high; i++) {
 		const struct job *job = &core->jobs[i];
 
-		if (!job->used || (!job->has_record && !job->known) || index-- > 0)
+		/* A signpost's copy is as old as its time as an acceptor. */
+		if (!job->used || (job->has_record && !job->installed) ||
+		    (!job->has_record && !job->known) || index-- > 0)
 			continue;
 		if (job->known && (!job->has_record ||
 				   core_ballot_compare(&job->known_ballot, &job->accepted) > 0))

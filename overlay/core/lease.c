@@ -22,14 +22,17 @@ static void send_renew(struct core *core, struct job *job)
 {
 	struct core_message *m = core_job_message(core, job, CORE_MSG_RENEW);
 
+	job->lease.resend_ms = core->now_ms + core->config.renew_ms / 4 + 1;
+	core_arm(core, job->lease.resend_ms);
+	/* The old acceptors are sealed, the new ones not all there: it is a matter of moments. */
+	if (job->installed && !job->settled)
+		return;
 	m->token = job->lease.token;
 	m->seq = job->lease.seq;
 	core_outbox_seal(core);
 	for (uint32_t i = 0; i < job->acceptors.count; i++)
 		if (!(job->lease.acked & 1u << i))
 			core_outbox_to(core, &job->acceptors.ids[i]);
-	job->lease.resend_ms = core->now_ms + core->config.renew_ms / 4 + 1;
-	core_arm(core, job->lease.resend_ms);
 }
 
 static void start_round(struct core *core, struct job *job)
@@ -48,6 +51,12 @@ static void start_round(struct core *core, struct job *job)
 		lease->resend_ms = core->now_ms + CORE_RESEND_MS;
 		core_arm(core, lease->resend_ms);
 	}
+}
+
+void core_lease_moved(struct core *core, struct job *job)
+{
+	if (job->lease.active)
+		start_round(core, job);
 }
 
 /* The job is no longer ours; `told`: the agent knows, it asked for it. */
@@ -128,7 +137,11 @@ void core_lease_drop(struct core *core, const struct core_event *event)
 static void round_won(struct core *core, struct job *job)
 {
 	struct lease *lease = &job->lease;
+#ifdef MUTANT_O1
+	uint64_t until_ns = core->boot_ns + core->config.lease_ms * UINT64_C(1000000);
+#else
 	uint64_t until_ns = lease->sent_boot_ns + core->config.lease_ms * UINT64_C(1000000);
+#endif
 	struct core_notice *notice;
 	struct core_answer *answer;
 
@@ -169,7 +182,7 @@ void core_lease_message(struct core *core, const struct node_id *from, struct co
 	struct lease *lease = job ? &job->lease : NULL;
 	bool unknown;
 
-	if (rank == CORE_NONE || !lease->active || m->seq != lease->seq ||
+	if (rank == CORE_NONE || !lease->active || m->epoch != job->epoch || m->seq != lease->seq ||
 	    fence_token_compare(&m->token, &lease->token) != 0)
 		return;
 	if (m->type == CORE_MSG_RENEWED) {
@@ -207,6 +220,9 @@ void core_lease_tick(struct core *core, struct job *job)
 			lose(core, job, false);
 			return;
 		}
+		/* Nobody there has answered for long: has the job moved on without us? */
+		if (!lease->had_quorum && core->now_ms > lease->run_until_ms)
+			core_job_locate(core, &job->id);
 		start_round(core, job);
 	} else if (core->now_ms >= lease->resend_ms && !job->acceptors.count) {
 		start_round(core, job);

@@ -14,6 +14,7 @@
 
 enum {
 	GRANT_MEMORY_MS = 10000, /* how long a grant counts as load that is not reported yet */
+	SUCCESSORS = 16,	 /* on the ring, that may become acceptors of a job */
 	STORE_SHARE = 2,	 /* an object may take half of what is free; PAST refuses earlier */
 };
 
@@ -41,15 +42,44 @@ static void ring_distance(const uint64_t point[2], const struct node_id *id, uin
 	distance[0] = high - point[0] - (low < point[1]);
 }
 
-void core_place_acceptors(const struct core *core, const struct job_id *id,
-			  struct core_acceptors *ret_set)
+static bool is_named(const struct node_id *id, const struct node_id *list, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (node_id_equal(id, &list[i]))
+			return true;
+	return false;
+}
+
+/* Alive, not about to leave, and not in the set yet. */
+static bool may_accept(const struct member *member, const struct core_acceptors *set)
+{
+	return member->info.state == MEMBER_ALIVE && member->info.incarnation &&
+	       !(member->info.report.flags & MEMBER_VACATING) &&
+	       !is_named(&member->info.id, set->ids, set->count);
+}
+
+static bool is_new_room(const struct core *core, const struct member *member,
+			const struct core_acceptors *set)
+{
+	for (uint32_t i = 0; i < set->count; i++) {
+		const struct member *other = core_member_find(core, &set->ids[i]);
+
+		if (other &&
+		    !memcmp(other->info.room, member->info.room, sizeof(member->info.room)))
+			return false;
+	}
+	return true;
+}
+
+/* Of the SUCCESSORS that may, the first in a room of its own, else the first. */
+static const struct member *next_acceptor(const struct core *core, const struct job_id *id,
+					  const struct core_acceptors *set)
 {
 	uint64_t point[2], last[2] = { 0, 0 };
-	struct core_acceptors set;
+	const struct member *first = NULL;
 
-	memset(&set, 0, sizeof(set));
 	ring_point(id, point);
-	while (set.count < OV_REPLICAS_MAX) {
+	for (uint32_t n = 0; n < SUCCESSORS; n++) {
 		const struct member *best = NULL;
 		uint64_t best_at[2] = { 0, 0 };
 
@@ -57,11 +87,10 @@ void core_place_acceptors(const struct core *core, const struct job_id *id,
 			const struct member *member = &core->members[i];
 			uint64_t at[2];
 
-			if (member->info.state != MEMBER_ALIVE || !member->info.incarnation)
+			if (!may_accept(member, set))
 				continue;
 			ring_distance(point, &member->info.id, at);
-			if (set.count &&
-			    (at[0] < last[0] || (at[0] == last[0] && at[1] <= last[1])))
+			if (n && (at[0] < last[0] || (at[0] == last[0] && at[1] <= last[1])))
 				continue;
 			if (best &&
 			    (at[0] > best_at[0] || (at[0] == best_at[0] && at[1] > best_at[1])))
@@ -71,18 +100,93 @@ void core_place_acceptors(const struct core *core, const struct job_id *id,
 		}
 		if (!best)
 			break;
-		set.ids[set.count++] = best->info.id;
+		if (is_new_room(core, best, set))
+			return best;
+		if (!first)
+			first = best;
 		memcpy(last, best_at, sizeof(last));
 	}
+	return first;
+}
+
+/* Five; three in a small cluster: four would bear no more losses than three. */
+static uint32_t acceptors_wanted(const struct core *core)
+{
+	static const struct core_acceptors none;
+	uint32_t live = 0;
+
+	for (uint32_t i = 0; i < core->member_count && live < OV_REPLICAS_MAX; i++)
+		live += may_accept(&core->members[i], &none);
+	return live == 4 ? 3 : live;
+}
+
+void core_place_acceptors(const struct core *core, const struct job_id *id,
+			  struct core_acceptors *ret_set)
+{
+	uint32_t wanted = acceptors_wanted(core);
+	struct core_acceptors set;
+
+	memset(&set, 0, sizeof(set));
+	while (set.count < wanted) {
+		const struct member *member = next_acceptor(core, id, &set);
+
+		if (!member)
+			break;
+		set.ids[set.count++] = member->info.id;
+	}
+	/* A host that is alone and leaving keeps its own jobs' registers all the same. */
+	if (!set.count)
+		set.ids[set.count++] = *core_self(core);
 	*ret_set = set;
 }
 
-static bool is_named(const struct node_id *id, const struct node_id *list, uint32_t count)
+/* Left, leaving, or silent for so long that it will not be back soon. */
+static bool is_to_replace(const struct core *core, const struct node_id *id)
 {
-	for (uint32_t i = 0; i < count; i++)
-		if (node_id_equal(id, &list[i]))
-			return true;
-	return false;
+	const struct member *member = core_member_find(core, id);
+
+	if (node_id_equal(id, core_self(core)))
+		return core->members[0].info.report.flags & MEMBER_VACATING;
+	if (!member)
+		return core->now_ms >= core->born_ms + CORE_REPLACE_MS;
+	if (member->info.state == MEMBER_LEFT)
+		return true;
+	if (member->info.state == MEMBER_DEAD)
+		return core->now_ms >= member->heard_ms + CORE_REPLACE_MS;
+	return member->info.report.flags & MEMBER_VACATING;
+}
+
+bool core_place_replacement(const struct core *core, const struct job *job,
+			    struct core_acceptors *ret_set)
+{
+	struct core_acceptors set = job->acceptors, rest;
+	uint32_t wanted = acceptors_wanted(core);
+	const struct member *member;
+	uint32_t at = 0;
+
+	while (at < set.count && !is_to_replace(core, &set.ids[at]))
+		at++;
+	/* Of two, neither may fail: a set of one grows to three at once. */
+	if (at == set.count && (set.count >= wanted || wanted < 3))
+		return false;
+	/* The room of the one that goes is free again. */
+	rest = set;
+	if (at < set.count)
+		memset(&rest.ids[at], 0, sizeof(rest.ids[at]));
+	member = next_acceptor(core, &job->id, &rest);
+	if (!member || is_named(&member->info.id, set.ids, set.count))
+		return false;
+	set.ids[at] = member->info.id;
+	if (at == set.count)
+		set.count++;
+	if (job->acceptors.count == 1 && set.count == 2) {
+		member = next_acceptor(core, &job->id, &set);
+		if (!member)
+			return false;
+		set.ids[set.count++] = member->info.id;
+	}
+	*ret_set = set;
+	return true;
 }
 
 bool core_place_can_run(const struct member *member, const struct job_value *value)

@@ -24,35 +24,53 @@ static uint32_t popcount(uint32_t mask)
 static void op_message(struct core *core, struct op *op, enum core_message_type type, uint32_t skip)
 {
 	struct job *job = &core->jobs[op->job];
+	const struct core_acceptors *to = &op->set;
 	struct core_message *m = core_job_message(core, job, type);
 
+	m->epoch = op->epoch;
+	m->acceptors = op->set;
 	m->ballot = op->ballot;
 	if (op->phase == OP_READ)
 		m->flags = CORE_FLAG_READ;
 	else if (op->kind == OP_TAKEOVER || op->kind == OP_TAKE)
 		m->flags = CORE_FLAG_TAKEOVER;
-	if (type == CORE_MSG_ACCEPT)
+	if (type == CORE_MSG_ACCEPT) {
 		m->value = op->sending;
+		m->next = op->sending_next;
+	}
+	if (type == CORE_MSG_INSTALL) {
+		m->flags = 0;
+		m->epoch = op->epoch + 1;
+		m->previous = op->set;
+		m->acceptors = op->sending_next;
+		m->accepted.epoch = m->epoch;
+		m->value = op->sending;
+		to = &op->sending_next;
+	}
 	core_outbox_seal(core);
-	for (uint32_t i = 0; i < job->acceptors.count; i++)
+	for (uint32_t i = 0; i < to->count; i++)
 		if (!(skip & 1u << i))
-			core_outbox_to(core, &job->acceptors.ids[i]);
+			core_outbox_to(core, &to->ids[i]);
 	op->resend_ms = core->now_ms + CORE_RESEND_MS;
 	core_arm(core, op->resend_ms);
 }
 
 static void op_clear_masks(struct op *op)
 {
-	op->promised = op->accepted = op->busy = op->unknown = 0;
+	op->promised = op->accepted = op->busy = op->unknown = op->moved = 0;
+	op->previous_known = false;
 	op->settle_ms = UINT64_MAX;
 }
 
 static void op_send_accept(struct core *core, struct op *op, const struct job_value *value,
-			   bool finishing)
+			   const struct core_acceptors *next, bool finishing)
 {
 	op->phase = OP_ACCEPT;
 	op->finishing = finishing;
 	op->sending = *value;
+	memset(&op->sending_next, 0, sizeof(op->sending_next));
+	if (next)
+		op->sending_next = *next;
 	op_clear_masks(op);
 	op_message(core, op, CORE_MSG_ACCEPT, 0);
 }
@@ -61,7 +79,12 @@ static void op_begin(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
 	bool create = op->kind == OP_CREATE && !op->tries;
+	/* Whether an epoch stands that this host was installed in, the one before it tells. */
+	bool before = job->installed && !job->settled;
 
+	op->epoch = before ? job->epoch - 1 : job->epoch;
+	op->set = before ? job->previous : job->acceptors;
+	op->ballot.epoch = op->epoch;
 	op->ballot.number.counter = create ? job->attempt_counter : ++job->max_counter;
 	op->ballot.number.node = *core_self(core);
 	op->ballot.life = core->config.incarnation;
@@ -70,7 +93,7 @@ static void op_begin(struct core *core, struct op *op)
 	if (create) {
 		/* No value can have been accepted under a lower ballot: no phase 1. */
 		op->wish.token = op->ballot.number;
-		op_send_accept(core, op, &op->wish, false);
+		op_send_accept(core, op, &op->wish, NULL, false);
 		return;
 	}
 	op->phase = op->kind == OP_GET && op->tries == 1 ? OP_READ : OP_PREPARE;
@@ -114,7 +137,7 @@ static bool op_is_first(const struct core *core, const struct op *op)
 	return true;
 }
 
-static void op_enter(struct core *core, struct op *op)
+void core_proposer_enter(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
 
@@ -130,7 +153,7 @@ static void op_enter(struct core *core, struct op *op)
 	}
 }
 
-static struct op *op_new(struct core *core, enum op_kind kind, struct job *job)
+struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *job)
 {
 	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
 		struct op *op = &core->ops[i];
@@ -151,76 +174,6 @@ static struct op *op_new(struct core *core, enum op_kind kind, struct job *job)
 	return NULL;
 }
 
-bool core_proposer_is_busy(const struct core *core, const struct job *job)
-{
-	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++)
-		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job))
-			return true;
-	return false;
-}
-
-bool core_proposer_wishes(const struct core *core, const struct job *job, uint32_t state)
-{
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
-		const struct op *op = &core->ops[i];
-
-		if (op->used && op->kind == OP_CAS && op->job == core_job_row(core, job) &&
-		    op->wish.state == state)
-			return true;
-	}
-	return false;
-}
-
-/* Keeps what was committed while the proposer did not know it yet. */
-static void keep_newer_history(const struct job_value *current, struct job_value *next)
-{
-	uint64_t seq = next->history_count ? next->history[0].seq : 0;
-
-	if (!current->history_count || current->history[0].seq <= seq)
-		return;
-	next->history_count = current->history_count;
-	memcpy(next->history, current->history, sizeof(next->history));
-}
-
-static bool may_follow(const struct job_value *current, const struct job_value *next)
-{
-	switch (current->state) {
-	case JOB_STATE_HELD:
-		return next->state != JOB_STATE_COLLECTED &&
-		       (next->state != JOB_STATE_HELD ||
-			node_id_equal(&next->owner, &current->owner));
-	case JOB_STATE_IDLE:
-		return next->state == JOB_STATE_IDLE || next->state == JOB_STATE_KILLED;
-	case JOB_STATE_DONE:
-		return next->state == JOB_STATE_COLLECTED;
-	default:
-		return false;
-	}
-}
-
-int core_proposer_apply(const struct job_value *current, const struct job_value *wish,
-			struct job_value *ret_value)
-{
-	struct job_value next = *wish;
-	uint64_t current_seq = current->history_count ? current->history[0].seq : 0;
-	uint64_t next_seq = next.history_count ? next.history[0].seq : 0;
-
-	if (fence_token_compare(&current->token, &wish->token) != 0)
-		return -ESTALE;
-	if (!node_id_equal(&current->home, &wish->home) || current->fence != wish->fence)
-		return -EINVAL;
-	if (next.state == JOB_STATE_HELD && current->state == JOB_STATE_HELD &&
-	    next_seq < current_seq)
-		return -EINVAL;
-	keep_newer_history(current, &next);
-	if (memcmp(current, &next, sizeof(next)) == 0)
-		return 1;
-	if (!may_follow(current, &next))
-		return -ESTALE;
-	*ret_value = next;
-	return 0;
-}
-
 static void decide_cas(struct core *core, struct op *op, const struct job_value *current)
 {
 	struct job_value next;
@@ -228,7 +181,7 @@ static void decide_cas(struct core *core, struct op *op, const struct job_value 
 
 	op->old_owner = current->owner;
 	if (r == 0)
-		op_send_accept(core, op, &next, false);
+		op_send_accept(core, op, &next, NULL, false);
 	else
 		op_end(core, op, r == 1 ? 0 : r, current);
 }
@@ -279,7 +232,50 @@ static void decide_takeover(struct core *core, struct op *op, const struct job_v
 	next.token = op->ballot.number;
 	memset(&next.target, 0, sizeof(next.target));
 	core_place_granted(core, &next.owner);
-	op_send_accept(core, op, &next, false);
+	op_send_accept(core, op, &next, NULL, false);
+}
+
+/*
+ * Rule G2: the same value, and the set of acceptors that goes on with it. Only after the last
+ * change was closed, and only if it is still due now that everything is known.
+ */
+static void decide_replace(struct core *core, struct op *op, const struct job_value *current)
+{
+	struct job *job = &core->jobs[op->job];
+	struct core_acceptors next;
+
+	if (!job->installed || !job->settled || job->previous.count || job->epoch != op->epoch ||
+	    job->epoch + 1 >= CORE_EPOCH_MAX || current->state == JOB_STATE_COLLECTED ||
+	    current->state == JOB_STATE_KILLED || !core_place_replacement(core, job, &next))
+		op_end(core, op, 0, current);
+	else
+		op_send_accept(core, op, current, &next, false);
+}
+
+/* The seal is chosen: its members begin the next epoch. */
+static void op_install(struct core *core, struct op *op)
+{
+	op->phase = OP_INSTALL;
+	op_clear_masks(op);
+	op_message(core, op, CORE_MSG_INSTALL, 0);
+}
+
+static void op_installed(struct core *core, struct op *op)
+{
+	struct job *job = &core->jobs[op->job];
+	struct core_acceptors old = op->set, set = op->sending_next;
+	uint32_t epoch = op->epoch + 1;
+
+	/* Ends the round of this operation too, see core_proposer_moved(). */
+	if (!core_job_move(core, job, epoch, &set) || job->epoch != epoch)
+		return;
+	core_epoch_announce(core, job, &old);
+	if (!op->used || op->phase != OP_INSTALL)
+		return;
+	if (op->kind == OP_REPLACE || op->kind == OP_SETTLE)
+		op_end(core, op, 0, &op->sending);
+	else
+		op_retry(core, op, 0);
 }
 
 /* The current value is known: go on from it. */
@@ -302,6 +298,12 @@ static void op_decide(struct core *core, struct op *op, const struct job_value *
 	case OP_TAKEOVER:
 		decide_takeover(core, op, current);
 		break;
+	case OP_REPLACE:
+		decide_replace(core, op, current);
+		break;
+	case OP_SETTLE:
+		op_end(core, op, 0, current);
+		break;
 	}
 }
 
@@ -314,12 +316,12 @@ static void op_decide(struct core *core, struct op *op, const struct job_value *
  */
 static uint32_t find_current(const struct job *job, const struct op *op, bool *ret_chosen)
 {
-	uint32_t quorum = core_job_quorum(job), set = op->promised;
+	uint32_t quorum = core_acceptors_quorum(&op->set), set = op->promised;
 
 	while (popcount(set) >= quorum) {
 		uint32_t top = CORE_NONE, group = 0;
 
-		for (uint32_t i = 0; i < job->acceptors.count; i++) {
+		for (uint32_t i = 0; i < op->set.count; i++) {
 			int order;
 
 			if (!(set & 1u << i))
@@ -344,29 +346,84 @@ static uint32_t find_current(const struct job *job, const struct op *op, bool *r
 	return CORE_NONE;
 }
 
+/*
+ * A member that missed the beginning of an epoch hears of it from who has just asked a majority:
+ * never from memory, which may be of a job that is long over.
+ */
+static void op_repair(struct core *core, struct op *op, uint32_t top)
+{
+	struct core_message *m;
+
+	if (!op->epoch || !op->unknown || !op->previous_known)
+		return;
+	m = core_job_message(core, &core->jobs[op->job], CORE_MSG_INSTALL);
+	m->flags = CORE_FLAG_SETTLED;
+	m->epoch = op->epoch;
+	m->acceptors = op->set;
+	m->previous = op->previous;
+	m->accepted = op->seen[top];
+	m->value = op->values[top];
+	core_outbox_seal(core);
+	for (uint32_t i = 0; i < op->set.count; i++)
+		if (op->unknown & 1u << i)
+			core_outbox_to(core, &op->set.ids[i]);
+}
+
+/* Enough answers to go on, and the one with the current value; else waits for more. */
+static bool op_is_settled(struct core *core, struct op *op)
+{
+	uint32_t all = (1u << op->set.count) - 1;
+
+	if ((op->promised | op->busy | op->unknown | op->moved) == all ||
+	    core->now_ms >= op->settle_ms)
+		return true;
+	if (op->settle_ms == UINT64_MAX)
+		op->settle_ms = core->now_ms + CORE_SETTLE_MS;
+	core_arm(core, op->settle_ms);
+	return false;
+}
+
 static void op_evaluate(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
-	uint32_t all = (1u << job->acceptors.count) - 1, top;
-	bool chosen = false, settled;
+	bool chosen = false, sealed;
+	uint32_t top;
 
+	if (op->moved) {
+		/* The seal is chosen, whoever else knows. A majority must still be there to say so. */
+		if (popcount(op->moved | op->promised) >= core_acceptors_quorum(&op->set))
+			op_install(core, op);
+		return;
+	}
 	top = find_current(job, op, &chosen);
 	if (top == CORE_NONE)
 		return;
-	settled = (op->promised | op->busy | op->unknown) == all || core->now_ms >= op->settle_ms;
-	if (!chosen && !settled) {
-		if (op->settle_ms == UINT64_MAX)
-			op->settle_ms = core->now_ms + CORE_SETTLE_MS;
-		core_arm(core, op->settle_ms);
+	if (job->epoch == op->epoch)
+		(void)core_job_move(core, job, op->epoch, &op->set); /* a majority answers for it */
+	sealed = op->nexts[top].count > 0;
+#ifdef MUTANT_P2
+	sealed = false;
+#endif
+	if (sealed && op->phase == OP_READ) {
+		op_retry(core, op, 0);
 		return;
 	}
+	if (sealed && (chosen || op_is_settled(core, op))) {
+		op_send_accept(core, op, &op->values[top], &op->nexts[top], true); /* P2 */
+		return;
+	}
+	if (sealed)
+		return;
+	if (!chosen && !op_is_settled(core, op))
+		return;
 	if (chosen) {
+		op_repair(core, op, top);
 		core_job_learn(core, job, &op->seen[top], &op->values[top]);
 		op_decide(core, op, &op->values[top]);
 	} else if (op->phase == OP_READ) {
 		op_retry(core, op, 0); /* reading was not enough: a full round */
 	} else {
-		op_send_accept(core, op, &op->values[top], true);
+		op_send_accept(core, op, &op->values[top], NULL, true);
 	}
 }
 
@@ -381,6 +438,8 @@ static void announce(struct core *core, struct op *op)
 	if (op->kind != OP_TAKE && op->kind != OP_TAKEOVER && !core_job_value_ended(value))
 		return;
 	m = core_job_message(core, job, CORE_MSG_LEARN);
+	m->epoch = op->epoch;
+	m->acceptors = op->set;
 	m->ballot = op->ballot;
 	m->value = *value;
 	core_outbox_seal(core);
@@ -395,6 +454,10 @@ static void op_chosen(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
 
+	if (op->sending_next.count) {
+		op_install(core, op);
+		return;
+	}
 	core_job_learn(core, job, &op->ballot, &op->sending);
 	if (op->finishing && op->kind == OP_GET) {
 		op_end(core, op, 0, &op->sending);
@@ -422,7 +485,7 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 			uint32_t bit)
 {
 	struct job *job = &core->jobs[op->job];
-	uint32_t spare = job->acceptors.count - core_job_quorum(job);
+	uint32_t spare = op->set.count - core_acceptors_quorum(&op->set);
 
 	switch (m->reason) {
 	case CORE_NACK_PROMISED:
@@ -455,13 +518,81 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 	}
 }
 
+/*
+ * An acceptor of this round's epoch is in the next one, which may not stand yet. It speaks for the
+ * seal: it was installed with what was chosen.
+ */
+static void op_heard_moved(struct core *core, struct op *op, const struct core_message *m,
+			   uint32_t bit)
+{
+	op->moved |= bit;
+	if (op->phase == OP_READ || op->phase == OP_PREPARE) {
+		op->sending = m->value;
+		op->sending_next = m->acceptors;
+		op_evaluate(core, op);
+	} else if (op->phase == OP_ACCEPT && !op->sending_next.count) {
+		op_retry(core, op, op_backoff_ms(core, op));
+	} else if (op->phase == OP_ACCEPT &&
+		   popcount(op->accepted | op->moved) >= core_acceptors_quorum(&op->set)) {
+		op_chosen(core, op);
+	}
+}
+
+/* Neither carries a ballot: they belong to whatever this host asks about that epoch. */
+static void epoch_answered(struct core *core, const struct node_id *from, struct core_message *m,
+			   struct job *job)
+{
+	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+		struct op *op = &core->ops[i];
+		uint32_t rank;
+
+		if (!op->used || op->job != core_job_row(core, job) ||
+		    core->now_ms >= op->deadline_ms || m->epoch != op->epoch + 1)
+			continue;
+		if (m->type == CORE_MSG_MOVED) {
+			rank = core_acceptors_rank(&op->set, from);
+			if (rank != CORE_NONE && !(m->flags & CORE_FLAG_SETTLED) &&
+			    !memcmp(&m->previous, &op->set, sizeof(op->set)))
+				op_heard_moved(core, op, m, 1u << rank);
+			continue;
+		}
+		rank = core_acceptors_rank(&op->sending_next, from);
+		if (op->phase != OP_INSTALL || rank == CORE_NONE ||
+		    memcmp(&m->acceptors, &op->sending_next, sizeof(m->acceptors)) != 0)
+			continue;
+		op->accepted |= 1u << rank;
+		if (popcount(op->accepted) >= core_acceptors_quorum(&op->sending_next))
+			op_installed(core, op);
+	}
+}
+
+void core_proposer_moved(struct core *core, struct job *job)
+{
+	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++) {
+		struct op *op = &core->ops[i];
+
+		if (!op->used || op->job != core_job_row(core, job) || !job->settled ||
+		    op->phase < OP_READ || op->phase == OP_BACKOFF)
+			continue;
+		/* One that installs this very epoch still counts who has done it. */
+		if (op->epoch + (op->phase == OP_INSTALL) < job->epoch)
+			op_retry(core, op, 0);
+	}
+}
+
 void core_proposer_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	struct job *job = core_job_find(core, &m->job);
-	struct op *op = job ? op_of_message(core, m, job) : NULL;
-	uint32_t rank = job ? core_job_rank(job, from) : CORE_NONE;
+	struct op *op = NULL;
+	uint32_t rank;
 
-	if (!op || rank == CORE_NONE)
+	if (job && (m->type == CORE_MSG_MOVED || m->type == CORE_MSG_INSTALLED))
+		epoch_answered(core, from, m, job);
+	else if (job)
+		op = op_of_message(core, m, job);
+	rank = op ? core_acceptors_rank(&op->set, from) : CORE_NONE;
+	/* After a long pause, what was asked is no evidence any more. */
+	if (rank == CORE_NONE || core->now_ms >= op->deadline_ms)
 		return;
 	switch (op->phase) {
 	case OP_READ:
@@ -472,6 +603,11 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 			op->promised |= 1u << rank;
 			op->seen[rank] = m->accepted;
 			op->values[rank] = m->value;
+			op->nexts[rank] = m->next;
+			/* One that knows the epoch before to be closed is enough. */
+			if (!op->previous_known || !m->previous.count)
+				op->previous = m->previous;
+			op->previous_known = true;
 			core_job_saw(job, &m->accepted);
 			op_evaluate(core, op);
 		}
@@ -481,7 +617,8 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 			handle_nack(core, op, m, 1u << rank);
 		} else if (m->type == CORE_MSG_ACCEPTED) {
 			op->accepted |= 1u << rank;
-			if (popcount(op->accepted) >= core_job_quorum(job))
+			if (popcount(op->accepted | (op->sending_next.count ? op->moved : 0)) >=
+			    core_acceptors_quorum(&op->set))
 				op_chosen(core, op);
 		}
 		break;
@@ -495,7 +632,7 @@ void core_proposer_located(struct core *core, const struct job *job)
 	for (uint32_t i = 0; i < CORE_OPS_MAX; i++)
 		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job) &&
 		    core->ops[i].phase == OP_LOCATE)
-			op_enter(core, &core->ops[i]);
+			core_proposer_enter(core, &core->ops[i]);
 }
 
 /*
@@ -532,97 +669,6 @@ void core_proposer_denied(struct core *core, const struct node_id *from, const s
 	}
 }
 
-void core_proposer_takeover(struct core *core, struct job *job)
-{
-	struct op *op = op_new(core, OP_TAKEOVER, job);
-
-	if (!op)
-		return;
-	op->expected = job->value.token;
-	op_enter(core, op);
-}
-
-void core_proposer_confirm(struct core *core, struct job *job, bool then_grant)
-{
-	struct op *op = core_proposer_is_busy(core, job) ? NULL : op_new(core, OP_GET, job);
-
-	if (!op)
-		return;
-	op->then_grant = then_grant;
-	op_enter(core, op);
-}
-
-/*
- * A creation that is tried again goes on under its first ballot: another value under the same
- * ballot, or a new ballot without phase 1, would not be Paxos.
- */
-static int check_create(struct core *core, struct job *job, struct job_value *value)
-{
-	uint64_t hash;
-
-	if (value->state != JOB_STATE_HELD || !node_id_equal(&value->owner, core_self(core)))
-		return -EINVAL;
-	memset(&value->token, 0, sizeof(value->token));
-	hash = core_checksum(value, sizeof(*value));
-	if (job->attempted)
-		return hash == job->attempt_hash ? 0 : -EEXIST;
-	if (job->acceptors.count)
-		return -EEXIST;
-	core_place_acceptors(core, &value->job, &job->acceptors);
-	job->attempted = true;
-	job->attempt_hash = hash;
-	job->attempt_counter = ++job->max_counter;
-	return 0;
-}
-
-static int start_request(struct core *core, const struct core_event *event)
-{
-	static const enum op_kind kinds[] = {
-		[CORE_REQ_CREATE] = OP_CREATE,
-		[CORE_REQ_CAS] = OP_CAS,
-		[CORE_REQ_GET] = OP_GET,
-		[CORE_REQ_TAKE] = OP_TAKE,
-	};
-	bool whole = event->request == CORE_REQ_CREATE || event->request == CORE_REQ_CAS;
-	struct job_value value;
-	struct job *job;
-	struct op *op;
-	int r;
-
-	if (event->request > CORE_REQ_TAKE || !kinds[event->request] || !event->value)
-		return -EINVAL;
-	value = *event->value;
-	if (whole) {
-		r = core_value_normalize(event->value, &value);
-		if (r < 0)
-			return r;
-	}
-	job = core_job_get(core, &value.job);
-	if (!job)
-		return -ENOSPC;
-	if (event->request == CORE_REQ_CREATE) {
-		r = check_create(core, job, &value);
-		if (r < 0)
-			return r;
-	}
-	op = op_new(core, kinds[event->request], job);
-	if (!op)
-		return -EAGAIN;
-	op->has_request = true;
-	op->request_id = event->request_id;
-	op->wish = value;
-	op_enter(core, op);
-	return 0;
-}
-
-void core_proposer_request(struct core *core, const struct core_event *event)
-{
-	int r = start_request(core, event);
-
-	if (r < 0)
-		core_outbox_answer(core, event->request_id, r, NULL);
-}
-
 static void op_resend(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
@@ -635,10 +681,16 @@ static void op_resend(struct core *core, struct op *op)
 		core_job_locate(core, &job->id);
 		op->resend_ms = core->now_ms + CORE_RESEND_MS;
 		core_arm(core, op->resend_ms);
+	} else if (op->phase == OP_INSTALL) {
+		op_message(core, op, CORE_MSG_INSTALL, op->accepted);
 	} else if (op->phase == OP_ACCEPT) {
 		op_message(core, op, CORE_MSG_ACCEPT, op->accepted | op->busy);
 	} else {
-		op_message(core, op, CORE_MSG_PREPARE, op->promised | op->busy | op->unknown);
+		/* Those who were asked may be gone long since, and the job with others. */
+		if (core->now_ms + CORE_OP_TIMEOUT_MS / 2 >= op->deadline_ms)
+			core_job_locate(core, &job->id);
+		op_message(core, op, CORE_MSG_PREPARE,
+			   op->promised | op->busy | op->unknown | op->moved);
 	}
 }
 
@@ -652,7 +704,7 @@ static void op_tick(struct core *core, struct op *op)
 	switch (op->phase) {
 	case OP_WAIT:
 		if (op_is_first(core, op))
-			op_enter(core, op);
+			core_proposer_enter(core, op);
 		break;
 	case OP_BACKOFF:
 		if (core->now_ms >= op->start_ms)

@@ -5,8 +5,9 @@
  *   core.c      the door: step, outbox, local delivery      member.c   table of members
  *   swim.c      probes, suspicion, anti-entropy         place.c    rings and choices
  *   job.c       table of jobs, acceptor sets, learning      acceptor.c rules A1, A2, A4
+ *   request.c   what is asked of the register
  *   proposer.c  operations on the register                  lease.c    the owner's renewals
- *   guardian.c  lapsed, idle and ended jobs
+ *   guardian.c  lapsed, idle and ended jobs      epoch.c    acceptors that change
  *
  * All times are now_ms of the events unless a name says boot_ns. No function here blocks or fails
  * for lack of room in the outbox: a message that does not fit is lost, as on a network.
@@ -38,7 +39,13 @@ enum {
 	CORE_CONFIRM_MS = 10000,	    /* does the register say something newer? */
 	CORE_DONE_NOTICE_MS = 3000,	    /* tell the home host again */
 	CORE_TOMBSTONE_MS = 10 * 60 * 1000, /* ended jobs are remembered at least so long */
-	CORE_MINOR_REPORT_MS = 5000,	    /* gossip of mere load and memory changes */
+	CORE_REPLACE_MS = 60 * 1000,	    /* an acceptor that is silent for so long is replaced */
+	CORE_MEMBERS_MS = 5000,		    /* how often that is looked at */
+	CORE_SETTLE_EPOCH_MS = 1000,	   /* a change of acceptors that stands still is finished */
+	CORE_CLOSE_MS = 3000,		   /* CLOSE again */
+	CORE_JOIN_MS = 2000,		   /* asks to be installed, again */
+	CORE_SIGNPOST_MS = 10 * 60 * 1000, /* a former acceptor asks whether the job still is */
+	CORE_MINOR_REPORT_MS = 5000,	   /* gossip of mere load and memory changes */
 };
 
 enum { CORE_NONE = UINT32_MAX };
@@ -88,18 +95,29 @@ struct lease {
 struct job {
 	bool used, has_record, dirty, known, attempted, lost_pending;
 	struct job_id id;
-	struct core_acceptors acceptors; /* count 0: not known yet */
-	uint64_t max_counter;		 /* of any ballot seen or made */
-	uint64_t attempt_counter;	 /* of our CREATE, in this life */
+	/*
+	 * The newest epoch this host knows to stand, or that it is installed in; count 0: none yet.
+	 * With has_record and not installed it is a signpost: a former acceptor, or one to be.
+	 */
+	uint32_t epoch;
+	struct core_acceptors acceptors;
+	uint64_t max_counter;	  /* of any ballot seen or made */
+	uint64_t attempt_counter; /* of our CREATE, in this life */
 	uint64_t attempt_hash;
 	uint64_t touched_ms;
 
 	/* acceptor: durable */
+	bool installed; /* of this epoch (I6: who is not never answers for it) */
+	bool settled;	/* a majority of this epoch is installed; or nothing is known but that */
+	struct core_acceptors previous, next; /* see struct core_record */
 	struct core_ballot promised, accepted;
 	struct job_value value;
 	/* acceptor: volatile */
 	uint64_t hold_until_ms, changed_ms;
 	uint64_t guard_ms, grant_ms, done_ms, confirm_ms, unknown_since_ms;
+	uint64_t members_ms, replace_ms, close_ms;
+	uint64_t join_ms; /* named as an acceptor, but not installed: asks to be; 0: no */
+	uint32_t closed;  /* mask over previous */
 	bool renewed;
 
 	/* newest value known to be chosen (owner, home, proposer) */
@@ -110,8 +128,8 @@ struct job {
 	struct fence_token lost_token;
 };
 
-enum op_kind { OP_CREATE = 1, OP_CAS, OP_GET, OP_TAKE, OP_TAKEOVER };
-enum op_phase { OP_WAIT = 1, OP_LOCATE, OP_READ, OP_PREPARE, OP_ACCEPT, OP_BACKOFF };
+enum op_kind { OP_CREATE = 1, OP_CAS, OP_GET, OP_TAKE, OP_TAKEOVER, OP_REPLACE, OP_SETTLE };
+enum op_phase { OP_WAIT = 1, OP_LOCATE, OP_READ, OP_PREPARE, OP_ACCEPT, OP_INSTALL, OP_BACKOFF };
 
 struct op {
 	bool used, has_request, finishing;
@@ -123,15 +141,22 @@ struct op {
 	uint64_t request_id;
 	uint64_t order; /* ops of one job run in this order */
 	uint64_t deadline_ms, resend_ms, settle_ms, start_ms;
+	/* This round's acceptors. Those of an unsettled epoch are asked by way of the one before. */
+	uint32_t epoch;
+	struct core_acceptors set;
 	struct core_ballot ballot;
 	uint32_t promised, accepted, busy, unknown; /* masks over the acceptors */
+	uint32_t moved;				    /* they are in the next epoch, unsettled */
 	uint32_t hold_left_ms;
 	struct fence_token expected; /* TAKEOVER: the incarnation seen lapsed */
 	struct node_id old_owner;
 	struct job_value wish;	  /* CAS, CREATE; target in TAKE */
-	struct job_value sending; /* ACCEPT */
+	struct job_value sending; /* ACCEPT, INSTALL */
+	struct core_acceptors sending_next, previous;
+	bool previous_known;
 	struct core_ballot seen[OV_REPLICAS_MAX];
 	struct job_value values[OV_REPLICAS_MAX];
+	struct core_acceptors nexts[OV_REPLICAS_MAX];
 	uint8_t denied[OV_MEMBERS_MAX / 8]; /* members that do not know the job */
 };
 
@@ -231,7 +256,11 @@ bool core_job_mark_dirty(struct core *core, struct job *job); /* false: no room 
 void core_job_saw(struct job *job, const struct core_ballot *ballot);
 uint32_t core_job_quorum(const struct job *job);
 uint32_t core_job_rank(const struct job *job, const struct node_id *id); /* or CORE_NONE */
-bool core_job_adopt_acceptors(struct job *job, const struct core_acceptors *set);
+uint32_t core_acceptors_rank(const struct core_acceptors *set, const struct node_id *id);
+uint32_t core_acceptors_quorum(const struct core_acceptors *set);
+/* A settled epoch: taken over if it is newer. True if it is the one this host goes by. */
+bool core_job_move(struct core *core, struct job *job, uint32_t epoch,
+		   const struct core_acceptors *set);
 void core_job_learn(struct core *core, struct job *job, const struct core_ballot *ballot,
 		    const struct job_value *value);
 struct core_message *core_job_message(struct core *core, const struct job *job,
@@ -240,15 +269,24 @@ void core_job_locate(struct core *core, const struct job_id *id);
 bool core_job_value_ended(const struct job_value *value);
 
 /* acceptor.c */
+/* next: NULL if the value seals nothing. */
 bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
-			     const struct job_value *value);
+			     const struct job_value *value, const struct core_acceptors *next);
 bool core_acceptor_holds(const struct core *core, const struct job *job);
 int core_acceptor_load(struct core *core, const void *bytes, size_t size);
 void core_acceptor_message(struct core *core, const struct node_id *from, struct core_message *m);
 
-/* proposer.c */
+/* proposer.c, request.c */
+struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *job);
+void core_proposer_enter(struct core *core, struct op *op);
 void core_proposer_request(struct core *core, const struct core_event *event);
 void core_proposer_takeover(struct core *core, struct job *job);
+/* Another acceptor instead of one that is gone, or one more. */
+void core_proposer_replace(struct core *core, struct job *job);
+/* Finishes a change of acceptors that somebody began. */
+void core_proposer_settle(struct core *core, struct job *job);
+/* The job is at another epoch than its operations were begun in. */
+void core_proposer_moved(struct core *core, struct job *job);
 /* Learns what is chosen; then_grant: and gives it to the agent if this host owns it. */
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant);
 /* The agent of this host has asked for this state itself and waits for the answer. */
@@ -262,11 +300,21 @@ void core_proposer_tick(struct core *core);
 int core_proposer_apply(const struct job_value *current, const struct job_value *wish,
 			struct job_value *ret_value);
 
+/* epoch.c */
+void core_epoch_tell(struct core *core, const struct node_id *to, const struct job *job,
+		     uint32_t epoch);
+void core_epoch_announce(struct core *core, struct job *job, const struct core_acceptors *old);
+void core_epoch_message(struct core *core, const struct node_id *from, struct core_message *m);
+void core_epoch_named(struct core *core, const struct core_message *m);
+void core_epoch_tick(struct core *core, struct job *job);
+
 /* lease.c */
 void core_lease_hold(struct core *core, const struct core_event *event);
 void core_lease_drop(struct core *core, const struct core_event *event);
 void core_lease_message(struct core *core, const struct node_id *from, struct core_message *m);
 void core_lease_check(struct core *core, struct job *job, const struct job_value *chosen);
+/* The acceptors are others now: renew with them. */
+void core_lease_moved(struct core *core, struct job *job);
 void core_lease_tick(struct core *core, struct job *job);
 
 /* guardian.c */
@@ -278,6 +326,9 @@ void core_guardian_granted(struct core *core, const struct job_value *value);
 /* place.c */
 void core_place_acceptors(const struct core *core, const struct job_id *id,
 			  struct core_acceptors *ret_set);
+/* The set with one member replaced or added, if that is due and somebody fits. */
+bool core_place_replacement(const struct core *core, const struct job *job,
+			    struct core_acceptors *ret_set);
 /* -EHOSTUNREACH if nobody fits. `lapsed`: the owner went silent, prefer another. */
 int core_place_worker(struct core *core, const struct job_value *value, bool lapsed,
 		      struct node_id *ret_worker);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "overlay/ipc.h"
+#include "overlay/core/state.h"
 
 enum { KEPT = 200 }; /* values of a job that are kept whole */
 
@@ -21,6 +21,40 @@ void checker_deinit(struct checker *checker)
 		for (uint32_t k = 0; k < checker->jobs[i].count; k++)
 			free(checker->jobs[i].ballots[k].value);
 		free(checker->jobs[i].ballots);
+		free(checker->jobs[i].epochs);
+	}
+}
+
+static void print_set(const struct checker *checker, const char *name,
+		      const struct core_acceptors *set)
+{
+	fprintf(stderr, " %s=", name);
+	for (uint32_t i = 0; i < set->count; i++) {
+		uint32_t node = simnet_index(checker->net, &set->ids[i]);
+
+		fprintf(stderr, node == SIMNET_NODES_MAX ? "gone," : "%u,", node);
+	}
+}
+
+/* What every host that is up thinks of the job. */
+static void print_job(const struct checker *checker, const struct job_id *id)
+{
+	for (uint32_t i = 0; i < checker->net->node_count; i++) {
+		struct core *core = checker->net->nodes[i].core;
+		struct job *job = core ? core_job_find(core, id) : NULL;
+
+		if (!job)
+			continue;
+		fprintf(stderr, "  host %u: epoch=%u%s%s%s state=%u token=%llu accepted=%llu", i,
+			job->epoch, job->has_record ? " record" : "",
+			job->installed ? " installed" : "", job->settled ? " settled" : "",
+			job->value.state, (unsigned long long)job->value.token.counter,
+			(unsigned long long)job->accepted.number.counter);
+		print_set(checker, "acceptors", &job->acceptors);
+		print_set(checker, "previous", &job->previous);
+		print_set(checker, "next", &job->next);
+		fprintf(stderr, " hold=%lld lease=%d\n",
+			(long long)(job->hold_until_ms - core->now_ms), job->lease.active);
 	}
 }
 
@@ -29,6 +63,7 @@ void checker_fail(const struct checker *checker, const struct job_id *job, const
 	fprintf(stderr, "sim: seed=%llu time=%llu ms job=%02x%02x: %s\n",
 		(unsigned long long)checker->net->seed, (unsigned long long)checker->net->now_ms,
 		job->b[0], job->b[1], what);
+	print_job(checker, job);
 	abort();
 }
 
@@ -120,7 +155,7 @@ static void judge_chosen(struct checker *checker, const struct checker_job *job,
 	if (wrong)
 		checker_fail(checker, &job->id, wrong);
 	checker->chosen_count++;
-	if (after == CHECKER_NONE && checker->chose)
+	if (after == CHECKER_NONE && checker->chose && job->ballots[at].ballot.number.counter)
 		checker->chose(checker->ctx,
 			       before == CHECKER_NONE ? NULL : job->ballots[before].value,
 			       job->ballots[at].value);
@@ -145,7 +180,8 @@ static void forget_old(struct checker_job *job)
 static uint32_t ballot_at(struct checker *checker, struct checker_job *job,
 			  const struct core_record *record)
 {
-	uint64_t hash = core_checksum(&record->value, sizeof(record->value));
+	uint64_t hash = core_checksum(&record->value, sizeof(record->value)) ^
+			core_checksum(&record->next, sizeof(record->next));
 	uint32_t at = job->count;
 
 	while (at > 0 && core_ballot_compare(&job->ballots[at - 1].ballot, &record->accepted) >= 0)
@@ -167,6 +203,7 @@ static uint32_t ballot_at(struct checker *checker, struct checker_job *job,
 	memset(&job->ballots[at], 0, sizeof(job->ballots[0]));
 	job->ballots[at].ballot = record->accepted;
 	job->ballots[at].hash = hash;
+	job->ballots[at].next = record->next;
 	job->ballots[at].value = malloc(sizeof(record->value));
 	if (!job->ballots[at].value)
 		abort();
@@ -176,31 +213,127 @@ static uint32_t ballot_at(struct checker *checker, struct checker_job *job,
 	return at;
 }
 
+static uint32_t bit_of(const struct core_acceptors *set, const struct node_id *id)
+{
+	for (uint32_t i = 0; i < set->count; i++)
+		if (node_id_equal(&set->ids[i], id))
+			return 1u << i;
+	return 0;
+}
+
+static struct checker_epoch *epoch_of(struct checker *checker, struct checker_job *job,
+				      const struct core_record *record)
+{
+	struct checker_epoch *epoch;
+
+	while (job->epoch_count <= record->epoch) {
+		if (job->epoch_count == job->epoch_room) {
+			job->epoch_room = job->epoch_room ? 2 * job->epoch_room : 8;
+			job->epochs =
+				realloc(job->epochs, job->epoch_room * sizeof(job->epochs[0]));
+			if (!job->epochs)
+				abort();
+		}
+		checker->epoch_count += job->epoch_count > 0;
+		memset(&job->epochs[job->epoch_count++], 0, sizeof(job->epochs[0]));
+	}
+	epoch = &job->epochs[record->epoch];
+	if (!epoch->acceptors.count)
+		epoch->acceptors = record->acceptors;
+	if (memcmp(&epoch->acceptors, &record->acceptors, sizeof(epoch->acceptors)) != 0)
+		checker_fail(checker, &job->id, "I3: two sets of acceptors in one epoch");
+	job->acceptors = job->epochs[job->epoch_count - 1].acceptors;
+	return epoch;
+}
+
+/* What an epoch begins with is what the one before was sealed with. */
+static void judge_base(struct checker *checker, struct checker_job *job, uint32_t at)
+{
+	const struct checker_ballot *base = &job->ballots[at];
+	const struct checker_epoch *epoch = &job->epochs[base->ballot.epoch];
+	uint32_t before = chosen_beside(job, at, false);
+	const struct checker_ballot *seal = before == CHECKER_NONE ? NULL : &job->ballots[before];
+
+	/* An acceptor that is alone seals and installs in one step: one write for both. */
+	if (job->epochs[base->ballot.epoch - 1].acceptors.count == 1)
+		return;
+	if (!seal || seal->ballot.epoch + 1 != base->ballot.epoch ||
+	    memcmp(&seal->next, &epoch->acceptors, sizeof(seal->next)) != 0)
+		checker_fail(checker, &job->id, "I3: an epoch began without a chosen seal");
+	if (seal->value && memcmp(seal->value, base->value, sizeof(*base->value)) != 0)
+		checker_fail(checker, &job->id, "I3: an epoch began with another value");
+}
+
+static void judge_seals(struct checker *checker, struct checker_job *job, uint32_t at)
+{
+	const struct checker_ballot *here = &job->ballots[at], *other;
+	uint32_t before = chosen_beside(job, at, false), after = chosen_beside(job, at, true);
+
+	if (before != CHECKER_NONE) {
+		other = &job->ballots[before];
+		if (other->next.count && other->ballot.epoch == here->ballot.epoch &&
+		    other->hash != here->hash)
+			checker_fail(checker, &job->id, "I3: a value followed a seal");
+	}
+	if (after != CHECKER_NONE && here->next.count) {
+		other = &job->ballots[after];
+		if (other->ballot.epoch == here->ballot.epoch && other->hash != here->hash)
+			checker_fail(checker, &job->id, "I3: a value followed a seal");
+	}
+}
+
 void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write)
 {
 	struct checker_job *job = job_of(checker, &write->job);
+	struct checker_epoch *epoch;
 	struct checker_ballot *ballot;
 	struct core_record record;
-	uint32_t at, votes;
+	uint32_t at, bit;
+	bool base;
 
 	if (!write->size)
 		return;
 	if (core_record_decode(write->bytes, write->size, &record) < 0)
 		checker_fail(checker, &job->id, "an unreadable record");
-	if (!job->acceptors.count)
-		job->acceptors = record.acceptors;
-	if (memcmp(&job->acceptors, &record.acceptors, sizeof(job->acceptors)) != 0)
-		checker_fail(checker, &job->id, "acceptors changed");
+	if (!record.installed)
+		return;
+	epoch = epoch_of(checker, job, &record);
+	bit = bit_of(&epoch->acceptors, &checker->net->nodes[node].card.id);
+	if (!bit)
+		checker_fail(checker, &job->id, "I6: installed, but not a member");
+	epoch->installed |= bit;
 	at = ballot_at(checker, job, &record);
 	ballot = &job->ballots[at];
-	for (uint32_t i = 0; i < record.acceptors.count; i++)
-		if (node_id_equal(&record.acceptors.ids[i], &checker->net->nodes[node].card.id))
-			ballot->accepted |= 1u << i;
-	votes = (uint32_t)__builtin_popcount(ballot->accepted);
-	if (ballot->chosen || votes < record.acceptors.count / 2 + 1)
+	ballot->accepted |= bit;
+	base = !ballot->ballot.number.counter;
+	if (ballot->chosen || (!base && (uint32_t)__builtin_popcount(ballot->accepted) <
+						epoch->acceptors.count / 2 + 1))
 		return;
+	if (base)
+		judge_base(checker, job, at);
 	ballot->chosen = true;
+	judge_seals(checker, job, at);
 	judge_chosen(checker, job, at);
+}
+
+/* I6. */
+void checker_sent(struct checker *checker, uint32_t node, const struct core_send *send)
+{
+	static struct core_message m;
+	uint8_t type = ((const uint8_t *)send->bytes)[1];
+	const struct checker_job *job;
+	uint32_t bit;
+
+	if (type != CORE_MSG_PROMISE && type != CORE_MSG_ACCEPTED && type != CORE_MSG_RENEWED)
+		return;
+	if (core_message_decode(send->bytes, send->size, &m) < 0)
+		checker_fail(checker, &m.job, "an unreadable message");
+	job = job_of(checker, &m.job);
+	bit = m.epoch < job->epoch_count ?
+		      bit_of(&job->epochs[m.epoch].acceptors, &checker->net->nodes[node].card.id) :
+		      0;
+	if (!bit || !(job->epochs[m.epoch].installed & bit))
+		checker_fail(checker, &m.job, "I6: an answer for an epoch not installed");
 }
 
 const struct job_value *checker_current(const struct checker *checker, const struct job_id *id)
@@ -219,7 +352,8 @@ const struct job_value *checker_current(const struct checker *checker, const str
 
 void checker_committed(const struct checker *checker, const struct job_value *value)
 {
-	uint64_t hash = core_checksum(value, sizeof(*value));
+	static const struct core_acceptors none;
+	uint64_t hash = core_checksum(value, sizeof(*value)) ^ core_checksum(&none, sizeof(none));
 
 	for (uint32_t i = 0; i < checker->job_count; i++) {
 		const struct checker_job *job = &checker->jobs[i];
@@ -237,16 +371,23 @@ bool checker_can_spare(const struct checker *checker, const struct job_id *id,
 		       const struct node_id *node)
 {
 	for (uint32_t i = 0; i < checker->job_count; i++) {
-		const struct core_acceptors *set = &checker->jobs[i].acceptors;
-		uint32_t gone = 0, member = 0;
+		const struct checker_job *job = &checker->jobs[i];
+		uint32_t first = job->epoch_count > 2 ? job->epoch_count - 2 : 0;
 
-		if (memcmp(&checker->jobs[i].id, id, sizeof(*id)) != 0)
+		if (memcmp(&job->id, id, sizeof(*id)) != 0)
 			continue;
-		for (uint32_t k = 0; k < set->count; k++) {
-			member += node_id_equal(&set->ids[k], node);
-			gone += simnet_index(checker->net, &set->ids[k]) == SIMNET_NODES_MAX;
+		/* The newest epoch may not stand yet. */
+		for (uint32_t e = first; e < job->epoch_count; e++) {
+			const struct core_acceptors *set = &job->epochs[e].acceptors;
+			uint32_t gone = 0;
+
+			for (uint32_t k = 0; k < set->count; k++)
+				gone += !(job->epochs[e].installed & 1u << k) ||
+					simnet_index(checker->net, &set->ids[k]) ==
+						SIMNET_NODES_MAX;
+			if (bit_of(set, node) && (set->count < 3 || gone))
+				return false;
 		}
-		return !member || (set->count > 2 && !gone);
 	}
 	return true;
 }

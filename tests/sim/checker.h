@@ -5,7 +5,10 @@
  * accepted it. Broken invariants abort with a line that names the job.
  *
  *   I2  one value per ballot; chosen values form one chain
+ *   I3  one sealed successor per epoch; nothing else follows a seal; an epoch begins with what
+ *       its seal holds, chosen
  *   I4  tokens strictly increase along it, a checkpoint number never falls, an end is final
+ *   I6  nobody answers for an epoch that he was not installed in
  *   a takeover keeps the whole history: what was committed stays readable
  */
 #pragma once
@@ -19,13 +22,21 @@ struct checker_ballot {
 	struct core_ballot ballot;
 	uint64_t hash;		 /* of the value */
 	struct job_value *value; /* NULL once it is far behind */
-	uint32_t accepted;	 /* mask over the acceptors */
+	struct core_acceptors next;
+	uint32_t accepted; /* mask over the acceptors */
 	bool chosen;
+};
+
+struct checker_epoch {
+	struct core_acceptors acceptors; /* count 0: not seen yet */
+	uint32_t installed;		 /* who ever was; a mask */
 };
 
 struct checker_job {
 	struct job_id id;
-	struct core_acceptors acceptors;
+	struct core_acceptors acceptors; /* of the newest epoch */
+	struct checker_epoch *epochs;
+	uint32_t epoch_count, epoch_room;
 	struct checker_ballot *ballots; /* sorted */
 	uint32_t count, room;
 };
@@ -43,6 +54,7 @@ struct checker {
 void checker_init(struct checker *checker, const struct simnet *net);
 void checker_deinit(struct checker *checker);
 void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write);
+void checker_sent(struct checker *checker, uint32_t node, const struct core_send *send);
 /* The newest chosen value of a job, or NULL. */
 const struct job_value *checker_current(const struct checker *checker, const struct job_id *job);
 /* A success was reported for this value: its checkpoint must be among the chosen ones. */

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "overlay/ipc.h"
+#include "overlay/core/state.h"
 
 enum { AGENT_MS = 50 }; /* an agent takes up to so long to react */
 
@@ -72,6 +72,50 @@ static void check_one_owner(const struct hosts *hosts, uint32_t job)
 		checker_fail(&hosts->checker, &hosts->jobs[job].id, "I1: two hosts run it at once");
 }
 
+/* Will this acceptor let nobody else have the job before that time? */
+static bool holds_until(const struct hosts *hosts, const struct node_id *id,
+			const struct host_job *hj, uint64_t left_ms)
+{
+	uint32_t node = simnet_index(hosts->net, id);
+	struct core *core = node < SIMNET_NODES_MAX ? hosts->net->nodes[node].core : NULL;
+	struct job *job = core ? core_job_find(core, &hj->value.job) : NULL;
+
+	/* One that is down says nothing, and starts with a whole hold (A4). */
+	if (!core)
+		return true;
+	if (!job || !job->has_record)
+		return false;
+	if (job->value.state != JOB_STATE_HELD)
+		return true; /* nobody takes an ended job over; a released one does not run */
+	return fence_token_compare(&job->value.token, &hj->token) == 0 &&
+	       job->hold_until_ms > simnet_local_ms(hosts->net, node) + left_ms;
+}
+
+/* I5: for as long as it runs, a majority of those who renewed its lease hold the job for it. */
+static void check_holds(const struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	const struct core *core = hosts->net->nodes[node].core;
+	const struct host_job *hj = hosts->at[node][job];
+	const struct job *row = core_job_find((struct core *)(uintptr_t)core, &hj->value.job);
+	uint64_t boot_ns = simnet_boot_ns(hosts->net, node);
+	uint64_t left_ms =
+		hj->run_until_boot_ns > boot_ns ? (hj->run_until_boot_ns - boot_ns) / 1000000 : 0;
+	const struct core_acceptors *set;
+	uint32_t holding = 0;
+
+	/* By another clock, the time that is left may be longer by its rate and ours. */
+	left_ms += left_ms / 500;
+	if (!row || !hosts->jobs[job].strict || hj->phase != HOST_RUNNING || !left_ms)
+		return;
+	/* An epoch that may not stand yet has renewed nothing. */
+	set = row->installed && !row->settled ? &row->previous : &row->acceptors;
+	for (uint32_t i = 0; i < set->count; i++)
+		holding += holds_until(hosts, &set->ids[i], hj, left_ms);
+	if (holding < set->count / 2 + 1)
+		checker_fail(&hosts->checker, &hosts->jobs[job].id,
+			     "I5: it runs, but no majority holds it");
+}
+
 uint32_t hosts_job_index(const struct hosts *hosts, const struct job_id *id)
 {
 	for (uint32_t i = 0; i < hosts->job_count; i++)
@@ -125,6 +169,7 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 		if (hj->phase == HOST_WAITING)
 			hj->phase = HOST_RUNNING;
 		check_one_owner(hosts, job);
+		check_holds(hosts, node, job);
 		if (hj->wake_ms > net_now(hosts))
 			return;
 		break;
@@ -232,6 +277,13 @@ static void on_chose(void *ctx, const struct job_value *before, const struct job
 		objects_check_commit(hosts, after);
 	else
 		objects_check_restorable(hosts, after);
+}
+
+static void on_sent(void *ctx, uint32_t node, const struct core_send *send)
+{
+	struct hosts *hosts = ctx;
+
+	checker_sent(&hosts->checker, node, send);
 }
 
 static void on_wrote(void *ctx, uint32_t node, const struct core_write *write)
@@ -516,6 +568,7 @@ struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_ra
 		.wrote = on_wrote,
 		.crashed = on_crashed,
 		.started = on_started,
+		.sent = on_sent,
 	};
 
 	if (!hosts)

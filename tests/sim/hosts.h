@@ -33,7 +33,6 @@ struct host_job {
 	uint32_t put, acks;
 	uint64_t give_up_ms;
 	struct node_id holders[HOSTS_COPIES];
-	struct core_acceptors renewed_with; /* I5: who acknowledged the lease that runs */
 };
 
 struct hosts_job {
