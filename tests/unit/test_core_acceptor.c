@@ -91,8 +91,9 @@ static void end(struct bench *b)
 	free(b);
 }
 
-/* Returns the type of the answer, or 0. */
-static int say(struct bench *b, const struct node_id *from, struct core_message *m)
+/* Returns the type of the answer, or 0. The acceptors are P, self and `third`. */
+static int say_as(struct bench *b, const struct node_id *from, struct core_message *m,
+		  const struct node_id *third)
 {
 	static uint8_t bytes[CORE_MESSAGE_MAX];
 	struct core_event event = {
@@ -108,12 +109,17 @@ static int say(struct bench *b, const struct node_id *from, struct core_message 
 	m->acceptors.count = 3;
 	m->acceptors.ids[0] = p;
 	m->acceptors.ids[1] = self;
-	m->acceptors.ids[2] = q;
+	m->acceptors.ids[2] = *third;
 	event.size = core_message_encode(m, bytes, sizeof(bytes));
 	assert_true(event.size > 0);
 	assert_int_equal(core_step(b->core, &event, &update), 0);
 	read_update(b, update);
 	return b->replied ? b->reply.type : 0;
+}
+
+static int say(struct bench *b, const struct node_id *from, struct core_message *m)
+{
+	return say_as(b, from, m, &q);
 }
 
 static struct core_ballot ballot(uint64_t counter, const struct node_id *node, uint64_t life)
@@ -428,6 +434,154 @@ static void strange_bytes_are_refused(void **state)
 	end(b);
 }
 
+static const struct node_id r = { { 4 } };
+
+/* The seal's words: epoch 1 is P, self and R instead of Q. */
+static int say_install(struct bench *b, uint32_t epoch, const struct node_id *owner)
+{
+	struct core_message *m = &b->message;
+
+	memset(m, 0, sizeof(*m));
+	m->type = CORE_MSG_INSTALL;
+	m->epoch = epoch;
+	m->accepted.epoch = epoch;
+	m->previous.count = 3;
+	m->previous.ids[0] = p;
+	m->previous.ids[1] = self;
+	m->previous.ids[2] = q;
+	m->value.owner = *owner;
+	m->value.token.counter = 1;
+	m->value.state = JOB_STATE_HELD;
+	m->value.fence = FENCE_STRICT;
+	return say_as(b, &p, m, &r);
+}
+
+/* A message of epoch 1. */
+static int say_later(struct bench *b, const struct node_id *from, struct core_message *m)
+{
+	m->epoch = 1;
+	m->ballot.epoch = 1;
+	return say_as(b, from, m, &r);
+}
+
+static int prepare_later(struct bench *b, uint64_t counter)
+{
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_PREPARE;
+	b->message.ballot = ballot(counter, &p, 5);
+	return say_later(b, &p, &b->message);
+}
+
+static int take_over_later(struct bench *b, uint64_t counter)
+{
+	struct job_value *value = &b->message.value;
+
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_ACCEPT;
+	b->message.ballot = ballot(counter, &p, 5);
+	value->owner = r;
+	value->token.counter = counter;
+	value->state = JOB_STATE_HELD;
+	value->fence = FENCE_STRICT;
+	return say_later(b, &p, &b->message);
+}
+
+static int renew_later(struct bench *b, const struct node_id *owner)
+{
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_RENEW;
+	b->message.token.counter = 1;
+	b->message.seq = 78;
+	return say_later(b, owner, &b->message);
+}
+
+static int seal(struct bench *b)
+{
+	struct job_value *value = &b->message.value;
+
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_ACCEPT;
+	b->message.ballot = ballot(4, &p, 5);
+	b->message.next.count = 3;
+	b->message.next.ids[0] = p;
+	b->message.next.ids[1] = self;
+	b->message.next.ids[2] = r;
+	value->owner = p;
+	value->token.counter = 1;
+	value->state = JOB_STATE_HELD;
+	value->fence = FENCE_STRICT;
+	return say(b, &p, &b->message);
+}
+
+/* A2: no hold grows once the next set may be at work. */
+static void a_sealed_acceptor_does_not_renew(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_RENEWED);
+	assert_int_equal(seal(b), CORE_MSG_ACCEPTED);
+	assert_int_equal(say_renew(b, &p, 1), 0); /* nor is the job lost */
+	assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_PROMISE);
+	assert_int_equal(b->reply.next.count, 3);
+	start(b, 2);
+	assert_int_equal(say_renew(b, &p, 1), 0);
+	end(b);
+}
+
+/* A3, I6. */
+static void an_installed_acceptor_holds_anew(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	assert_int_equal(prepare_later(b, 9), CORE_MSG_NACK); /* not installed: no answer */
+	assert_int_equal(b->reply.reason, CORE_NACK_UNKNOWN);
+	assert_int_equal(take_over_later(b, 9), CORE_MSG_NACK);
+	assert_int_equal(b->disk_size, 0);
+	assert_int_equal(say_install(b, 1, &p), CORE_MSG_INSTALLED);
+	assert_true(b->disk_size > 0);
+	b->now_ms += HOLD_MS - 1;
+	assert_int_equal(take_over_later(b, 9), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	assert_int_equal(renew_later(b, &p), CORE_MSG_RENEWED);
+	b->now_ms += HOLD_MS;
+	assert_int_equal(take_over_later(b, 9), CORE_MSG_ACCEPTED);
+	/* The same word once more changes nothing. */
+	assert_int_equal(say_install(b, 1, &p), CORE_MSG_INSTALLED);
+	assert_int_equal(prepare_later(b, 10), CORE_MSG_PROMISE);
+	assert_int_equal(b->reply.accepted.number.counter, 9);
+	end(b);
+}
+
+static void a_former_acceptor_shows_the_way(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(seal(b), CORE_MSG_ACCEPTED);
+	assert_int_equal(say_install(b, 1, &p), CORE_MSG_INSTALLED);
+	for (uint64_t life = 2; life < 4; life++) {
+		/* It may be the only one: it says what it was installed with, not that all moved. */
+		assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_MOVED);
+		assert_int_equal(b->reply.flags & CORE_FLAG_SETTLED, 0);
+		assert_int_equal(b->reply.epoch, 1);
+		assert_int_equal(b->reply.previous.count, 3);
+		assert_int_equal(b->reply.value.token.counter, 1);
+		assert_int_equal(say_renew(b, &p, 1), CORE_MSG_MOVED);
+		start(b, life);
+	}
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_CLOSE;
+	b->message.epoch = 1;
+	assert_int_equal(say_as(b, &p, &b->message, &r), CORE_MSG_CLOSED);
+	assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_MOVED);
+	assert_int_equal(b->reply.flags & CORE_FLAG_SETTLED, CORE_FLAG_SETTLED);
+	end(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -443,6 +597,9 @@ int main(void)
 		cmocka_unit_test(each_life_has_its_own_rounds),
 		cmocka_unit_test(each_life_has_its_own_ballots),
 		cmocka_unit_test(strange_bytes_are_refused),
+		cmocka_unit_test(a_sealed_acceptor_does_not_renew),
+		cmocka_unit_test(an_installed_acceptor_holds_anew),
+		cmocka_unit_test(a_former_acceptor_shows_the_way),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

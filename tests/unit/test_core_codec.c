@@ -41,6 +41,12 @@ static void fill_message(uint8_t type)
 	message.acceptors.count = 3;
 	for (uint8_t i = 0; i < 3; i++)
 		message.acceptors.ids[i].b[0] = i;
+	message.epoch = 3;
+	message.previous.count = 2;
+	message.previous.ids[1].b[0] = 7;
+	message.next.count = 1;
+	message.next.ids[0].b[0] = 8;
+	message.ballot.epoch = message.accepted.epoch = 3;
 	message.ballot.number.counter = 12;
 	message.ballot.life = 99;
 	message.accepted.number.counter = 11;
@@ -127,6 +133,12 @@ static void fill_record(struct core_record *record)
 	memset(record, 0, sizeof(*record));
 	record->job.b[0] = 1;
 	record->acceptors.count = 1;
+	record->epoch = 2;
+	record->installed = 1;
+	record->previous.count = 2;
+	record->previous.ids[1].b[0] = 9;
+	record->next.count = 1;
+	record->promised.epoch = record->accepted.epoch = 2;
 	record->promised.number.counter = 5;
 	record->accepted.number.counter = 4;
 	fill_value(&record->value, &record->job);
@@ -149,6 +161,72 @@ static void every_torn_record_is_refused(void **state)
 		bytes[at] ^= 1;
 		assert_int_equal(core_record_decode(bytes, at, &back), -EBADMSG);
 	}
+}
+
+/* The next bytes of a record as version 1 wrote it: neither epochs in ballots nor sets to come. */
+static uint8_t *old_ballot(uint8_t *at, uint64_t counter)
+{
+	memset(at, 0, 8 + 16 + 8);
+	memcpy(at, &counter, 8);
+	return at + 8 + 16 + 8;
+}
+
+/* An upgraded host keeps the registers it had. */
+static void records_of_version_1_are_read(void **state)
+{
+	struct core_record record, back;
+	uint8_t *at = bytes;
+	uint64_t sum;
+	uint32_t words[3] = { 0x47524344, 1, 0 };
+	size_t size, tail = sizeof(uint32_t), head;
+
+	(void)state;
+	fill_record(&record);
+	record.epoch = record.settled = 0;
+	record.previous.count = record.next.count = 0;
+	memset(record.previous.ids, 0, sizeof(record.previous.ids));
+	record.promised.epoch = record.accepted.epoch = 0;
+	size = core_record_encode(&record, again, sizeof(again));
+	assert_true(size > 0);
+	/* magic, version, job, epoch, count and one id; then installed, settled, previous */
+	head = 4 + 4 + 16 + 4 + 4 + 16 + 4 + 4 + 4 + 2 * (8 + 8 + 16 + 8);
+	memcpy(at, words, 8);
+	at += 8;
+	memcpy(at, again + 8, 16 + 4 + 4 + 16);
+	at = old_ballot(at + 16 + 4 + 4 + 16, 5);
+	at = old_ballot(at, 4);
+	memcpy(at, again + head, size - head - tail - 8);
+	at += size - head - tail - 8;
+	sum = core_checksum(bytes, (size_t)(at - bytes));
+	memcpy(at, &sum, 8);
+	assert_int_equal(core_record_decode(bytes, (size_t)(at - bytes) + 8, &back), 0);
+	assert_int_equal(back.installed, 1);
+	assert_int_equal(back.settled, 1);
+	assert_int_equal(back.accepted.number.counter, 4);
+	assert_memory_equal(&back.value, &record.value, sizeof(record.value));
+}
+
+static void impossible_epochs_are_refused(void **state)
+{
+	struct core_record record;
+
+	(void)state;
+	fill_message(CORE_MSG_INSTALL);
+	message.epoch = CORE_EPOCH_MAX;
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_message(CORE_MSG_INSTALL);
+	message.previous.count = OV_REPLICAS_MAX + 1;
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_message(CORE_MSG_ACCEPT);
+	message.next.count = 2; /* the same member twice */
+	message.next.ids[1] = message.next.ids[0];
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_message(CORE_MSG_INSTALL);
+	message.acceptors.count = 0;
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_record(&record);
+	record.installed = 2;
+	assert_int_equal(core_record_encode(&record, bytes, sizeof(bytes)), 0);
 }
 
 static void impossible_values_are_refused(void **state)
@@ -199,6 +277,8 @@ static void lives_order_equal_ballots(void **state)
 	assert_true(core_ballot_compare(&a, &b) > 0);
 	b.number.counter = 4;
 	assert_true(core_ballot_compare(&a, &b) < 0);
+	a.epoch = 1;
+	assert_true(core_ballot_compare(&a, &b) > 0);
 }
 
 int main(void)
@@ -208,6 +288,8 @@ int main(void)
 		cmocka_unit_test(short_and_trailing_are_refused),
 		cmocka_unit_test(every_flipped_byte_is_handled),
 		cmocka_unit_test(every_torn_record_is_refused),
+		cmocka_unit_test(records_of_version_1_are_read),
+		cmocka_unit_test(impossible_epochs_are_refused),
 		cmocka_unit_test(impossible_values_are_refused),
 		cmocka_unit_test(lives_order_equal_ballots),
 	};
