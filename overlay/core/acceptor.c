@@ -149,10 +149,12 @@ static void handle_prepare(struct core *core, const struct node_id *from, struct
 	core_job_saw(job, &m->ballot);
 	if (!(m->flags & CORE_FLAG_READ)) {
 		/* A courtesy only, against needless disturbance; the safe test is at ACCEPT. */
+#ifndef MUTANT_A1_ALL
 		if (m->flags & CORE_FLAG_TAKEOVER && core_acceptor_holds(core, job)) {
 			nack(core, from, m, CORE_NACK_BUSY, job);
 			return;
 		}
+#endif
 		order = core_ballot_compare(&m->ballot, &job->promised);
 		if (order < 0) {
 			nack(core, from, m, CORE_NACK_PROMISED, job);
@@ -179,7 +181,7 @@ static void handle_prepare(struct core *core, const struct node_id *from, struct
  */
 static bool is_busy(const struct core *core, const struct job *job, const struct job_value *next)
 {
-#ifdef MUTANT_A1
+#if defined(MUTANT_A1) || defined(MUTANT_A1_ALL)
 	return false;
 #endif
 	if (!core_acceptor_holds(core, job) || same_incarnation(&job->value, next))

@@ -87,7 +87,9 @@ static void op_begin(struct core *core, struct op *op)
 	op->ballot.epoch = op->epoch;
 	op->ballot.number.counter = create ? job->attempt_counter : ++job->max_counter;
 	op->ballot.number.node = *core_self(core);
+#ifndef MUTANT_LIFE
 	op->ballot.life = core->config.incarnation;
+#endif
 	op_clear_masks(op);
 	op->tries++;
 	if (create) {
@@ -329,6 +331,9 @@ static uint32_t find_current(const struct job *job, const struct op *op, bool *r
 			order = top == CORE_NONE ?
 					1 :
 					core_ballot_compare(&op->seen[i], &op->seen[top]);
+#ifdef MUTANT_P1
+			order = top == CORE_NONE ? 1 : -order;
+#endif
 			if (order > 0) {
 				top = i;
 				group = 0;
@@ -617,6 +622,12 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 			handle_nack(core, op, m, 1u << rank);
 		} else if (m->type == CORE_MSG_ACCEPTED) {
 			op->accepted |= 1u << rank;
+#ifdef MUTANT_SEAL
+			if (op->sending_next.count) {
+				op_chosen(core, op);
+				return;
+			}
+#endif
 			if (popcount(op->accepted | (op->sending_next.count ? op->moved : 0)) >=
 			    core_acceptors_quorum(&op->set))
 				op_chosen(core, op);

@@ -198,6 +198,10 @@ static void carry_out(struct simnet *net, uint32_t node, const struct core_updat
 	for (uint32_t i = 0; i < update->write_count; i++)
 		if (!torn || simnet_chance(net, 500000))
 			simnet_disk_write(net, node, &update->writes[i]);
+#ifdef MUTANT_W1
+	for (uint32_t i = 0; torn && i < update->send_count; i++)
+		send_message(net, node, &update->sends[i]);
+#endif
 	if (torn) {
 		simnet_crash(net, node);
 		if (hooks->crashed)
