@@ -45,7 +45,7 @@ static const uint16_t message_fields[CORE_MSG_END] = {
 	[CORE_MSG_PING_REQ] = F_SEQ | F_SUBJECT | F_RECORDS,
 	[CORE_MSG_GOSSIP] = F_RECORDS,
 	[CORE_MSG_DIGEST] = F_DIGEST | F_RECORDS,
-	[CORE_MSG_SYNC] = F_RECORDS,
+	[CORE_MSG_SYNC] = F_SEQ | F_RECORDS,
 	[CORE_MSG_PREPARE] = F_REGISTER | F_BALLOT,
 	[CORE_MSG_PROMISE] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_VALUE | F_NEXT | F_PREVIOUS,
 	[CORE_MSG_NACK] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_REASON,
@@ -321,7 +321,8 @@ static void walk_message(struct cursor *c, struct core_message *m)
 	if (fields & F_SUBJECT)
 		walk_bytes(c, &m->subject, sizeof(m->subject));
 	if (fields & F_DIGEST)
-		walk_u64(c, &m->digest);
+		for (uint32_t i = 0; i < CORE_BUCKETS; i++)
+			walk_u64(c, &m->digests[i]);
 	if (fields & F_RECORDS) {
 		count = walk_count(c, &m->record_count, CORE_GOSSIP_RECORDS_MAX);
 		for (uint32_t i = 0; i < count && !c->bad; i++)

@@ -3,7 +3,7 @@
  * The core's words on the wire and on disk, little-endian, field by field.
  *
  *   message = version:u8 type:u8 flags:u8 zero:u8, then the fields of its type in this order:
- *             seq subject digest records job epoch acceptors previous ballot accepted token
+ *             seq subject digests records job epoch acceptors previous ballot accepted token
  *             reason hold_left value next
  *   record  = magic:u32 version:u32 job epoch acceptors installed:u32 settled:u32 previous
  *             promised accepted value next fnv64:u64
@@ -13,7 +13,8 @@
  *
  *   type                          flags       says
  *   PING PING_REQ ACK GOSSIP                  membership; subject: who is asked after
- *   DIGEST SYNC                   WANT_REPLY  anti-entropy of the whole member table
+ *   DIGEST SYNC                   WANT_REPLY  anti-entropy of the member table; seq of SYNC: a
+ *                                             mask of the buckets meant
  *   PREPARE -> PROMISE | NACK     TAKEOVER: BUSY while a hold runs; READ: promise nothing
  *   ACCEPT -> ACCEPTED | NACK
  *   LEARN                                     this value was chosen at this ballot
@@ -39,6 +40,7 @@
 
 enum {
 	CORE_GOSSIP_RECORDS_MAX = 32, /* member records in one message */
+	CORE_BUCKETS = 64,	      /* parts of the member table, by id, that are compared */
 	CORE_RECORD_BYTES_MAX = 4096, /* what an acceptor record really needs at most */
 };
 
@@ -123,7 +125,7 @@ struct core_message {
 	uint8_t flags;
 	uint64_t seq;
 	struct node_id subject;
-	uint64_t digest;
+	uint64_t digests[CORE_BUCKETS];
 	struct job_id job;
 	uint32_t epoch;
 	struct core_acceptors acceptors, previous, next;

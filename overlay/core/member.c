@@ -71,6 +71,11 @@ static void fill_card(struct member *member, const struct node_card *card)
 	memcpy(member->info.room, card->room, sizeof(card->room));
 }
 
+static uint32_t bucket_of(const struct member *member)
+{
+	return member->info.id.b[sizeof(member->info.id.b) - 1] % CORE_BUCKETS;
+}
+
 void core_member_set_add(struct core *core, struct row_set *set, const struct member *member)
 {
 	uint32_t row = (uint32_t)(member - core->members);
@@ -100,7 +105,7 @@ static void forget_row(struct core *core, const struct member *member)
 	core_member_set_remove(core, &core->hot, member);
 	core_member_set_remove(core, &core->notify, member);
 	core_member_set_remove(core, &core->suspects, member);
-	core->digest ^= member->digest;
+	core->digests[bucket_of(member)] ^= member->digest;
 }
 
 static struct member *member_insert(struct core *core, const struct node_card *card)
@@ -171,12 +176,12 @@ void core_member_changed(struct core *core, struct member *member)
 	const struct member_info *info = &member->info;
 	uint64_t word;
 
-	core->digest ^= member->digest;
+	core->digests[bucket_of(member)] ^= member->digest;
 	memcpy(&word, info->id.b, sizeof(word));
 	member->digest = info->incarnation ?
 				 core_mix(word ^ core_mix(info->incarnation * 8 + info->state)) :
 				 0;
-	core->digest ^= member->digest;
+	core->digests[bucket_of(member)] ^= member->digest;
 }
 
 void core_member_spread(struct core *core, struct member *member)
@@ -354,11 +359,13 @@ void core_member_report(struct core *core, const struct member_state_report *rep
 	}
 }
 
-static void send_table(struct core *core, const struct node_id *to, uint8_t flags)
+static void send_table(struct core *core, const struct node_id *to, uint64_t buckets, uint8_t flags)
 {
 	struct core_message *m = core_outbox_begin(core, CORE_MSG_SYNC);
 
 	for (uint32_t i = 0; i < core->member_count; i++) {
+		if (!(buckets >> bucket_of(&core->members[i]) & 1))
+			continue;
 		if (m->record_count == CORE_GOSSIP_RECORDS_MAX) {
 			core_outbox_send(core, to);
 			m = core_outbox_begin(core, CORE_MSG_SYNC);
@@ -366,12 +373,14 @@ static void send_table(struct core *core, const struct node_id *to, uint8_t flag
 		core_member_add_record(m, &core->members[i]);
 	}
 	m->flags = flags; /* the last part asks for the answer */
+	m->seq = buckets;
 	core_outbox_send(core, to);
 }
 
-void core_member_sync(struct core *core, const struct node_id *to, bool want_reply)
+void core_member_sync(struct core *core, const struct node_id *to, uint64_t buckets,
+		      bool want_reply)
 {
-	send_table(core, to, want_reply ? CORE_FLAG_WANT_REPLY : 0);
+	send_table(core, to, buckets, want_reply ? CORE_FLAG_WANT_REPLY : 0);
 }
 
 void core_member_greet(struct core *core, const struct core_event *event)
@@ -398,7 +407,7 @@ void core_member_greet(struct core *core, const struct core_event *event)
 		member->info.port = event->port;
 	}
 	member->heard_ms = core->now_ms;
-	core_member_sync(core, &event->node, true);
+	core_member_sync(core, &event->node, UINT64_MAX, true);
 }
 
 void core_member_leave(struct core *core)

@@ -168,7 +168,7 @@ struct core {
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	uint32_t member_count;
 	struct row_set hot, notify, suspects; /* still ride along; the agent is to hear of */
-	uint64_t digest;		      /* of all rows, kept up with every change */
+	uint64_t digests[CORE_BUCKETS];	      /* of all rows, kept up with every change */
 	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
 	uint32_t order_next, dead_row;	/* dead_row: the last one passed over, 0: none */
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
@@ -237,7 +237,8 @@ void core_member_notify(struct core *core, struct member *member);
 void core_member_changed(struct core *core, struct member *member);
 void core_member_set_state(struct core *core, struct member *member, uint32_t state);
 void core_member_add_record(struct core_message *m, const struct member *member);
-void core_member_sync(struct core *core, const struct node_id *to, bool want_reply);
+void core_member_sync(struct core *core, const struct node_id *to, uint64_t buckets,
+		      bool want_reply);
 void core_member_report(struct core *core, const struct member_state_report *report);
 void core_member_greet(struct core *core, const struct core_event *event);
 void core_member_leave(struct core *core);

@@ -209,7 +209,7 @@ static void tick_sync(struct core *core)
 		if (member->info.is_self || member->info.state != MEMBER_ALIVE)
 			continue;
 		m = core_outbox_begin(core, CORE_MSG_DIGEST);
-		m->digest = core->digest;
+		memcpy(m->digests, core->digests, sizeof(m->digests));
 		core_member_add_record(m, &core->members[0]);
 		core_outbox_send(core, &member->info.id);
 		return;
@@ -296,6 +296,8 @@ static void handle_ack(struct core *core, const struct core_message *m)
 
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
+	uint64_t buckets = 0;
+
 	for (uint32_t i = 0; i < m->record_count; i++)
 		core_member_apply(core, &m->records[i]);
 	if (core->left)
@@ -311,12 +313,14 @@ void core_member_message(struct core *core, const struct node_id *from, struct c
 		handle_ping_req(core, from, m);
 		break;
 	case CORE_MSG_DIGEST:
-		if (m->digest != core->digest)
-			core_member_sync(core, from, true);
+		for (uint32_t i = 0; i < CORE_BUCKETS; i++)
+			buckets |= (uint64_t)(m->digests[i] != core->digests[i]) << i;
+		if (buckets)
+			core_member_sync(core, from, buckets, true);
 		break;
 	case CORE_MSG_SYNC:
 		if (m->flags & CORE_FLAG_WANT_REPLY)
-			core_member_sync(core, from, false);
+			core_member_sync(core, from, m->seq, false);
 		break;
 	default:
 		break;

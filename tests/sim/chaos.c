@@ -128,6 +128,7 @@ static void draw_rates(struct chaos_rates *r, uint64_t seed, uint32_t nodes, uin
 		.checkpoint_ms = 4000,
 		.done_ppm = 10000,
 		.release_ppm = 60000,
+		.vacate = dice_below(&dice, 3) ? dice_below(&dice, 20) : 0,
 	};
 	if (minutes > SIM_DENSE_MINUTES)
 		draw_lab(r, &dice, nodes, minutes);
@@ -142,13 +143,14 @@ static void print_rates(const struct chaos_rates *r, uint64_t seed, uint32_t nod
 	       "torn=%u drift=%u ppm latency=%u slow=%u ms fault=%u user=%u ms crash=%u "
 	       "partition=%u one_way=%u pause=%u rollback=%u %% pause=%u ms session=%u away=%u "
 	       "min announced=%u %% rooms=%u closing=%u notice=%u s night=%u-%u/%u min "
-	       "clockless=%u %% jobs=%u checkpoint=%u ms done=%u release=%u ppm\n",
+	       "clockless=%u %% jobs=%u checkpoint=%u ms done=%u release=%u ppm vacate=%u %%\n",
 	       seed, nodes, minutes, commit ? commit : "unknown", r->net.loss_ppm,
 	       r->net.double_ppm, r->net.slow_ppm, r->net.torn_ppm, r->net.drift_ppm,
 	       r->net.latency_ms, r->net.slow_ms, r->fault_ms, r->user_ms, r->crash, r->partition,
 	       r->one_way, r->pause, r->rollback, r->pause_ms, r->session_min, r->away_min,
 	       r->announced, r->rooms, r->closing, r->notice_s, r->night_min, r->dawn_min,
-	       r->day_min, r->clockless, r->jobs, r->checkpoint_ms, r->done_ppm, r->release_ppm);
+	       r->day_min, r->clockless, r->jobs, r->checkpoint_ms, r->done_ppm, r->release_ppm,
+	       r->vacate);
 	fflush(stdout);
 }
 

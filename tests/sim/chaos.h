@@ -31,6 +31,7 @@ struct chaos_rates {
 	uint32_t night_min, dawn_min, day_min;
 	uint32_t clockless; /* per cent of hosts whose clock stops in a pause */
 	uint32_t jobs, checkpoint_ms, done_ppm, release_ppm;
+	uint32_t vacate; /* per cent of what users do */
 };
 
 struct chaos {

@@ -159,6 +159,10 @@ static void act(struct chaos *chaos, uint32_t node)
 	} else if (draw < 80) {
 		net->nodes[node].report.flags ^= MEMBER_TAKES_JOBS;
 		simnet_report(net, node);
+	} else if (draw < 80 + chaos->rates.vacate) {
+		/* Drained by hand, and back: its places as an acceptor go to others. */
+		net->nodes[node].report.flags ^= MEMBER_VACATING;
+		simnet_report(net, node);
 	}
 }
 

@@ -274,9 +274,10 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 static void on_chose(void *ctx, const struct job_value *before, const struct job_value *after)
 {
 	struct hosts *hosts = ctx;
-	uint64_t old = before && before->history_count ? before->history[0].seq : 0;
+	bool same = before && !memcmp(&before->history[0].manifest, &after->history[0].manifest,
+				      sizeof(after->history[0].manifest));
 
-	if (after->history_count && after->history[0].seq > old)
+	if (!same)
 		objects_check_commit(hosts, after);
 	else
 		objects_check_restorable(hosts, after);
