@@ -7,6 +7,8 @@
 # make model-long                                  the register's model, larger bounds: hours
 # make sim-paper SEED=                             a paper's experiment, anew; docs/paper.md
 # make bench-pause                                 how long a job stands still; build/bench/
+# make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
+# make sim-long      40 seeds of 50 hosts, 24 h    make sim-mutants    is each safety rule needed?
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
 # build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
@@ -77,7 +79,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -165,6 +167,10 @@ HOURS ?= 24
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
+sim-long: $(B)/tests/sim_core
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS) 40
+sim-mutants:
+	$(Q)tests/sim/mutants $(T)
 # An old paper's experiment, exactly and simulated, and decamp's policy on the same axis.
 sim-paper: $(B)/tests/sim_paper
 	@mkdir -p build/bench
