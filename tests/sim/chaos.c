@@ -99,6 +99,21 @@ static void draw_lab(struct chaos_rates *r, struct simnet_dice *dice, uint32_t n
 	r->release_ppm = 20000;
 }
 
+/* Messages that take half a minute, cuts, and acceptors that change under both. */
+static void draw_storm(struct chaos_rates *r)
+{
+	r->net.slow_ppm = 400000;
+	r->net.slow_ms = 25000;
+	r->fault_ms = 4000;
+	r->user_ms = 600;
+	r->vacate = 20;
+	r->partition = 40;
+	r->crash = 10;
+	r->jobs = 4;
+	r->release_ppm = 0;
+	r->done_ppm = 1000;
+}
+
 /* Drawn before the net exists, from the seed alone. */
 static void draw_rates(struct chaos_rates *r, uint64_t seed, uint32_t nodes, uint32_t minutes)
 {
@@ -130,6 +145,8 @@ static void draw_rates(struct chaos_rates *r, uint64_t seed, uint32_t nodes, uin
 		.release_ppm = 60000,
 		.vacate = dice_below(&dice, 3) ? dice_below(&dice, 20) : 0,
 	};
+	if (dice_below(&dice, 4) == 0)
+		draw_storm(r);
 	if (minutes > SIM_DENSE_MINUTES)
 		draw_lab(r, &dice, nodes, minutes);
 }

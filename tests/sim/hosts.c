@@ -288,6 +288,8 @@ static void on_sent(void *ctx, uint32_t node, const struct core_send *send)
 	struct hosts *hosts = ctx;
 
 	checker_sent(&hosts->checker, node, send);
+	if (hosts->watch)
+		hosts->watch(hosts, node, send);
 }
 
 static void on_wrote(void *ctx, uint32_t node, const struct core_write *write)

@@ -71,6 +71,8 @@ struct hosts {
 	uint32_t checkpoint_ms; /* mean */
 	bool aim;		/* releases name a random target */
 	uint64_t commits, losses, grants, failed_puts;
+	/* For scenes: hears of every message that is sent. */
+	void (*watch)(struct hosts *hosts, uint32_t node, const struct core_send *send);
 };
 
 struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_rates *rates);

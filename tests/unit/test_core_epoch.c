@@ -208,6 +208,114 @@ static void who_slept_through_epochs_finds_the_job(void **state)
 	hosts_destroy(hosts);
 }
 
+/*
+ * At the first INSTALL, who sends it, who is new, and one acceptor more are cut off from the other
+ * three, from the one that leaves and from the owner. Three of both epochs are on either side.
+ */
+static uint32_t proposer;
+
+static void cut_at_install(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	static struct core_message m;
+	bool one_more = true;
+
+	if (((const uint8_t *)send->bytes)[1] != CORE_MSG_INSTALL)
+		return;
+	hosts->watch = NULL;
+	proposer = node;
+	assert_int_equal(core_message_decode(send->bytes, send->size, &m), 0);
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		const struct node_id *id = &hosts->net->nodes[i].card.id;
+		bool old = core_acceptors_rank(&m.previous, id) != CORE_NONE;
+		bool new = core_acceptors_rank(&m.acceptors, id) != CORE_NONE;
+		bool first_side = i == node || !old;
+
+		if (old && new &&i && i != node &&one_more) {
+			first_side = true;
+			one_more = false;
+		}
+		hosts->net->nodes[i].group = !first_side || i == 0;
+	}
+}
+
+/* Of the first epoch. */
+static bool was_acceptor(const struct hosts *hosts, uint32_t node)
+{
+	return core_acceptors_rank(&hosts->checker.jobs[JOB].epochs[0].acceptors,
+				   &hosts->net->nodes[node].card.id) != CORE_NONE;
+}
+
+/* A lab whose job is changing its acceptors when it is cut in two; the proposer is not host 0. */
+static struct hosts *cut_lab(uint64_t first_seed)
+{
+	for (uint64_t seed = first_seed;; seed++) {
+		struct hosts *hosts = lab(seed);
+		uint32_t leaving = victim(hosts);
+
+		hosts->watch = cut_at_install;
+		hosts->net->nodes[leaving].report.flags |= MEMBER_VACATING;
+		simnet_report(hosts->net, leaving);
+		while (hosts->watch)
+			run_ms(hosts, 10);
+		/* Host 0 is an acceptor of both epochs, so that its side is a majority of the old. */
+		if (proposer && was_acceptor(hosts, 0) && hosts->net->nodes[leaving].group)
+			return hosts;
+		hosts_destroy(hosts);
+	}
+}
+
+/* A2, A3: the old majority has the owner, the new one waits for its lease, never both. */
+static void a_cut_between_seal_and_install(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 100; seed < 600; seed += 100) {
+		struct hosts *hosts = cut_lab(seed);
+
+		run_ms(hosts, 90000);
+		assert_in_range(hosts_running(hosts, JOB), 1, HOSTS - 1);
+		for (uint32_t i = 0; i < HOSTS; i++)
+			hosts->net->nodes[i].group = 0;
+		run_ms(hosts, 60000);
+		assert_int_equal(get(hosts, 0), 0);
+		hosts_destroy(hosts);
+	}
+}
+
+/* F1: who slept through a job's last epoch and its end can not begin that epoch once more. */
+static void what_has_ended_is_not_installed_again(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 100; seed < 600; seed += 100) {
+		struct hosts *hosts = cut_lab(seed);
+		uint32_t reader = 0;
+
+		run_ms(hosts, 60000);
+		reader = hosts_running(hosts, JOB);
+		assert_in_range(reader, 1, HOSTS - 1);
+		for (uint32_t i = 0; i < HOSTS; i++)
+			if (hosts->net->nodes[i].group)
+				simnet_crash(hosts->net, i);
+		assert_int_equal(get(hosts, reader), 0);
+		hosts_kill(hosts, reader, JOB);
+		run_ms(hosts, 25 * 60000);
+		/* The sleepers come back; of the others, only those who are new are still there. */
+		for (uint32_t i = 0; i < HOSTS; i++)
+			if (!hosts->net->nodes[i].group && was_acceptor(hosts, i))
+				simnet_crash(hosts->net, i);
+		for (uint32_t i = 0; i < HOSTS; i++) {
+			if (hosts->net->nodes[i].group)
+				simnet_start(hosts->net, i, i);
+			hosts->net->nodes[i].group = 0;
+		}
+		for (uint32_t i = 1; i < HOSTS; i++)
+			if (hosts->net->nodes[0].core && hosts->net->nodes[i].core)
+				simnet_greet(hosts->net, 0, i);
+		run_ms(hosts, 5 * 60000);
+		assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+		hosts_destroy(hosts);
+	}
+}
+
 static uint32_t record_count(const struct hosts *hosts)
 {
 	uint32_t count = 0;
@@ -245,6 +353,8 @@ int main(void)
 		cmocka_unit_test(a_lone_host_gets_company),
 		cmocka_unit_test(who_slept_through_epochs_finds_the_job),
 		cmocka_unit_test(signposts_are_taken_down),
+		cmocka_unit_test(a_cut_between_seal_and_install),
+		cmocka_unit_test(what_has_ended_is_not_installed_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
