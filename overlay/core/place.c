@@ -166,7 +166,7 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 
 	while (at < set.count && !is_to_replace(core, &set.ids[at]))
 		at++;
-	/* Of two, neither may fail: a set of one grows to three at once. */
+	/* Of two, neither may fail: it is three at once, if there are three. */
 	if (at == set.count && (set.count >= wanted || wanted < 3))
 		return false;
 	/* The room of the one that goes is free again. */
@@ -179,11 +179,12 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 	set.ids[at] = member->info.id;
 	if (at == set.count)
 		set.count++;
-	if (job->acceptors.count == 1 && set.count == 2) {
+	if (set.count == 2) {
 		member = next_acceptor(core, &job->id, &set);
-		if (!member)
+		if (member)
+			set.ids[set.count++] = member->info.id;
+		else if (job->acceptors.count == 1)
 			return false;
-		set.ids[set.count++] = member->info.id;
 	}
 	*ret_set = set;
 	return true;

@@ -390,6 +390,11 @@ bool checker_can_spare(const struct checker *checker, const struct job_id *id,
 			if (bit_of(set, node) && (set->count < 3 || gone))
 				return false;
 		}
+		/* Named by a seal, and not there yet. */
+		for (uint32_t k = job->count;
+		     k-- > 0 && job->ballots[k].ballot.epoch + 1 == job->epoch_count;)
+			if (bit_of(&job->ballots[k].next, node))
+				return false;
 	}
 	return true;
 }
