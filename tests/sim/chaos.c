@@ -182,6 +182,7 @@ static void report(const struct chaos *chaos, int verbose, struct chaos_result *
 		.grants = hosts->grants,
 		.jobs = hosts->job_count,
 		.epochs = hosts->checker.epoch_count,
+		.virtual_ms = hosts->net->now_ms,
 	};
 
 	for (uint32_t i = 0; i < hosts->job_count; i++) {

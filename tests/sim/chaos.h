@@ -13,7 +13,7 @@
 enum { SIM_DENSE_MINUTES = 20 };
 
 struct chaos_result {
-	uint64_t events, messages, chosen, commits, grants, jobs, ended, epochs;
+	uint64_t events, messages, chosen, commits, grants, jobs, ended, epochs, virtual_ms;
 };
 
 /* verbose: one line with the seed and all rates before, one with the counts after. */

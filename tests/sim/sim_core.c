@@ -45,7 +45,8 @@ int main(int argc, char **argv)
 		chaos_run(seed + i, (uint32_t)nodes, (uint32_t)minutes, 1, &result);
 		took = seconds() - start;
 		printf("sim: %.1f s, %.2f virtual hours a minute, %.1f million events a second\n",
-		       took, (double)minutes / took, (double)result.events / took / 1e6);
+		       took, (double)result.virtual_ms / 6e4 / took,
+		       (double)result.events / took / 1e6);
 		fflush(stdout);
 	}
 	return 0;
