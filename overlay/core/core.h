@@ -11,9 +11,9 @@
  *
  * Membership: full table; SWIM probes with suspicion and incarnation numbers; anti-entropy.
  * A record enters the table only with a node_card that verify_card accepts.
- * Guardian: per job a single-value Paxos register with ballots on r = min(5, live members)
- * acceptors named at creation (successors of hash(job) on the ring, live ones first); lease test
- * at ACCEPT (rule A1); renewals without disk writes (A2); after a restart every hold starts anew
+ * Guardian: per job a single-value Paxos register with ballots on five acceptors (three in a small
+ * cluster; live successors of hash(job) on the ring, rooms of their own first); one that is gone
+ * or leaves is replaced: a sealed value names the set that goes on with it. Lease test at ACCEPT (rule A1); renewals without disk writes (A2); after a restart every hold starts anew
  * (A4). The lowest-ranked live acceptor is the job's active guardian: on a lapsed hold, an IDLE
  * value, it picks a worker by resource match and proposes TAKEOVER naming it. It keeps telling
  * the home host of a DONE job until COLLECTED.
