@@ -530,16 +530,24 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 static void op_heard_moved(struct core *core, struct op *op, const struct core_message *m,
 			   uint32_t bit)
 {
-	op->moved |= bit;
+	bool same = memcmp(&m->acceptors, &op->sending_next, sizeof(m->acceptors)) == 0 &&
+		    memcmp(&m->value, &op->sending, sizeof(m->value)) == 0;
+
+#ifdef MUTANT_VOTE
+	same = op->sending_next.count > 0;
+#endif
 	if (op->phase == OP_READ || op->phase == OP_PREPARE) {
+		op->moved |= bit;
 		op->sending = m->value;
 		op->sending_next = m->acceptors;
 		op_evaluate(core, op);
-	} else if (op->phase == OP_ACCEPT && !op->sending_next.count) {
+	} else if (op->phase == OP_ACCEPT && !same) {
+		/* Another seal is the chosen one: this round's value never will be. */
 		op_retry(core, op, op_backoff_ms(core, op));
-	} else if (op->phase == OP_ACCEPT &&
-		   popcount(op->accepted | op->moved) >= core_acceptors_quorum(&op->set)) {
-		op_chosen(core, op);
+	} else if (op->phase == OP_ACCEPT) {
+		op->moved |= bit;
+		if (popcount(op->accepted | op->moved) >= core_acceptors_quorum(&op->set))
+			op_chosen(core, op);
 	}
 }
 
@@ -628,8 +636,7 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 				return;
 			}
 #endif
-			if (popcount(op->accepted | (op->sending_next.count ? op->moved : 0)) >=
-			    core_acceptors_quorum(&op->set))
+			if (popcount(op->accepted | op->moved) >= core_acceptors_quorum(&op->set))
 				op_chosen(core, op);
 		}
 		break;

@@ -25,7 +25,7 @@ struct bench {
 	uint8_t disk[CORE_RECORD_MAX];
 	size_t disk_size;
 	struct core_message reply, message;
-	bool replied;
+	bool replied, installing;
 };
 
 static bool any_card(void *ctx, const struct node_card *card)
@@ -47,6 +47,7 @@ static void read_update(struct bench *b, const struct core_update *update)
 						     &b->reply),
 				 0);
 		b->replied |= b->reply.type >= CORE_MSG_PREPARE;
+		b->installing |= b->reply.type == CORE_MSG_INSTALL;
 	}
 }
 
@@ -91,9 +92,8 @@ static void end(struct bench *b)
 	free(b);
 }
 
-/* Returns the type of the answer, or 0. The acceptors are P, self and `third`. */
-static int say_as(struct bench *b, const struct node_id *from, struct core_message *m,
-		  const struct node_id *third)
+/* Returns the type of the answer, or 0. */
+static int say_to(struct bench *b, const struct node_id *from, struct core_message *m)
 {
 	static uint8_t bytes[CORE_MESSAGE_MAX];
 	struct core_event event = {
@@ -105,16 +105,23 @@ static int say_as(struct bench *b, const struct node_id *from, struct core_messa
 	};
 	const struct core_update *update;
 
-	m->job = m->value.job = job;
-	m->acceptors.count = 3;
-	m->acceptors.ids[0] = p;
-	m->acceptors.ids[1] = self;
-	m->acceptors.ids[2] = *third;
 	event.size = core_message_encode(m, bytes, sizeof(bytes));
 	assert_true(event.size > 0);
 	assert_int_equal(core_step(b->core, &event, &update), 0);
 	read_update(b, update);
 	return b->replied ? b->reply.type : 0;
+}
+
+/* The acceptors are P, self and `third`. */
+static int say_as(struct bench *b, const struct node_id *from, struct core_message *m,
+		  const struct node_id *third)
+{
+	m->job = m->value.job = job;
+	m->acceptors.count = 3;
+	m->acceptors.ids[0] = p;
+	m->acceptors.ids[1] = self;
+	m->acceptors.ids[2] = *third;
+	return say_to(b, from, m);
 }
 
 static int say(struct bench *b, const struct node_id *from, struct core_message *m)
@@ -395,6 +402,85 @@ static void each_life_has_its_own_rounds(void **state)
 	end(b);
 }
 
+static void tick_after(struct bench *b, uint64_t ms)
+{
+	struct core_event event = { .type = CORE_EV_TICK };
+	const struct core_update *update;
+
+	b->now_ms += ms;
+	event.now_ms = b->now_ms;
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	read_update(b, update);
+}
+
+/* What P says as an acceptor of epoch 0 that took a seal; the set to come has one more stranger. */
+static void say_sealed(struct bench *b, uint8_t stranger)
+{
+	struct core_ballot asked = b->reply.ballot;
+	struct core_message *m = &b->message;
+
+	assert_int_equal(b->reply.type, CORE_MSG_PREPARE);
+	memset(m, 0, sizeof(*m));
+	m->type = CORE_MSG_PROMISE;
+	m->ballot = asked;
+	m->accepted = ballot(2, &p, 5);
+	m->value.owner = p;
+	m->value.token.counter = 1;
+	m->value.state = JOB_STATE_HELD;
+	m->value.fence = FENCE_STRICT;
+	m->next.count = 3;
+	m->next.ids[0].b[0] = stranger;
+	m->next.ids[1] = p;
+	m->next.ids[2] = self;
+	(void)say(b, &p, m);
+}
+
+/*
+ * Two sets were sealed under two ballots. Somebody who is in the next epoch votes for the seal that
+ * he was installed with, not for the one that this host would like to see chosen.
+ */
+static void the_other_seal_is_no_vote(void **state)
+{
+	struct bench *b = bench();
+	struct job_value value = { .job = job };
+	struct core_event event = {
+		.type = CORE_EV_REQUEST,
+		.request = CORE_REQ_GET,
+		.value = &value,
+		.now_ms = b->now_ms,
+	};
+	struct core_message *m = &b->message;
+	const struct core_update *update;
+
+	(void)state;
+	create(b);
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	read_update(b, update);
+	say_sealed(b, 7);
+	tick_after(b, 1); /* reading is not enough */
+	say_sealed(b, 7);
+	tick_after(b, 200); /* Q does not answer: what P has is to be finished */
+	assert_int_equal(b->reply.type, CORE_MSG_ACCEPT);
+	assert_int_equal(b->reply.next.ids[0].b[0], 7);
+	memset(m, 0, sizeof(*m));
+	m->type = CORE_MSG_MOVED;
+	m->epoch = 1;
+	m->job = m->value.job = job;
+	m->value.owner = p;
+	m->value.token.counter = 1;
+	m->value.state = JOB_STATE_HELD;
+	m->value.fence = FENCE_STRICT;
+	m->previous.count = 3;
+	m->previous.ids[0] = p;
+	m->previous.ids[1] = self;
+	m->previous.ids[2] = q;
+	m->acceptors = m->previous;
+	m->acceptors.ids[2].b[0] = 8;
+	(void)say_to(b, &p, m);
+	assert_false(b->installing);
+	end(b);
+}
+
 /* A host that restarts without its ballots never utters one of them again. */
 static void each_life_has_its_own_ballots(void **state)
 {
@@ -596,6 +682,7 @@ int main(void)
 		cmocka_unit_test(rule_o1_counts_from_sending),
 		cmocka_unit_test(each_life_has_its_own_rounds),
 		cmocka_unit_test(each_life_has_its_own_ballots),
+		cmocka_unit_test(the_other_seal_is_no_vote),
 		cmocka_unit_test(strange_bytes_are_refused),
 		cmocka_unit_test(a_sealed_acceptor_does_not_renew),
 		cmocka_unit_test(an_installed_acceptor_holds_anew),
