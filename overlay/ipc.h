@@ -44,7 +44,10 @@ enum ov_op {
 			     * reachable member; a job without a majority is listed all the same */
 	OV_JOB_TAKE,   /* u.value {job}, u.value.target: guardian function by hand (restore --on):
 			     * ask to make target the owner now; refused with -EBUSY while a lease
-			     * of another owner runs */
+			     * of another owner runs. With u.value.token it is the owner's claim:
+			     * target is this host, granted the job under that token and about to
+			     * restore it; -ESTALE unless it is still the owner.
+			     * -> u.value with the new token */
 	OV_OBJECT_PUT, /* u.object, fd: sealed memfd -> u.object.holders: who fsynced it.
 			     * Asks for `copies` on distinct live hosts, never self unless alone;
 			     * success if at least one holds it, the agent decides what is enough */
@@ -66,7 +69,7 @@ enum ov_op {
 	/* overlay -> agent: events on the main channel */
 	OV_EV_LEASE = 64, /* u.lease: a renewal round succeeded; run until then */
 	OV_EV_LOST,	  /* u.job: the token is no longer ours: kill and discard */
-	OV_EV_GRANT,	  /* u.value: this host is the job's new owner: HOLD, restore, run */
+	OV_EV_GRANT,	  /* u.value: this host is the job's new owner: TAKE, HOLD, restore */
 	OV_EV_DONE,	  /* u.value: we are home: fetch the results, then CAS to COLLECTED */
 	OV_EV_ORDER,	  /* u.order {call_id, node, bytes}: another agent's sealed message */
 	OV_EV_JOIN,	  /* u.join {call_id, token_id, bytes}: a joiner's sealed request */

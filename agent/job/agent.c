@@ -274,7 +274,7 @@ static void on_lost(struct agent *a, const struct ov_job *lost)
 	pthread_t thread;
 	int r;
 
-	if (!job)
+	if (!job || job->claiming) /* the claim's answer tells */
 		return;
 	job_get_value(job, &value);
 	if (fence_token_compare(&lost->token, &value.token) != 0)
@@ -301,6 +301,9 @@ static void on_grant(struct agent *a, const struct job_value *value)
 		struct action lost = { .type = ACTION_LOST };
 		struct job_value ours;
 
+		/* Read before the token: it is the new one once the claim is over. */
+		if (job->claiming)
+			return;
 		/* Ours under an older token: that incarnation ends first; the guardian repeats. */
 		job_get_value(job, &ours);
 		if (fence_token_compare(&ours.token, &value->token) < 0 &&

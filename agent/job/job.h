@@ -142,6 +142,7 @@ struct job {
 	atomic_bool owner_frozen; /* a user sits here and the job could not leave yet */
 	atomic_bool releasing; /* a RELEASE was sent under this token: never to run under it again */
 	atomic_bool lost;
+	atomic_bool claiming; /* see job_claim(): a newer token may be granted before it returns */
 	uint64_t next_ckpt_boot_ns;
 	uint32_t interval_s;
 	uint32_t stat_count, move_count;
@@ -278,6 +279,11 @@ bool job_value_sane(const struct job_value *value);
 int job_cas(struct job *job, const struct job_value *value, int patience_ms) _must_check_;
 /* After an -ESTALE, before anything is killed: a quorum says that another incarnation is the job. */
 bool job_is_lost(struct job *job);
+/*
+ * Before a restore: this host, granted the job, takes a token of its own for it. Under the granted
+ * one it may have run before a power cut, and a RELEASE of that run may still be on its way.
+ */
+int job_claim(struct job *job, int patience_ms) _must_check_;
 int job_hold(struct job *job, int patience_ms) _must_check_;
 void job_drop(struct job *job);
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,

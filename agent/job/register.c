@@ -108,6 +108,26 @@ bool job_is_lost(struct job *job)
 	       v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self);
 }
 
+int job_claim(struct job *job, int patience_ms)
+{
+	struct ov_msg msg = { .op = OV_JOB_TAKE, .u.value = job->value };
+	const struct job_value *v = &msg.u.value;
+	int r;
+
+	msg.u.value.target = job->agent->self;
+	r = call_patiently(job, &msg, patience_ms);
+	if (r < 0)
+		return r;
+	if (!job_value_sane(v) || memcmp(&v->job, &job->id, sizeof(job->id)) != 0 ||
+	    v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self) ||
+	    fence_token_compare(&v->token, &job->value.token) <= 0)
+		return -EBADMSG;
+	pthread_mutex_lock(&job->lock);
+	job->value = *v;
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
 int job_hold(struct job *job, int patience_ms)
 {
 	struct ov_msg msg = { .op = OV_JOB_HOLD,

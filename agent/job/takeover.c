@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-/* The guardians made this host the owner: hold the lease, restore the newest checkpoint, run. */
+/* The guardians made this host the owner: claim it, hold it, restore the newest checkpoint, run. */
 #define LOG_TAG "job"
 #include <errno.h>
 #include <fcntl.h>
@@ -318,8 +318,13 @@ int job_takeover(struct job *job)
 {
 	struct takeover t = { .job = job, .granted_boot_ns = now_boot_ns() };
 	char reason[RESTORE_REASON_MAX] = "";
-	int r = job_hold(job, JOB_CALL_MS);
+	int r;
 
+	job->claiming = true;
+	r = job_claim(job, JOB_CALL_MS);
+	job->claiming = false;
+	if (r == 0)
+		r = job_hold(job, JOB_CALL_MS);
 	/* Without an answer the overlay half would go on renewing what nobody runs. */
 	if (r < 0)
 		return abandon(job, r);

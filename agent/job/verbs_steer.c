@@ -302,6 +302,8 @@ static int take_job(struct target *t, const struct api_call *call, const struct 
 	struct ov_msg msg = { .op = OV_JOB_TAKE, .u.value = t->value };
 	int r;
 
+	memset(&msg.u.value.token, 0,
+	       sizeof(msg.u.value.token)); /* no claim: it waits for leases */
 	msg.u.value.target = node_id_is_zero(host) ? t->agent->self : *host;
 	r = ov_call(t->channel, &msg, -1, NULL, JOB_CALL_MS);
 	if (r == -EBUSY)

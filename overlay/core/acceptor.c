@@ -23,6 +23,12 @@ static bool same_incarnation(const struct job_value *a, const struct job_value *
 	       node_id_equal(&a->owner, &b->owner);
 }
 
+/* A token that its owner made itself. */
+static bool is_own(const struct job_value *value)
+{
+	return node_id_equal(&value->token.node, &value->owner);
+}
+
 bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
 			     const struct job_value *value, const struct core_acceptors *next)
 {
@@ -48,7 +54,7 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 		job->hold_until_ms = core->now_ms + core->config.hold_ms;
 		job->renewed = false;
 		job->guard_ms = job->grant_ms = job->done_ms = 0;
-		if (fresh) /* whoever created it will renew by itself */
+		if (fresh || is_own(value)) /* whoever made the token will renew by itself */
 			job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
 		core_arm(core, core->now_ms);
 	}
@@ -185,6 +191,9 @@ static bool is_busy(const struct core *core, const struct job *job, const struct
 	return false;
 #endif
 	if (!core_acceptor_holds(core, job) || same_incarnation(&job->value, next))
+		return false;
+	/* The owner's claim: nothing of what it ran under the old token is left there. */
+	if (is_own(next) && node_id_equal(&job->value.owner, &next->owner))
 		return false;
 	/* RELEASE: the owner froze the job before it said so. */
 	return fence_token_compare(&job->value.token, &next->token) != 0 ||

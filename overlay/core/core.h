@@ -65,7 +65,11 @@ enum core_request {
 	CORE_REQ_HOLD,	     /* value.job, value.token */
 	CORE_REQ_DROP,	     /* value.job */
 	CORE_REQ_GET,	     /* value.job */
-	CORE_REQ_TAKE,	     /* value.job, value.target */
+	/*
+	 * value.job, value.target. With value.token, the one under which this host was granted the
+	 * job, it is the owner's claim: the target is this host, and -ESTALE unless it owns the job.
+	 */
+	CORE_REQ_TAKE,
 };
 
 struct core_event {

@@ -32,7 +32,7 @@ static void op_message(struct core *core, struct op *op, enum core_message_type 
 	m->ballot = op->ballot;
 	if (op->phase == OP_READ)
 		m->flags = CORE_FLAG_READ;
-	else if (op->kind == OP_TAKEOVER || op->kind == OP_TAKE)
+	else if (op->kind == OP_TAKEOVER || (op->kind == OP_TAKE && !op->claim))
 		m->flags = CORE_FLAG_TAKEOVER;
 	if (type == CORE_MSG_ACCEPT) {
 		m->value = op->sending;
@@ -197,11 +197,20 @@ static int choose_worker(struct core *core, struct op *op, const struct job_valu
 	if (op->kind == OP_TAKEOVER)
 		return core_place_worker(core, current, current->state == JOB_STATE_HELD,
 					 ret_worker);
+	if (op->claim) {
+		*ret_worker = *core_self(core);
+		return 0;
+	}
 	member = core_member_find(core, &op->wish.target);
 	if (!member || member->info.state != MEMBER_ALIVE || !core_place_can_run(member, current))
 		return -EHOSTUNREACH;
 	*ret_worker = op->wish.target;
 	return 0;
+}
+
+static bool is_held_by_self(const struct core *core, const struct job_value *value)
+{
+	return value->state == JOB_STATE_HELD && node_id_equal(&value->owner, core_self(core));
 }
 
 static void decide_takeover(struct core *core, struct op *op, const struct job_value *current)
@@ -211,7 +220,7 @@ static void decide_takeover(struct core *core, struct op *op, const struct job_v
 		     fence_token_compare(&current->token, &op->expected) != 0;
 	int r;
 
-	if (core_job_value_ended(current)) {
+	if (core_job_value_ended(current) || (op->claim && !is_held_by_self(core, current))) {
 		op_end(core, op, -ESTALE, current);
 		return;
 	}
@@ -233,7 +242,8 @@ static void decide_takeover(struct core *core, struct op *op, const struct job_v
 	next.state = JOB_STATE_HELD;
 	next.token = op->ballot.number;
 	memset(&next.target, 0, sizeof(next.target));
-	core_place_granted(core, &next.owner);
+	if (!op->claim)
+		core_place_granted(core, &next.owner);
 	op_send_accept(core, op, &next, NULL, false);
 }
 
@@ -441,6 +451,8 @@ static void announce(struct core *core, struct op *op)
 	struct core_message *m;
 
 	if (op->kind != OP_TAKE && op->kind != OP_TAKEOVER && !core_job_value_ended(value))
+		return;
+	if (op->claim) /* who asked for it is the owner, and has the answer */
 		return;
 	m = core_job_message(core, job, CORE_MSG_LEARN);
 	m->epoch = op->epoch;

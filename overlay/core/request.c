@@ -147,6 +147,7 @@ static int start_request(struct core *core, const struct core_event *event)
 		[CORE_REQ_TAKE] = OP_TAKE,
 	};
 	bool whole = event->request == CORE_REQ_CREATE || event->request == CORE_REQ_CAS;
+	bool is_claim = false;
 	struct job_value value;
 	struct job *job;
 	struct op *op;
@@ -159,6 +160,11 @@ static int start_request(struct core *core, const struct core_event *event)
 		r = core_value_normalize(event->value, &value);
 		if (r < 0)
 			return r;
+	}
+	if (event->request == CORE_REQ_TAKE) {
+		is_claim = value.token.counter > 0;
+		if (is_claim && !node_id_equal(&value.target, core_self(core)))
+			return -EINVAL;
 	}
 	job = core_job_get(core, &value.job);
 	if (!job)
@@ -173,6 +179,7 @@ static int start_request(struct core *core, const struct core_event *event)
 		return -EAGAIN;
 	op->has_request = true;
 	op->request_id = event->request_id;
+	op->claim = is_claim;
 	op->wish = value;
 	core_proposer_enter(core, op);
 	return 0;

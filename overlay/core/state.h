@@ -134,6 +134,7 @@ enum op_phase { OP_WAIT = 1, OP_LOCATE, OP_READ, OP_PREPARE, OP_ACCEPT, OP_INSTA
 struct op {
 	bool used, has_request, finishing;
 	bool then_grant; /* GET: tell the agent that it owns what was read */
+	bool claim;	 /* TAKE: the owner takes it over from itself */
 	enum op_kind kind;
 	enum op_phase phase;
 	uint32_t job; /* index */

@@ -17,7 +17,8 @@ enum request_kind {
 	KIND_COLLECT,
 	KIND_GET,
 	KIND_TAKE,
-	KIND_KILL
+	KIND_KILL,
+	KIND_CLAIM,
 };
 
 static uint64_t request_id(enum request_kind kind, uint32_t job, uint32_t life)
@@ -157,10 +158,15 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 	hj = hosts_at(hosts, node, job);
 	switch (notice->type) {
 	case CORE_GRANT:
-		if (hj->phase != HOST_NONE && fence_token_compare(&hj->token, &value->token) >= 0)
+		if (hj->phase == HOST_CLAIMING ||
+		    (hj->phase != HOST_NONE && fence_token_compare(&hj->token, &value->token) >= 0))
 			return;
 		hosts->grants++;
+#ifdef MUTANT_CLAIM
 		hj->phase = HOST_WANTED;
+#else
+		hj->phase = HOST_GRANTED;
+#endif
 		hj->busy = hj->storing = false;
 		hj->token = value->token;
 		hj->value = *value;
@@ -177,7 +183,8 @@ static void on_notice(void *ctx, uint32_t node, const struct core_notice *notice
 			return;
 		break;
 	case CORE_LOST:
-		if (fence_token_compare(&hj->token, &value->token) == 0)
+		if (hj->phase != HOST_CLAIMING &&
+		    fence_token_compare(&hj->token, &value->token) == 0)
 			stop(hosts, hj);
 		break;
 	case CORE_DONE:
@@ -220,6 +227,20 @@ static void cas_answered(struct hosts *hosts, uint32_t node, uint32_t job,
 	}
 }
 
+static void claim_answered(struct host_job *hj, const struct core_answer *answer)
+{
+	if (hj->phase != HOST_CLAIMING)
+		return;
+	hj->phase = HOST_NONE;
+	if (answer->status == -EAGAIN) {
+		hj->phase = HOST_GRANTED;
+	} else if (answer->status == 0) {
+		hj->phase = HOST_WANTED;
+		hj->token = answer->value.token;
+		hj->value = answer->value;
+	}
+}
+
 static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer)
 {
 	struct hosts *hosts = ctx;
@@ -246,6 +267,9 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 	case KIND_CAS:
 		if (hj->busy)
 			cas_answered(hosts, node, job, answer);
+		break;
+	case KIND_CLAIM:
+		claim_answered(hj, answer);
 		break;
 	case KIND_COLLECT:
 		hj->collect = answer->status == -EAGAIN || answer->status == -ENOENT;
@@ -283,13 +307,12 @@ static void on_chose(void *ctx, const struct job_value *before, const struct job
 		objects_check_restorable(hosts, after);
 }
 
-static void on_sent(void *ctx, uint32_t node, const struct core_send *send)
+static bool on_sent(void *ctx, uint32_t node, const struct core_send *send)
 {
 	struct hosts *hosts = ctx;
 
 	checker_sent(&hosts->checker, node, send);
-	if (hosts->watch)
-		hosts->watch(hosts, node, send);
+	return !hosts->watch || hosts->watch(hosts, node, send);
 }
 
 static void on_wrote(void *ctx, uint32_t node, const struct core_write *write)
@@ -404,6 +427,19 @@ static void ask_for_lease(struct hosts *hosts, uint32_t node, uint32_t job)
 	ask(hosts, node, CORE_REQ_HOLD, KIND_HOLD, job, &hj->value);
 }
 
+static void claim(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct host_job *hj = hosts_at(hosts, node, job);
+	struct job_value value = {
+		.job = hosts->jobs[job].id,
+		.token = hj->token,
+		.target = hosts->net->nodes[node].card.id,
+	};
+
+	hj->phase = HOST_CLAIMING;
+	ask(hosts, node, CORE_REQ_TAKE, KIND_CLAIM, job, &value);
+}
+
 static void poll_job(struct hosts *hosts, uint32_t node, uint32_t job)
 {
 	struct host_job *hj = hosts_at(hosts, node, job);
@@ -415,6 +451,8 @@ static void poll_job(struct hosts *hosts, uint32_t node, uint32_t job)
 		hj->collect = false;
 		ask(hosts, node, CORE_REQ_CAS, KIND_COLLECT, job, &done);
 	}
+	if (simnet_is_up(hosts->net, node) && hj->phase == HOST_GRANTED)
+		claim(hosts, node, job);
 	if (simnet_is_up(hosts->net, node) &&
 	    (hj->phase == HOST_WANTED || (hj->phase == HOST_RUNNING && hj->rehold)))
 		ask_for_lease(hosts, node, job);
@@ -486,8 +524,9 @@ static void after_daemon_died(struct hosts *hosts, uint32_t node, bool reboot)
 		if (hj->storing)
 			memset(&hj->wish, 0, sizeof(hj->wish));
 		hj->storing = false;
-		if (hj->phase == HOST_WAITING)
-			hj->phase = HOST_WANTED;
+		/* Nothing of it runs yet: there is nothing to go on with. */
+		if (hj->phase != HOST_RUNNING && hj->phase != HOST_LEAVING)
+			hj->phase = HOST_NONE;
 		hj->rehold = hj->phase == HOST_RUNNING;
 	}
 }

@@ -13,10 +13,12 @@ enum { HOSTS_JOBS_MAX = 128, HOSTS_COPIES = 3 };
 
 enum host_phase {
 	HOST_NONE,
-	HOST_WANTED,  /* granted or created: ask for the lease */
-	HOST_WAITING, /* asked */
-	HOST_RUNNING, /* as long as the lease lasts */
-	HOST_LEAVING, /* frozen or ended; `wish` goes into the register until that succeeds */
+	HOST_GRANTED,  /* take a token of one's own for it */
+	HOST_CLAIMING, /* asked */
+	HOST_WANTED,   /* claimed or created: ask for the lease */
+	HOST_WAITING,  /* asked */
+	HOST_RUNNING,  /* as long as the lease lasts */
+	HOST_LEAVING,  /* frozen or ended; `wish` goes into the register until that succeeds */
 };
 
 struct host_job {
@@ -71,8 +73,9 @@ struct hosts {
 	uint32_t checkpoint_ms; /* mean */
 	bool aim;		/* releases name a random target */
 	uint64_t commits, losses, grants, failed_puts;
-	/* For scenes: hears of every message that is sent. */
-	void (*watch)(struct hosts *hosts, uint32_t node, const struct core_send *send);
+	/* Hears of every message that is sent; false: it is lost. */
+	bool (*watch)(struct hosts *hosts, uint32_t node, const struct core_send *send);
+	void *watch_ctx;
 };
 
 struct hosts *hosts_create(uint64_t seed, uint32_t count, const struct simnet_rates *rates);

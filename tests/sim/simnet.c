@@ -180,8 +180,8 @@ static void send_message(struct simnet *net, uint32_t from, const struct core_se
 	uint32_t to = simnet_index(net, &send->to);
 
 	net->message_count++;
-	if (net->hooks.sent)
-		net->hooks.sent(net->hooks.ctx, from, send);
+	if (net->hooks.sent && !net->hooks.sent(net->hooks.ctx, from, send))
+		return;
 	if (to == SIMNET_NODES_MAX || simnet_chance(net, net->rates.loss_ppm))
 		return;
 	send_one(net, from, to, send);

@@ -35,7 +35,8 @@ struct simnet_hooks {
 	void (*answer)(void *ctx, uint32_t node, const struct core_answer *answer);
 	void (*notice)(void *ctx, uint32_t node, const struct core_notice *notice);
 	void (*wrote)(void *ctx, uint32_t node, const struct core_write *write);
-	void (*sent)(void *ctx, uint32_t node, const struct core_send *send);
+	/* False: it is lost. */
+	bool (*sent)(void *ctx, uint32_t node, const struct core_send *send);
 	void (*crashed)(void *ctx, uint32_t node); /* by a torn write */
 	void (*started)(void *ctx, uint32_t node);
 	void (*after)(void *ctx); /* after every event */

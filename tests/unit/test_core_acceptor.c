@@ -194,6 +194,43 @@ static void rule_a1_refuses_at_accept(void **state)
 	end(b);
 }
 
+static int say_takeover(struct bench *b, struct core_ballot at, const struct node_id *owner)
+{
+	struct job_value *value = &b->message.value;
+
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_ACCEPT;
+	b->message.ballot = at;
+	value->owner = *owner;
+	value->token = at.number;
+	value->state = JOB_STATE_HELD;
+	value->fence = FENCE_STRICT;
+	return say(b, &at.number.node, &b->message);
+}
+
+/* Under a token of its own: what it ran under the old one is gone, or it would not ask. */
+static void an_owner_takes_over_from_itself_at_once(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_RENEWED);
+	/* Neither somebody else for it, nor it for somebody else. */
+	assert_int_equal(say_takeover(b, ballot(2, &q, 5), &p), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	assert_int_equal(say_takeover(b, ballot(2, &p, 5), &q), CORE_MSG_NACK);
+	assert_int_equal(b->reply.reason, CORE_NACK_BUSY);
+	assert_int_equal(say_takeover(b, ballot(3, &p, 5), &p), CORE_MSG_ACCEPTED);
+	assert_int_equal(say_renew(b, &p, 1), CORE_MSG_LOST);
+	/* The new one is held as long as any. */
+	b->now_ms += HOLD_MS - 1;
+	assert_int_equal(say_takeover(b, ballot(4, &q, 5), &q), CORE_MSG_NACK);
+	b->now_ms += 1;
+	assert_int_equal(say_takeover(b, ballot(4, &q, 5), &q), CORE_MSG_ACCEPTED);
+	end(b);
+}
+
 static void a_release_need_not_wait(void **state)
 {
 	struct bench *b = bench();
@@ -672,6 +709,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rule_a1_refuses_at_accept),
+		cmocka_unit_test(an_owner_takes_over_from_itself_at_once),
 		cmocka_unit_test(a_release_need_not_wait),
 		cmocka_unit_test(an_end_keeps_the_hold),
 		cmocka_unit_test(rule_a2_matches_owner_and_token),

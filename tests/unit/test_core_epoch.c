@@ -214,13 +214,13 @@ static void who_slept_through_epochs_finds_the_job(void **state)
  */
 static uint32_t proposer;
 
-static void cut_at_install(struct hosts *hosts, uint32_t node, const struct core_send *send)
+static bool cut_at_install(struct hosts *hosts, uint32_t node, const struct core_send *send)
 {
 	static struct core_message m;
 	bool one_more = true;
 
 	if (((const uint8_t *)send->bytes)[1] != CORE_MSG_INSTALL)
-		return;
+		return true;
 	hosts->watch = NULL;
 	proposer = node;
 	assert_int_equal(core_message_decode(send->bytes, send->size, &m), 0);
@@ -236,6 +236,7 @@ static void cut_at_install(struct hosts *hosts, uint32_t node, const struct core
 		}
 		hosts->net->nodes[i].group = !first_side || i == 0;
 	}
+	return true;
 }
 
 /* Of the first epoch. */

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "overlay/core/codec.h"
 #include "overlay/ipc.h"
 #include "tests/sim/hosts.h"
 
@@ -337,6 +338,88 @@ static void the_dead_stay_dead(void **state)
 	hosts_destroy(hosts);
 }
 
+/* Of the RELEASE that host 0 sends, only host 4 hears. */
+static bool released;
+
+static bool only_one_hears(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	static struct core_message m;
+
+	if (((const uint8_t *)send->bytes)[1] != CORE_MSG_ACCEPT)
+		return true;
+	assert_int_equal(core_message_decode(send->bytes, send->size, &m), 0);
+	if (node || m.value.state != JOB_STATE_IDLE)
+		return true;
+	released = true;
+	return simnet_index(hosts->net, &send->to) == 4;
+}
+
+/*
+ * The owner's last word was its RELEASE, then the power fails everywhere. It is given the job again
+ * and runs it. When that RELEASE is found at last, it must not free the job under that run.
+ */
+static void a_release_of_before_the_power_cut_frees_nothing(void **state)
+{
+	struct hosts *hosts = lab(14);
+	struct fence_token token = current(hosts)->token;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		hosts->net->nodes[i].report.flags &= ~(uint32_t)MEMBER_STORES_PACKS;
+		simnet_report(hosts->net, i);
+	}
+	run_ms(hosts, 16000); /* no checkpoint is under way */
+	released = false;
+	hosts->watch = only_one_hears;
+	hosts_release(hosts, 0, JOB, SIMNET_NODES_MAX);
+	while (!released)
+		run_ms(hosts, 1);
+	run_ms(hosts, 20);
+	hosts->watch = NULL;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		hosts_crash(hosts, i, true);
+	for (uint32_t i = 0; i < 4; i++)
+		simnet_start(hosts->net, i, i);
+	for (uint32_t i = 0; i < 200 && hosts_running(hosts, JOB) != 0; i++)
+		run_ms(hosts, 100);
+	assert_int_equal(hosts_running(hosts, JOB), 0);
+	hosts->net->nodes[0].group = hosts->net->nodes[3].group = 1;
+	simnet_start(hosts->net, 4, 1);
+	run_ms(hosts, 1000);
+	assert_int_equal(get(hosts, 1), 0);
+	assert_int_equal(hosts->jobs[JOB].got.state, JOB_STATE_HELD);
+	assert_int_equal(hosts_running(hosts, JOB), 0);
+	/* It restored nothing under the old token. */
+	assert_true(fence_token_compare(&hosts_at(hosts, 0, JOB)->token, &token) > 0);
+	run_ms(hosts, HOLD_MS + 6000);
+	assert_true(hosts_running(hosts, JOB) == 1 || hosts_running(hosts, JOB) == 2 ||
+		    hosts_running(hosts, JOB) == 4);
+	hosts_destroy(hosts);
+}
+
+/* Granted again and again, it takes as many tokens, and nobody else is disturbed. */
+static void every_restore_has_a_token_of_its_own(void **state)
+{
+	struct hosts *hosts = lab(15);
+	struct fence_token token = current(hosts)->token;
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++) {
+		/* Back before the hold is over, everywhere: nobody knows that it renewed. */
+		for (uint32_t k = 0; k < HOSTS; k++)
+			hosts_crash(hosts, k, true);
+		for (uint32_t k = 0; k < HOSTS; k++)
+			simnet_start(hosts->net, k, k);
+		run_ms(hosts, 18000);
+		assert_int_equal(hosts_running(hosts, JOB), 0);
+		assert_true(fence_token_compare(&current(hosts)->token, &token) > 0);
+		assert_true(
+			node_id_equal(&current(hosts)->token.node, &hosts->net->nodes[0].card.id));
+		token = current(hosts)->token;
+	}
+	hosts_destroy(hosts);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -353,6 +436,8 @@ int main(void)
 		cmocka_unit_test(stale_tokens_are_refused),
 		cmocka_unit_test(results_wait_for_home),
 		cmocka_unit_test(the_dead_stay_dead),
+		cmocka_unit_test(a_release_of_before_the_power_cut_frees_nothing),
+		cmocka_unit_test(every_restore_has_a_token_of_its_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
