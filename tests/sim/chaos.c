@@ -97,6 +97,7 @@ static void draw_lab(struct chaos_rates *r, struct simnet_dice *dice, uint32_t n
 	r->checkpoint_ms = 30000 + dice_below(dice, 300000);
 	r->done_ppm = 5000;
 	r->release_ppm = 20000;
+	r->blip = 0;
 }
 
 /* Messages that take half a minute, cuts, and acceptors that change under both. */
@@ -147,6 +148,8 @@ static void draw_rates(struct chaos_rates *r, uint64_t seed, uint32_t nodes, uin
 	};
 	if (dice_below(&dice, 4) == 0)
 		draw_storm(r);
+	else if (dice_below(&dice, 2))
+		r->blip = dice_below(&dice, 40);
 	if (minutes > SIM_DENSE_MINUTES)
 		draw_lab(r, &dice, nodes, minutes);
 }
@@ -160,14 +163,15 @@ static void print_rates(const struct chaos_rates *r, uint64_t seed, uint32_t nod
 	       "torn=%u drift=%u ppm latency=%u slow=%u ms fault=%u user=%u ms crash=%u "
 	       "partition=%u one_way=%u pause=%u rollback=%u %% pause=%u ms session=%u away=%u "
 	       "min announced=%u %% rooms=%u closing=%u notice=%u s night=%u-%u/%u min "
-	       "clockless=%u %% jobs=%u checkpoint=%u ms done=%u release=%u ppm vacate=%u %%\n",
+	       "clockless=%u %% jobs=%u checkpoint=%u ms done=%u release=%u ppm vacate=%u blip=%u "
+	       "%%\n",
 	       seed, nodes, minutes, commit ? commit : "unknown", r->net.loss_ppm,
 	       r->net.double_ppm, r->net.slow_ppm, r->net.torn_ppm, r->net.drift_ppm,
 	       r->net.latency_ms, r->net.slow_ms, r->fault_ms, r->user_ms, r->crash, r->partition,
 	       r->one_way, r->pause, r->rollback, r->pause_ms, r->session_min, r->away_min,
 	       r->announced, r->rooms, r->closing, r->notice_s, r->night_min, r->dawn_min,
 	       r->day_min, r->clockless, r->jobs, r->checkpoint_ms, r->done_ppm, r->release_ppm,
-	       r->vacate);
+	       r->vacate, r->blip);
 	fflush(stdout);
 }
 

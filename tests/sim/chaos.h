@@ -32,6 +32,7 @@ struct chaos_rates {
 	uint32_t clockless; /* per cent of hosts whose clock stops in a pause */
 	uint32_t jobs, checkpoint_ms, done_ppm, release_ppm;
 	uint32_t vacate; /* per cent of what users do */
+	uint32_t blip;	 /* per cent of releases during which the power fails everywhere */
 };
 
 struct chaos {
@@ -41,6 +42,10 @@ struct chaos {
 	uint64_t away_until_ms[SIMNET_NODES_MAX]; /* off on purpose; faults leave it alone */
 	bool closed[64];			  /* rooms */
 	uint64_t rollbacks;
+	struct {
+		uint64_t at_ms; /* of the last release that is cut short */
+		uint32_t node, hearer;
+	} blip;
 };
 
 static inline uint32_t chaos_draw_node(struct chaos *chaos)

@@ -125,6 +125,47 @@ static void fault(void *ctx, uint64_t argument)
 	simnet_at(net, net->now_ms + around(net, chaos->rates.fault_ms), fault, chaos, argument);
 }
 
+static void power_fails(void *ctx, uint64_t hearer)
+{
+	struct chaos *chaos = ctx;
+	struct simnet *net = chaos->hosts->net;
+
+	for (uint32_t i = 0; i < net->node_count && !is_over(chaos); i++) {
+		if (!net->nodes[i].core)
+			continue;
+		hosts_crash(chaos->hosts, i, true);
+		simnet_at(net, net->now_ms + 500 + simnet_below(net, i == hearer ? 60000 : 4000),
+			  restart, chaos, i);
+	}
+}
+
+/*
+ * Of some releases one acceptor hears, or none but the sender's own; then the power fails
+ * everywhere. The owner is back before its hold is over, and is given what it had.
+ */
+static bool cut_release(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	struct chaos *chaos = hosts->watch_ctx;
+	struct simnet *net = hosts->net;
+	static struct core_message m;
+
+	if (((const uint8_t *)send->bytes)[1] != CORE_MSG_ACCEPT || is_over(chaos))
+		return true;
+	if (chaos->blip.at_ms == net->now_ms && chaos->blip.node == node)
+		return simnet_index(net, &send->to) == chaos->blip.hearer;
+	if (core_message_decode(send->bytes, send->size, &m) < 0 ||
+	    m.value.state != JOB_STATE_IDLE || simnet_below(net, 100) >= chaos->rates.blip)
+		return true;
+	chaos->blip.at_ms = net->now_ms;
+	chaos->blip.node = node;
+	chaos->blip.hearer = SIMNET_NODES_MAX;
+	if (simnet_chance(net, 500000))
+		chaos->blip.hearer = simnet_index(net, &send->to);
+	simnet_at(net, net->now_ms + 1 + net->rates.latency_ms, power_fails, chaos,
+		  chaos->blip.hearer);
+	return chaos->blip.hearer < SIMNET_NODES_MAX;
+}
+
 static uint32_t live_jobs(const struct hosts *hosts)
 {
 	uint32_t count = 0;
@@ -272,6 +313,10 @@ void faults_begin(struct chaos *chaos)
 	struct simnet *net = chaos->hosts->net;
 
 	net->rates = r->net;
+	if (r->blip) {
+		chaos->hosts->watch = cut_release;
+		chaos->hosts->watch_ctx = chaos;
+	}
 	fault(chaos, 0);
 	user(chaos, 0);
 	for (uint32_t i = 0; i < net->node_count && r->session_min; i++)
