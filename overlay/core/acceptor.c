@@ -212,9 +212,12 @@ static void handle_accept(struct core *core, const struct node_id *from, struct 
 		core_epoch_tell(core, from, job, m->epoch);
 		return;
 	}
-	/* A creation makes a record out of nothing; whatever comes later needs an INSTALL (I6). */
+	/*
+	 * A creation makes a record out of nothing; whatever comes later needs an INSTALL (I6). A
+	 * proposer whose clock stood still may come after the burial: then nothing is made.
+	 */
 	if (m->ballot.epoch != m->epoch ||
-	    (standing == STRANGER && (m->epoch || (job && job->has_record)))) {
+	    (standing == STRANGER && (m->epoch || (job && (job->has_record || job->over))))) {
 		nack(core, from, m, CORE_NACK_UNKNOWN, NULL);
 		return;
 	}

@@ -101,7 +101,8 @@ static void handle_install(struct core *core, const struct node_id *from, struct
 	struct job *job = core_job_get(core, &m->job);
 
 	if (!job || !m->epoch || m->accepted.epoch != m->epoch ||
-	    core_acceptors_rank(&m->acceptors, core_self(core)) == CORE_NONE)
+	    core_acceptors_rank(&m->acceptors, core_self(core)) == CORE_NONE ||
+	    (job->over && !job->has_record))
 		return;
 	if (job->acceptors.count && job->epoch > m->epoch) {
 		core_epoch_tell(core, from, job, m->epoch);

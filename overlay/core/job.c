@@ -180,6 +180,9 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 {
 	core_job_saw(job, ballot);
 	job->touched_ms = core->now_ms;
+#ifndef MUTANT_OVER
+	job->over |= value->state == JOB_STATE_COLLECTED || value->state == JOB_STATE_KILLED;
+#endif
 	if (!job->known || core_ballot_compare(ballot, &job->known_ballot) > 0) {
 		job->known = true;
 		job->known_ballot = *ballot;

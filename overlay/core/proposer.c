@@ -128,6 +128,12 @@ static void op_end(struct core *core, struct op *op, int status, const struct jo
 	core_arm(core, core->now_ms); /* the next one of this job may begin */
 }
 
+/* By either clock: what was asked before a sleep must not be said again after it. */
+static bool op_is_over(const struct core *core, const struct op *op)
+{
+	return core->now_ms >= op->deadline_ms || core->boot_ns >= op->deadline_boot_ns;
+}
+
 static bool op_is_first(const struct core *core, const struct op *op)
 {
 	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
@@ -170,6 +176,7 @@ struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *j
 		op->job = core_job_row(core, job);
 		op->order = ++core->op_order;
 		op->deadline_ms = core->now_ms + CORE_OP_TIMEOUT_MS;
+		op->deadline_boot_ns = core->boot_ns + CORE_OP_TIMEOUT_MS * UINT64_C(1000000);
 		core_arm(core, op->deadline_ms);
 		return op;
 	}
@@ -571,8 +578,8 @@ static void epoch_answered(struct core *core, const struct node_id *from, struct
 		struct op *op = &core->ops[i];
 		uint32_t rank;
 
-		if (!op->used || op->job != core_job_row(core, job) ||
-		    core->now_ms >= op->deadline_ms || m->epoch != op->epoch + 1)
+		if (!op->used || op->job != core_job_row(core, job) || op_is_over(core, op) ||
+		    m->epoch != op->epoch + 1)
 			continue;
 		if (m->type == CORE_MSG_MOVED) {
 			rank = core_acceptors_rank(&op->set, from);
@@ -617,7 +624,7 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 		op = op_of_message(core, m, job);
 	rank = op ? core_acceptors_rank(&op->set, from) : CORE_NONE;
 	/* After a long pause, what was asked is no evidence any more. */
-	if (rank == CORE_NONE || core->now_ms >= op->deadline_ms)
+	if (rank == CORE_NONE || op_is_over(core, op))
 		return;
 	switch (op->phase) {
 	case OP_READ:
@@ -726,7 +733,7 @@ static void op_resend(struct core *core, struct op *op)
 
 static void op_tick(struct core *core, struct op *op)
 {
-	if (core->now_ms >= op->deadline_ms) {
+	if (op_is_over(core, op)) {
 		op_end(core, op, -EAGAIN, NULL);
 		return;
 	}

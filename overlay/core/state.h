@@ -94,6 +94,7 @@ struct lease {
 
 struct job {
 	bool used, has_record, dirty, known, attempted, lost_pending;
+	bool over; /* an end that nothing can follow is chosen: no record is made any more */
 	struct job_id id;
 	/*
 	 * The newest epoch this host knows to stand, or that it is installed in; count 0: none yet.
@@ -142,6 +143,7 @@ struct op {
 	uint64_t request_id;
 	uint64_t order; /* ops of one job run in this order */
 	uint64_t deadline_ms, resend_ms, settle_ms, start_ms;
+	uint64_t deadline_boot_ns; /* the same, by a clock that runs while the host sleeps */
 	/* This round's acceptors. Those of an unsettled epoch are asked by way of the one before. */
 	uint32_t epoch;
 	struct core_acceptors set;

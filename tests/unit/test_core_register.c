@@ -17,16 +17,21 @@ enum { HOSTS = 5, JOB = 0, HOLD_MS = 22000, SETTLE_MS = 3000 };
 static const struct simnet_rates calm = { .latency_ms = 5, .drift_ppm = 400 };
 
 /* One job, home and running on host 0, with some checkpoints. */
-static struct hosts *lab(uint64_t seed)
+static struct hosts *lab_with(uint64_t seed, bool strict)
 {
 	struct hosts *hosts = hosts_create(seed, HOSTS, &calm);
 
 	hosts_start(hosts);
-	hosts_submit(hosts, 0, true);
+	hosts_submit(hosts, 0, strict);
 	simnet_run(hosts->net, hosts->net->now_ms + 20000);
 	assert_int_equal(hosts->jobs[JOB].create_status, 0);
 	assert_int_equal(hosts_running(hosts, JOB), 0);
 	return hosts;
+}
+
+static struct hosts *lab(uint64_t seed)
+{
+	return lab_with(seed, true);
 }
 
 static void run_ms(struct hosts *hosts, uint64_t ms)
@@ -397,6 +402,46 @@ static void a_release_of_before_the_power_cut_frees_nothing(void **state)
 	hosts_destroy(hosts);
 }
 
+static bool lost;
+
+static bool lose_checkpoints(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	bool accept = ((const uint8_t *)send->bytes)[1] == CORE_MSG_ACCEPT;
+
+	(void)hosts;
+	lost |= !node && accept;
+	return node || !accept;
+}
+
+/*
+ * The owner's machine stands still, clock and all, in the midst of a commit. When it goes on, the
+ * job has long been taken over, ended and forgotten; the commit must not begin it anew.
+ */
+static void a_clock_that_stood_still_wakes_no_dead(void **state)
+{
+	struct hosts *hosts = lab_with(16, false); /* strict jobs do not go there */
+
+	(void)state;
+	lost = false;
+	hosts->watch = lose_checkpoints;
+	while (!lost)
+		run_ms(hosts, 1);
+	hosts->watch = NULL;
+	simnet_pause(hosts->net, 0, 30 * 60000, true);
+	run_ms(hosts, HOLD_MS + 10000);
+	assert_int_equal(get(hosts, 1), 0);
+	hosts_kill(hosts, 1, JOB);
+	run_ms(hosts, 28 * 60000);
+	assert_int_equal(record_count(hosts), 1);
+	run_ms(hosts, 3 * 60000);
+	assert_int_equal(current(hosts)->state, JOB_STATE_KILLED);
+	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
+	assert_int_equal(record_count(hosts), 1);
+	run_ms(hosts, 12 * 60000);
+	assert_int_equal(record_count(hosts), 0);
+	hosts_destroy(hosts);
+}
+
 /* Granted again and again, it takes as many tokens, and nobody else is disturbed. */
 static void every_restore_has_a_token_of_its_own(void **state)
 {
@@ -437,6 +482,7 @@ int main(void)
 		cmocka_unit_test(results_wait_for_home),
 		cmocka_unit_test(the_dead_stay_dead),
 		cmocka_unit_test(a_release_of_before_the_power_cut_frees_nothing),
+		cmocka_unit_test(a_clock_that_stood_still_wakes_no_dead),
 		cmocka_unit_test(every_restore_has_a_token_of_its_own),
 	};
 
