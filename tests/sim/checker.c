@@ -378,6 +378,9 @@ bool checker_can_spare(const struct checker *checker, const struct job_id *id,
 
 		if (memcmp(&job->id, id, sizeof(*id)) != 0)
 			continue;
+		/* Of two, neither may fail, nor who may just be named to replace one. */
+		if (job->acceptors.count == 2)
+			return false;
 		/* The newest epoch may not stand yet. */
 		for (uint32_t e = first; e < job->epoch_count; e++) {
 			const struct core_acceptors *set = &job->epochs[e].acceptors;
