@@ -7,9 +7,10 @@
  *
  * From overlay/core: acceptor.c (set_value, handle_prepare, handle_accept, handle_renew, A1, A2,
  * A4), proposer.c (find_current, finishing, decide_cas, decide_takeover), lease.c (O1, O3),
- * guardian.c (GRANT), job.c (learn). Not in the core yet: a token is restored under once (FRESH)
- * and a host's own takeover of what it owns need not wait (BUSY); and, from the protocol's design,
- * SEAL, INSTALL, epoch 1 (P2, A3).
+ * guardian.c (GRANT), job.c (learn), epoch.c (SEAL, INSTALL, epoch 1: P2, A3). A host that is
+ * granted a job claims it: it restores only under a token that it has not used (FRESH), and its
+ * takeover from itself need not wait (BUSY). The core's acceptors ask for more: that it made the
+ * token. Of epochs there are two, their acceptors are others, and none is forgotten.
  *
  * Messages. An ACCEPT, once sent, is handled by any acceptor at any later time, or never. A
  * PREPARE is handled any time before its proposer decides. Replies are instant or lost: what a
