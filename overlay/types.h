@@ -114,7 +114,7 @@ struct member_state_report {
 	uint64_t store_used_bytes;
 	uint64_t cpu_features[4];
 	uint32_t jobs;
-	uint32_t reserved;
+	uint32_t stays; /* how likely it is on for the next day: 1 + permille; 0: not known yet */
 };
 
 /* One row of the member table, as the agent sees it. */

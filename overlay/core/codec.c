@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "overlay/core/forecast.h"
 #include "overlay/ipc.h"
 
 /*
@@ -248,7 +249,8 @@ static void walk_report(struct cursor *c, struct member_state_report *report)
 	for (size_t i = 0; i < 4; i++)
 		walk_u64(c, &report->cpu_features[i]);
 	walk_u32(c, &report->jobs);
-	walk_u32(c, &report->reserved);
+	walk_u32(c, &report->stays);
+	require(c, report->stays <= 1 + FORECAST_CERTAIN);
 }
 
 static void walk_gossip(struct cursor *c, struct core_gossip *g)

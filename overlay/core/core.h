@@ -33,6 +33,7 @@ struct core; /* opaque; core_size() bytes */
 enum {
 	CORE_MESSAGE_MAX = 16384, /* bytes of one core message */
 	CORE_RECORD_MAX = 8192,	  /* bytes of one durable acceptor record */
+	CORE_PLACE_MAX = 64,	  /* peers named for one object */
 };
 
 struct core_config {
@@ -151,9 +152,8 @@ bool core_address(const struct core *core, const struct node_id *id, const char 
 const struct job_value *core_register(const struct core *core, uint32_t index);
 
 /*
- * Peers for a new object, best first: live, willing, enough room, never `exclude`, distinct rooms
- * first, then ring successors of the hash weighted by free store (weighted rendezvous).
- * Returns how many of `max` were written.
+ * Peers for a new object, best first: live, willing, with enough room, never `exclude`; the first
+ * three as holders.h says, the rest for who refuses. Returns how many of `max` were written.
  */
 uint32_t core_place(const struct core *core, const struct object_hash *hash, uint64_t size,
 		    const struct node_id *exclude, uint32_t max, struct node_id *ret_nodes);

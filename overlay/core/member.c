@@ -352,6 +352,7 @@ void core_member_report(struct core *core, const struct member_state_report *rep
 		broadcast(core, self);
 		core->self_minor = false;
 	} else if (differs_much(old.load_milli, report->load_milli) ||
+		   differs_much(old.stays, report->stays) ||
 		   differs_much(old.mem_free_bytes, report->mem_free_bytes) ||
 		   differs_much(old.store_free_bytes, report->store_free_bytes)) {
 		core->self_minor = true;

@@ -3,10 +3,9 @@
  * Who keeps a register, who takes a job, who stores an object. Choices are hints: the register and
  * the manifest record what was chosen, so nothing here need ever be computed again elsewhere.
  *
- * Acceptors: the ring successors of hash(job). Objects: weighted rendezvous, score = w / -ln(u)
- * with u = hash(object, node) in (0, 1) and w = free store, in whole numbers so that every host
- * and every simulation agrees.
+ * Acceptors: the ring successors of hash(job). Objects: holders.c, from the rows of the table.
  */
+#include "overlay/core/holders.h"
 #include "overlay/core/state.h"
 
 #include <errno.h>
@@ -15,7 +14,6 @@
 enum {
 	GRANT_MEMORY_MS = 10000, /* how long a grant counts as load that is not reported yet */
 	SUCCESSORS = 16,	 /* on the ring, that may become acceptors of a job */
-	STORE_SHARE = 2,	 /* an object may take half of what is free; PAST refuses earlier */
 };
 
 static uint64_t word_at(const uint8_t *bytes)
@@ -263,89 +261,40 @@ void core_place_granted(struct core *core, const struct node_id *worker)
 	member->granted_ms = core->now_ms;
 }
 
-/* -log2(u / 2^64) in 1/65536, for u > 0: bit by bit, squaring the mantissa. */
-static uint64_t minus_log2(uint64_t u)
+struct candidates {
+	const struct core *core;
+	const struct node_id *exclude;
+};
+
+static bool may_hold(const void *ctx, uint32_t row, struct core_holder *ret_holder)
 {
-	uint64_t whole = 63, mantissa, fraction = 0;
+	const struct candidates *c = ctx;
+	const struct member_info *info = &c->core->members[row].info;
+	const struct member_state_report *report = &info->report;
 
-	while (!(u >> whole))
-		whole--;
-	mantissa = (u << (63 - whole)) >> 32; /* 1.0 is 2^31 */
-	for (uint32_t bit = 0; bit < 16; bit++) {
-		mantissa = mantissa * mantissa >> 31;
-		fraction <<= 1;
-		if (mantissa >> 32) {
-			mantissa >>= 1;
-			fraction |= 1;
-		}
-	}
-	return (64 << 16) - (whole << 16) - fraction;
-}
-
-static uint64_t object_score(const struct member *member, const struct object_hash *hash)
-{
-	uint64_t key = core_mix(word_at(hash->b) ^ core_mix(word_at(member->info.id.b)) ^
-				word_at(member->info.id.b + 8));
-	uint64_t weight = member->info.report.store_free_bytes >> 20;
-	uint64_t distance = minus_log2(key | 1);
-
-	if (weight >= UINT64_C(1) << 32)
-		weight = (UINT64_C(1) << 32) - 1;
-	return ((weight + 1) << 20) / (distance + 1);
-}
-
-/* Each call of this finds the best row below the last one: max is small, no memory is needed. */
-static const struct member *next_holder(const struct core *core, const struct object_hash *hash,
-					uint64_t size, const struct node_id *exclude,
-					const struct node_id *taken, uint32_t taken_count,
-					bool new_room)
-{
-	const struct member *best = NULL;
-	uint64_t best_score = 0;
-
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		const struct member *member = &core->members[i];
-		const struct member_state_report *report = &member->info.report;
-		bool known_room = false;
-		uint64_t score;
-
-		if (member->info.state != MEMBER_ALIVE || !(report->flags & MEMBER_STORES_PACKS) ||
-		    report->flags & MEMBER_VACATING ||
-		    report->store_free_bytes / STORE_SHARE < size ||
-		    (exclude && node_id_equal(&member->info.id, exclude)) ||
-		    is_named(&member->info.id, taken, taken_count))
-			continue;
-		for (uint32_t k = 0; new_room && k < taken_count; k++) {
-			const struct member *other = core_member_find(core, &taken[k]);
-
-			known_room |= other && !memcmp(other->info.room, member->info.room,
-						       sizeof(member->info.room));
-		}
-		score = object_score(member, hash);
-		if (known_room || (best && score <= best_score))
-			continue;
-		best = member;
-		best_score = score;
-	}
-	return best;
+	if (info->state != MEMBER_ALIVE || !(report->flags & MEMBER_STORES_PACKS) ||
+	    report->flags & MEMBER_VACATING || (c->exclude && node_id_equal(&info->id, c->exclude)))
+		return false;
+	*ret_holder = (struct core_holder){ .id = &info->id,
+					    .room = info->room,
+					    .free_bytes = report->store_free_bytes,
+					    .load_milli = report->load_milli,
+					    .stays = report->stays };
+	return true;
 }
 
 uint32_t core_place(const struct core *core, const struct object_hash *hash, uint64_t size,
 		    const struct node_id *exclude, uint32_t max, struct node_id *ret_nodes)
 {
-	uint32_t count = 0;
-	bool new_room = true;
+	struct candidates ctx = { .core = core, .exclude = exclude };
+	struct core_holders from = { .ctx = &ctx, .count = core->member_count, .get = may_hold };
+	uint32_t rows[CORE_PLACE_MAX], count;
 
-	while (count < max) {
-		const struct member *next =
-			next_holder(core, hash, size, exclude, ret_nodes, count, new_room);
-
-		if (next)
-			ret_nodes[count++] = next->info.id;
-		else if (new_room)
-			new_room = false;
-		else
-			break;
-	}
+	if (max > CORE_PLACE_MAX)
+		max = CORE_PLACE_MAX;
+	count = core_holders_choose(&core_place_rule_default, &from, hash, size, NULL, 0, max,
+				    rows);
+	for (uint32_t i = 0; i < count; i++)
+		ret_nodes[i] = core->members[rows[i]].info.id;
 	return count;
 }
