@@ -8,6 +8,7 @@
 # make sim-paper SEED=                             a paper's experiment, anew; docs/paper.md
 # make bench-pause                                 how long a job stands still; build/bench/
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
+# make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
 # make sim-long      40 seeds of 50 hosts, 24 h    make sim-mutants    is each safety rule needed?
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
@@ -79,7 +80,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -169,6 +170,12 @@ sim: $(B)/tests/sim_core
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
 sim-long: $(B)/tests/sim_core
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS) 40
+# Rooms that close every night; decamp's placement and repair against others. build/bench/night.json
+DAYS ?= 28
+night: NODES := $(if $(filter file,$(origin NODES)),200,$(NODES))
+night: $(B)/tests/sim_night
+	@mkdir -p build/bench
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(DAYS) $(NODES) build/bench
 sim-mutants:
 	$(Q)tests/sim/mutants $(T)
 # An old paper's experiment, exactly and simulated, and decamp's policy on the same axis.

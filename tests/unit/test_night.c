@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The short form of `make night`: rooms close every night, and checkpoints must still be there. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "tests/sim/night.h"
+
+enum { HOSTS = 200, DAYS = 10, OBJECTS = 1000, SEEDS = 4 };
+
+#define TARGET 1e-3
+
+static void run(const struct night_setup *set, struct night_result *ret_result)
+{
+	night_run(set, ret_result);
+	printf("%s: unavailable %.2e, by night %.2e, by day %.2e, lost %llu, repaired %.3f a day\n",
+	       set->name, ret_result->unavailable, ret_result->by_night, ret_result->by_day,
+	       (unsigned long long)ret_result->lost, ret_result->repairs);
+}
+
+static void what_was_learned_keeps_checkpoints_there(void **state)
+{
+	double by_night = 0, unavailable = 0, repairs = 0;
+	struct night_result result;
+
+	(void)state;
+	for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+		struct night_setup set = night_default(seed, HOSTS, DAYS, OBJECTS);
+
+		set.name = "learned-2-stable";
+		set.knowledge = NIGHT_LEARNED;
+		run(&set, &result);
+		by_night += result.by_night / SEEDS;
+		unavailable += result.unavailable / SEEDS;
+		repairs += result.repairs / SEEDS;
+		assert_int_equal(result.lost, 0);
+		assert_true(result.stored < 6);
+		assert_true(result.wrong_stays < 0.01);
+	}
+	assert_true(by_night < TARGET);
+	assert_true(unavailable < TARGET);
+	/* There was something to repair, and it was little. */
+	assert_true(repairs > 0.01 && repairs < 0.5);
+}
+
+/* The judge sees what it must: the same lab, choices that know nothing of closing. */
+static void class_blind_placement_fails(void **state)
+{
+	struct night_setup set = night_default(1, HOSTS, DAYS, OBJECTS);
+	struct night_result result;
+
+	(void)state;
+	set.name = "blind-3";
+	set.knowledge = NIGHT_BLIND;
+	set.rule.stable = 0;
+	run(&set, &result);
+	assert_true(result.by_night > 20 * TARGET);
+	set.name = "blind-3-no-repair";
+	set.repair = false;
+	run(&set, &result);
+	assert_true(result.by_night > 100 * TARGET);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_was_learned_keeps_checkpoints_there),
+		cmocka_unit_test(class_blind_placement_fails),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
