@@ -30,7 +30,7 @@ static void finish_hour(struct core_forecast *f)
 	uint32_t on = f->on_s >= HOUR_S ? FORECAST_CERTAIN : f->on_s * FORECAST_CERTAIN / HOUR_S;
 	uint16_t *then = &f->recent[f->hour % FORECAST_REACH_HOURS];
 
-	if (f->hours_known >= FORECAST_REACH_HOURS) {
+	if (f->recent_count >= FORECAST_REACH_HOURS) {
 		uint64_t began = f->hour - FORECAST_REACH_HOURS;
 		uint32_t week = (uint32_t)(began % FORECAST_WEEK_HOURS);
 		uint32_t day = (uint32_t)(began % FORECAST_DAY_HOURS);
@@ -40,6 +40,8 @@ static void finish_hour(struct core_forecast *f)
 		f->day[day] = learn(f->day[day], &f->day_count[day], both, DAY_MEMORY);
 	}
 	*then = (uint16_t)on;
+	if (f->recent_count < FORECAST_REACH_HOURS)
+		f->recent_count++;
 	if (f->hours_known < UINT32_MAX)
 		f->hours_known++;
 	f->hour++;
@@ -51,12 +53,13 @@ void core_forecast_note(struct core_forecast *f, uint64_t local_s, uint32_t on_s
 	uint64_t hour = local_s / HOUR_S;
 	uint32_t this_hour_s = (uint32_t)(local_s % HOUR_S);
 
-	/* The first hour is not known from its beginning. A clock set back teaches nothing. */
+	/* The first hour is not known from its beginning. A clock that jumps teaches nothing. */
 	if (!f->hour || hour < f->hour || hour - f->hour > FORECAST_GAP_HOURS) {
 		if (hour < f->hour && f->hour - hour <= FORECAST_REACH_HOURS)
 			return; /* the hour that comes twice in autumn, or a small correction */
-		memset(f, 0, sizeof(*f));
 		f->hour = hour;
+		f->on_s = 0;
+		f->recent_count = 0;
 		return;
 	}
 	while (f->hour < hour) {
@@ -123,7 +126,7 @@ static uint64_t take(const uint8_t **at, uint32_t size)
 }
 
 enum {
-	BODY_BYTES = 4 + 8 + 4 + 4 + 2 * FORECAST_REACH_HOURS + 3 * FORECAST_WEEK_HOURS +
+	BODY_BYTES = 4 + 8 + 4 + 4 + 4 + 2 * FORECAST_REACH_HOURS + 3 * FORECAST_WEEK_HOURS +
 		     3 * FORECAST_DAY_HOURS,
 	SUM_AT = FORECAST_BYTES - 8,
 };
@@ -138,6 +141,7 @@ void core_forecast_encode(const struct core_forecast *f, uint8_t bytes[FORECAST_
 	put(&w, f->hour, 8);
 	put(&w, f->on_s, 4);
 	put(&w, f->hours_known, 4);
+	put(&w, f->recent_count, 4);
 	for (uint32_t i = 0; i < FORECAST_REACH_HOURS; i++)
 		put(&w, f->recent[i], 2);
 	for (uint32_t i = 0; i < FORECAST_WEEK_HOURS; i++) {
@@ -154,7 +158,7 @@ void core_forecast_encode(const struct core_forecast *f, uint8_t bytes[FORECAST_
 
 static bool is_sane(const struct core_forecast *f)
 {
-	bool sane = f->on_s <= HOUR_S;
+	bool sane = f->on_s <= HOUR_S && f->recent_count <= FORECAST_REACH_HOURS;
 
 	for (uint32_t i = 0; i < FORECAST_REACH_HOURS; i++)
 		sane &= f->recent[i] <= FORECAST_CERTAIN;
@@ -176,6 +180,7 @@ int core_forecast_decode(const void *bytes, size_t size, struct core_forecast *r
 	f.hour = take(&at, 8);
 	f.on_s = (uint32_t)take(&at, 4);
 	f.hours_known = (uint32_t)take(&at, 4);
+	f.recent_count = (uint32_t)take(&at, 4);
 	for (uint32_t i = 0; i < FORECAST_REACH_HOURS; i++)
 		f.recent[i] = (uint16_t)take(&at, 2);
 	for (uint32_t i = 0; i < FORECAST_WEEK_HOURS; i++) {

@@ -28,7 +28,7 @@ enum {
 	FORECAST_DAY_HOURS = 24,
 	FORECAST_REACH_HOURS = 12,	 /* "still on in" */
 	FORECAST_KNOWN_HOURS = 36,	 /* before that nothing is said: no sample of some hours */
-	FORECAST_GAP_HOURS = 6 * 168,	 /* away for longer: all is learned anew */
+	FORECAST_GAP_HOURS = 6 * 168,	 /* away for longer: nothing is learned from that */
 	FORECAST_CLOSED_BYTES = 168 / 8, /* a bit for each hour of the week, from Thursday 00:00 */
 	FORECAST_BYTES = 640,		 /* of an encoded one */
 	FORECAST_CERTAIN = 1000,	 /* stays is 1 + permille; 0: not known */
@@ -38,9 +38,10 @@ enum {
 };
 
 struct core_forecast {
-	uint64_t hour;	      /* being counted, since 1970; 0: nothing was noted yet */
-	uint32_t on_s;	      /* seconds of it that the host was on */
-	uint32_t hours_known; /* finished ones, saturating */
+	uint64_t hour;	       /* being counted, since 1970; 0: nothing was noted yet */
+	uint32_t on_s;	       /* seconds of it that the host was on */
+	uint32_t hours_known;  /* finished ones, saturating */
+	uint32_t recent_count; /* of the hours before this one, in `recent`, without a break */
 	uint16_t recent[FORECAST_REACH_HOURS]; /* permille on, of finished hours, by hour % 12 */
 	uint16_t week[FORECAST_WEEK_HOURS];    /* permille, of the hour the 12 h began with */
 	uint8_t week_count[FORECAST_WEEK_HOURS];
@@ -51,6 +52,7 @@ struct core_forecast {
 /*
  * The host was on for the last on_s seconds (at most until the note before, if that is known), and
  * off for the rest since then. Called at least each quarter of an hour, and once at start with 0.
+ * A clock that jumps far, either way, starts the count anew and leaves what was learned.
  */
 void core_forecast_note(struct core_forecast *forecast, uint64_t local_s, uint32_t on_s);
 

@@ -159,8 +159,11 @@ static void clocks_that_jump_do_no_harm(void **state)
 	core_forecast_note(&f, now + HOUR, UINT32_MAX); /* more than there was */
 	assert_true(is_stable(&f, START + 8, 1));
 	core_forecast_note(&f, now + 365 * (uint64_t)DAY, 0);
-	assert_int_equal(f.hours_known, 0); /* a year away: learned anew */
-	core_forecast_note(&f, 0, 0);
+	assert_true(is_stable(&f, START, 0)); /* a year away: nothing is learned from that */
+	core_forecast_note(&f, 0, 0);	      /* a clock without a battery */
+	core_forecast_note(&f, 2 * HOUR, HOUR);
+	core_forecast_note(&f, now, 0);
+	assert_true(is_stable(&f, START, 0));
 	core_forecast_note(&f, UINT64_MAX, UINT32_MAX);
 	core_forecast_note(&f, UINT64_MAX, UINT32_MAX);
 	(void)core_forecast_stays(&f, UINT64_MAX, NULL);
