@@ -234,6 +234,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 	/* Leases and probes go before packs. */
 	(void)sd_event_source_set_priority(overlay->core_timer, -10);
 	store_set_limits(overlay->store, start->quota_bytes, start->reserve_bytes);
+	habits_start(overlay, start->closed_hours);
 	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
 		 identity->seed_count);
 	return step(overlay, &tick);
@@ -284,6 +285,7 @@ void driver_report(struct overlay *overlay)
 	store_get_stats(overlay->store, &stats);
 	overlay->report.store_used_bytes = stats.object_bytes;
 	overlay->report.store_free_bytes = store_room_bytes(overlay->store);
+	overlay->report.stays = habits_stays(overlay);
 	overlay->report_ms = net_now_ms();
 	(void)step(overlay, &event);
 }
@@ -292,6 +294,7 @@ void driver_leave(struct overlay *overlay)
 {
 	struct core_event event = { .type = CORE_EV_LEAVE };
 
+	habits_save(overlay);
 	(void)step(overlay, &event);
 }
 

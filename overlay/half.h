@@ -5,6 +5,7 @@
  *   channel.c  datagrams of the agent: channels, requests in flight, answers
  *   driver.c   events into the core, updates out of it
  *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
+ *   habits.c   when this host is on
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
@@ -15,6 +16,7 @@
 #include <sys/queue.h>
 #include <systemd/sd-event.h>
 
+#include "overlay/core/forecast.h"
 #include "overlay/net/net.h"
 #include "overlay/overlay.h"
 #include "overlay/store/store.h"
@@ -69,6 +71,13 @@ struct request {
 	struct ov_msg msg;
 };
 
+/* What this host has learned of itself; see core/forecast.h. */
+struct habits {
+	struct core_forecast forecast;
+	uint8_t closed[FORECAST_CLOSED_BYTES];
+	uint64_t noted_ms, saved_ms;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -90,6 +99,7 @@ struct overlay {
 	struct member_state_report report;
 	bool reported;
 	uint64_t report_ms;
+	struct habits habits;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -120,6 +130,12 @@ void driver_stop(struct overlay *overlay);
 uint32_t driver_live_peers(struct overlay *overlay, struct node_id **ret_nodes);
 /* The registers kept here, as a memfd of struct job_value[]. */
 int driver_registers(struct overlay *overlay, int *ret_memfd, uint32_t *ret_count);
+
+/* habits.c: from driver_start() on. */
+void habits_start(struct overlay *overlay, const uint8_t closed[FORECAST_CLOSED_BYTES]);
+/* Counts the time since the last call; what the report says now. */
+uint32_t habits_stays(struct overlay *overlay);
+void habits_save(struct overlay *overlay);
 
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;

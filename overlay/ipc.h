@@ -97,13 +97,15 @@ struct ov_start {
 	char advertise_addr[OV_ADDR_MAX]; /* what peers dial */
 	uint16_t port;
 	uint16_t reserved;
-	uint32_t probe_ms;	/* one SWIM probe round */
-	uint32_t suspect_ms;	/* silence until dead */
-	uint32_t renew_ms;	/* lease renewal */
-	uint32_t lease_ms;	/* L_o: the owner runs this long after a renewal was sent */
-	uint32_t hold_ms;	/* L_a >= 1.001 * (L_o + freeze delay) */
-	uint64_t quota_bytes;	/* disk for other hosts' packs */
-	uint64_t reserve_bytes; /* free disk that is never touched */
+	uint32_t probe_ms;	       /* one SWIM probe round */
+	uint32_t suspect_ms;	       /* silence until dead */
+	uint32_t renew_ms;	       /* lease renewal */
+	uint32_t lease_ms;	       /* L_o: the owner runs this long after a renewal was sent */
+	uint32_t hold_ms;	       /* L_a >= 1.001 * (L_o + freeze delay) */
+	uint64_t quota_bytes;	       /* disk for other hosts' packs */
+	uint64_t reserve_bytes;	       /* free disk that is never touched */
+	uint8_t closed_hours[168 / 8]; /* a bit per local hour of the week, from Thursday 00:00 */
+	uint8_t reserved2[3];
 };
 
 struct ov_job {

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define LOG_TAG "overlay"
 #include "agent/util/log.h"
@@ -96,6 +97,7 @@ static int overlay_run(struct overlay *overlay, const struct overlay_config *con
 
 	reset_signals();
 	net_tls_preload();
+	tzset(); /* its file is out of reach soon */
 	r = sandbox_enter(&sandbox, &root);
 	if (r < 0)
 		return log_errno(r, "sandbox: state_dir=%s", config->state_dir);

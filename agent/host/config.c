@@ -29,7 +29,8 @@ enum key_type {
 	KEY_UINT,
 	KEY_SIZE,
 	KEY_BOOL,
-	KEY_ENGINE
+	KEY_ENGINE,
+	KEY_HOURS
 };
 
 struct key {
@@ -54,6 +55,7 @@ static const struct key keys[] = {
 	{ "criu_path", KEY_PATH, FIELD(criu_path), 0, 0 },
 	{ "capture_path", KEY_PATH, FIELD(capture_path), 1, 0 },
 	{ "engine", KEY_ENGINE, FIELD(engine), 1, 0 },
+	{ "closed_hours", KEY_HOURS, FIELD(closed_hours), 0, 0 },
 	{ "every_s", KEY_UINT, FIELD(every_s), 0, 7 * 86400 },
 	{ "copies", KEY_UINT, FIELD(copies), 1, OV_HOLDERS_MAX },
 	{ "probe_ms", KEY_UINT, FIELD(probe_ms), 20, 60000 },
@@ -244,6 +246,14 @@ static int set_bool(struct parser *p, const struct key *key, const char *value)
 	return 0;
 }
 
+static int set_hours(struct parser *p, const struct key *key, const char *value)
+{
+	if (host_hours_parse(value, (uint8_t *)&p->config + key->offset) < 0)
+		return fail(p, key->name, "\"%.60s\" is no list like mon-fri 20-8, sat-sun 0-24",
+			    value);
+	return 0;
+}
+
 static const char *wrong_text(const struct key *key, const char *value)
 {
 	uint8_t addr[16];
@@ -344,6 +354,8 @@ static int parse_line(struct parser *p, char *line)
 		return set_number(p, key, value);
 	case KEY_BOOL:
 		return set_bool(p, key, value);
+	case KEY_HOURS:
+		return set_hours(p, key, value);
 	default:
 		return set_text(p, key, value);
 	}

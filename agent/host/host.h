@@ -31,13 +31,14 @@ struct host_config {
 	char user[32];	     /* decamp */
 	char room[64];	     /* failure domain; default: host name's letters before digits */
 	char listen_addr[48], advertise_addr[48];
-	uint16_t port;		/* 7431 */
-	char keeper_path[256];	/* /usr/lib/decamp/decamp-keeper */
-	char criu_path[256];	/* empty: found in PATH */
-	char capture_path[256]; /* /usr/lib/decamp/decamp-capture */
-	char engine[16];	/* auto, native, criu */
-	uint32_t every_s;	/* 0: adaptive (Young) */
-	uint32_t copies;	/* 3 */
+	uint16_t port;		  /* 7431 */
+	char keeper_path[256];	  /* /usr/lib/decamp/decamp-keeper */
+	char criu_path[256];	  /* empty: found in PATH */
+	char capture_path[256];	  /* /usr/lib/decamp/decamp-capture */
+	char engine[16];	  /* auto, native, criu */
+	uint8_t closed_hours[21]; /* a bit per local hour of the week, from Thursday 00:00 */
+	uint32_t every_s;	  /* 0: adaptive (Young) */
+	uint32_t copies;	  /* 3 */
 	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* 1000 5000 5000 20000 22000 */
 	uint64_t quota_bytes, reserve_bytes;			    /* 20 GiB, 5 GiB */
 	uint64_t closure_max_bytes;				    /* 4 GiB */
@@ -47,6 +48,9 @@ struct host_config {
 	uint32_t return_idle_s; /* take jobs again this long after the last session ended: 60 */
 };
 void host_config_default(struct host_config *config);
+/* "mon-fri 20-8, sat-sun 0-24": days, first hour, hour after the last (of the next day if not later).
+ * -EINVAL. */
+int host_hours_parse(const char *text, uint8_t ret_hours[21]) _must_check_;
 /* error: "FILE:LINE: key: reason"; a missing file is no error. */
 int host_config_load(struct host_config *config, const char *path, char error[256]) _must_check_;
 

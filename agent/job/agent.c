@@ -454,6 +454,7 @@ int agent_start_overlay(struct agent *a)
 	msg.u.start.renew_ms = c->renew_ms;
 	msg.u.start.lease_ms = c->lease_ms;
 	msg.u.start.hold_ms = c->hold_ms;
+	memcpy(msg.u.start.closed_hours, c->closed_hours, sizeof(msg.u.start.closed_hours));
 	msg.u.start.quota_bytes = c->quota_bytes;
 	msg.u.start.reserve_bytes = c->reserve_bytes;
 	channel = ov_open_channel(a->main_channel);

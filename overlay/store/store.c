@@ -275,3 +275,38 @@ int store_next_incarnation(struct store *store, uint64_t wall_ms, uint64_t *ret_
 	*ret_incarnation = next;
 	return 0;
 }
+
+int store_own_save(struct store *store, const char *name, const void *bytes, size_t size)
+{
+	MDB_val key = { strlen(name) + 1, (void *)name }, value = { size, (void *)bytes };
+	MDB_txn *txn = NULL;
+	int r = mdb_txn_begin(store->registers, NULL, 0, &txn);
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_put(txn, store->meta, &key, &value, 0);
+	if (r)
+		mdb_txn_abort(txn);
+	else
+		r = mdb_txn_commit(txn);
+	return store_lmdb_errno(r);
+}
+
+int store_own_load(struct store *store, const char *name, void *bytes, size_t max, size_t *ret_size)
+{
+	MDB_val key = { strlen(name) + 1, (void *)name }, value;
+	MDB_txn *txn = NULL;
+	int r = mdb_txn_begin(store->registers, NULL, MDB_RDONLY, &txn);
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = store_lmdb_errno(mdb_get(txn, store->meta, &key, &value));
+	if (r == 0 && value.mv_size > max)
+		r = -EBADMSG;
+	if (r == 0) {
+		memcpy(bytes, value.mv_data, value.mv_size);
+		*ret_size = value.mv_size;
+	}
+	mdb_txn_abort(txn);
+	return r;
+}

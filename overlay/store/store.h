@@ -77,6 +77,12 @@ int store_each_record(struct store *store,
 		      int (*each)(void *ctx, const struct job_id *job, const void *bytes,
 				  size_t size),
 		      void *ctx) __attribute__((warn_unused_result));
+/* A small record of this host's own under a fixed name: replaced whole, durable. */
+int store_own_save(struct store *store, const char *name, const void *bytes, size_t size)
+	__attribute__((warn_unused_result));
+/* -ENOENT; -EBADMSG if it is larger than max. */
+int store_own_load(struct store *store, const char *name, void *bytes, size_t max, size_t *ret_size)
+	__attribute__((warn_unused_result));
 /* A number larger than any returned before, at least wall_ms; durable. */
 int store_next_incarnation(struct store *store, uint64_t wall_ms, uint64_t *ret_incarnation)
 	__attribute__((warn_unused_result));

@@ -89,6 +89,43 @@ static void values_are_read(void **state)
 	assert_int_equal(config.copies, 5);
 }
 
+static bool is_closed(const uint8_t *hours, unsigned int day, unsigned int hour)
+{
+	unsigned int bit = day * 24 + hour;
+
+	return hours[bit / 8] >> bit % 8 & 1;
+}
+
+static void closed_hours_are_read(void **state)
+{
+	static const char *const wrong[] = { "mon",	     "mon 20",	   "mon 20-", "mon 25-8",
+					     "mon 24-8",     "mon 20-25",  "mo 20-8", "mon 20-8,",
+					     "mon 20-8 tue", "monday 1-2", "20-8",    "mon 020-8" };
+	enum { THU, FRI, SAT, SUN, MON, TUE, WED };
+	uint8_t hours[21], before[21];
+	unsigned int count = 0;
+
+	(void)state;
+	assert_int_equal(host_hours_parse("", hours), 0);
+	for (unsigned int i = 0; i < sizeof(hours); i++)
+		assert_int_equal(hours[i], 0);
+	assert_int_equal(host_hours_parse(" mon-fri 20-8, Sat-sun 0-24", hours), 0);
+	assert_true(is_closed(hours, MON, 20) && is_closed(hours, TUE, 7));
+	assert_false(is_closed(hours, MON, 7) || is_closed(hours, TUE, 8));
+	assert_true(is_closed(hours, SAT, 0) && is_closed(hours, SUN, 23));
+	for (unsigned int bit = 0; bit < 168; bit++)
+		count += is_closed(hours, bit / 24, bit % 24);
+	assert_int_equal(count, 5 * 12 + 48 - 8); /* Saturday's first 8 are in both */
+	/* Wednesday's night reaches into the first day of the scale. */
+	assert_int_equal(host_hours_parse("wed 23-1", hours), 0);
+	assert_true(is_closed(hours, WED, 23) && is_closed(hours, THU, 0));
+	memcpy(before, hours, sizeof(hours));
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		assert_int_equal(host_hours_parse(wrong[i], hours), -EINVAL);
+		assert_memory_equal(hours, before, sizeof(hours));
+	}
+}
+
 static void errors_name_the_place(void **state)
 {
 	static const struct {
@@ -104,6 +141,9 @@ static void errors_name_the_place(void **state)
 		{ "port = 1K", ":1: port: \"1K\" is no whole number" },
 		{ "port =", ":1: port: \"\" is no whole number" },
 		{ "port = 1\n#\nport = 2", ":3: port: already set in line 1" },
+		{ "closed_hours = mon 8",
+		  ":1: closed_hours: \"mon 8\" is no list like mon-fri 20-8, "
+		  "sat-sun 0-24" },
 		{ "copies = 6", ":1: copies: 6 is not within 1..5" },
 		{ "copies = 0", ":1: copies: 0 is not within 1..5" },
 		{ "quota_bytes = 1KB", ":1: quota_bytes: \"1KB\" is no size (digits, then K, M, G "
@@ -203,6 +243,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(defaults_are_valid),
 		cmocka_unit_test(values_are_read),
+		cmocka_unit_test(closed_hours_are_read),
 		cmocka_unit_test(errors_name_the_place),
 		cmocka_unit_test(foreign_bytes_are_bounded),
 		cmocka_unit_test(unreadable_file),
