@@ -90,14 +90,16 @@ struct choice {
 	uint64_t share;
 };
 
-enum tier { TIER_STABLE, TIER_UNKNOWN, TIER_ANY };
+enum tier { TIER_STABLE, TIER_UNKNOWN, TIER_SPARE, TIER_ANY };
 
 static bool fits(const struct choice *c, uint32_t row, enum tier tier, bool new_room,
 		 const struct core_holder *holder)
 {
 	if (holder->free_bytes / c->share < c->size ||
 	    (tier == TIER_STABLE && !is_stable(holder->stays)) ||
-	    (tier == TIER_UNKNOWN && holder->stays))
+	    (tier == TIER_UNKNOWN && holder->stays) ||
+	    (tier == TIER_SPARE && is_stable(holder->stays) &&
+	     holder->free_bytes < holder->used_bytes))
 		return false;
 	for (uint32_t i = 0; i < c->count; i++)
 		if (c->rows[i] == row)
@@ -139,7 +141,7 @@ static bool next(const struct choice *c, enum tier tier, bool new_room, uint32_t
 static bool pick(const struct choice *c, bool stable, uint32_t *ret_row,
 		 struct core_holder *ret_holder)
 {
-	for (enum tier tier = stable ? TIER_STABLE : TIER_ANY; tier <= TIER_ANY; tier++)
+	for (enum tier tier = stable ? TIER_STABLE : TIER_SPARE; tier <= TIER_ANY; tier++)
 		if (next(c, tier, true, ret_row, ret_holder) ||
 		    next(c, tier, false, ret_row, ret_holder))
 			return true;

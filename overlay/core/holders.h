@@ -5,7 +5,8 @@
  *
  * Choosing: first copies on hosts predicted to stay on (FORECAST_STABLE), as many as `stable`, else
  * on hosts that have no forecast yet, rather than on those that are known to go; each in a room of
- * its own as long as there is one; among equals by weighted rendezvous, score =
+ * its own as long as there is one; what is above that quota goes anywhere, but leaves the second
+ * half of a stable host's store to those who need it; among equals by weighted rendezvous, score =
  * w / -ln(u), u = hash(object, salt, host) in (0, 1), w = free store * stays / (1 + load), in whole
  * numbers so that every host and every simulation agrees. A list that is longer than `copies`
  * goes on with who takes the place of a host that refuses (PAST's replica diversion); after every
@@ -26,7 +27,7 @@
 struct core_holder {
 	const struct node_id *id;
 	const char *room; /* OV_NAME_MAX bytes, zero-padded; valid until the choice is made */
-	uint64_t free_bytes;
+	uint64_t free_bytes, used_bytes;
 	uint32_t load_milli;
 	uint32_t stays; /* as in the report: 0 not known, else 1 + permille */
 };

@@ -278,6 +278,7 @@ static bool may_hold(const void *ctx, uint32_t row, struct core_holder *ret_hold
 	*ret_holder = (struct core_holder){ .id = &info->id,
 					    .room = info->room,
 					    .free_bytes = report->store_free_bytes,
+					    .used_bytes = report->store_used_bytes,
 					    .load_milli = report->load_milli,
 					    .stays = report->stays };
 	return true;

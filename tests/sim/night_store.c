@@ -12,11 +12,12 @@ struct chooser {
 	uint32_t exclude;
 };
 
-static void describe(const struct host *host, struct core_holder *ret_holder)
+static void describe(const struct host *host, uint64_t quota_bytes, struct core_holder *ret_holder)
 {
 	*ret_holder = (struct core_holder){ .id = &host->id,
 					    .room = host->room,
 					    .free_bytes = host->said_free_bytes,
+					    .used_bytes = quota_bytes - host->said_free_bytes,
 					    .stays = host->stays };
 }
 
@@ -27,7 +28,7 @@ static bool may_hold(const void *ctx, uint32_t row, struct core_holder *ret_hold
 
 	if (!host->on || row == chooser->exclude)
 		return false;
-	describe(host, ret_holder);
+	describe(host, chooser->n->set.quota_bytes, ret_holder);
 	return true;
 }
 
@@ -176,7 +177,7 @@ static uint32_t describe_copies(const struct night *n, const struct object *obje
 		const struct host *host = &n->hosts[copy->host];
 		uint64_t since_s = copy->wiped ? copy->wiped_s : host->off_since_s;
 
-		describe(host, &ret_copies[i].holder);
+		describe(host, n->set.quota_bytes, &ret_copies[i].holder);
 		ret_copies[i].away_ms = 0;
 		if (copy->wiped || !host->on)
 			ret_copies[i].away_ms = 1 + (n->now_s - since_s) * 1000;

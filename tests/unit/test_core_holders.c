@@ -115,6 +115,30 @@ static void unknown_is_better_than_known_to_leave(void **state)
 	}
 }
 
+/* What is not needed there leaves the second half to what is. */
+static void the_third_copy_leaves_stable_hosts_room(void **state)
+{
+	uint32_t rows[HOSTS], third = 0;
+	struct lab lab;
+
+	(void)state;
+	lab_init(&lab);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		lab.holders[i].stays = i % ROOMS < 3 ? 900 : 20;
+	for (uint32_t key = 0; key < 100; key++) {
+		assert_int_equal(choose(&lab, key, MIB, 3, rows), 3);
+		third += is_stable(&lab, rows[2]);
+	}
+	assert_true(third > 80);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		lab.holders[i].used_bytes = lab.holders[i].free_bytes + 1;
+	for (uint32_t key = 0; key < 100; key++) {
+		assert_int_equal(choose(&lab, key, MIB, 3, rows), 3);
+		assert_true(is_stable(&lab, rows[0]) && is_stable(&lab, rows[1]));
+		assert_false(is_stable(&lab, rows[2]));
+	}
+}
+
 static void load_and_room_weigh(void **state)
 {
 	uint32_t rows[HOSTS], busy = 0, rich = 0;
@@ -314,6 +338,7 @@ int main(void)
 		cmocka_unit_test(two_stay_on_and_all_rooms_differ),
 		cmocka_unit_test(a_stable_host_counts_more_than_a_new_room),
 		cmocka_unit_test(unknown_is_better_than_known_to_leave),
+		cmocka_unit_test(the_third_copy_leaves_stable_hosts_room),
 		cmocka_unit_test(load_and_room_weigh),
 		cmocka_unit_test(past_refuses_what_is_too_large),
 		cmocka_unit_test(three_refusals_salt_the_key),
