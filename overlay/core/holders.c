@@ -240,17 +240,23 @@ static bool goes_before(const struct core_copy *copies, uint32_t a, uint32_t b)
 bool core_repair_surplus(const struct core_place_rule *rule, const struct core_copy *copies,
 			 uint32_t count, uint32_t self)
 {
+	bool self_stable = is_stable(copies[self].holder.stays);
 	uint32_t there = 0, stable = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
+		bool other_stable = is_stable(copies[i].holder.stays);
+
 		if (copies[i].away_ms || i == self)
 			continue;
-		if (goes_before(copies, i, self))
+		/* One of a class at a time. The two classes do not count on each other. */
+		if (other_stable == self_stable && goes_before(copies, i, self))
 			return false;
 		there++;
-		stable += is_stable(copies[i].holder.stays);
+		stable += other_stable;
 	}
-	return there >= rule->copies && stable >= rule->stable;
+	if (copies[self].away_ms || stable < rule->stable)
+		return false;
+	return there >= (self_stable && rule->stable >= rule->low ? rule->stable : rule->copies);
 }
 
 bool core_repair_before(const struct core_repair_item *a, const struct core_repair_item *b)

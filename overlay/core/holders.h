@@ -80,9 +80,9 @@ uint32_t core_repair_plan(const struct core_place_rule *rule, const struct core_
 			  const struct core_copy *copies, uint32_t count, uint32_t *ret_rows);
 
 /*
- * Space is short at the holder of copies[self]: may it give its copy up? Only if enough stay, and
- * if no other holder that is there goes before it (less likely to stay, then later in the list):
- * of hosts that see the same, one.
+ * Space is short at the holder of copies[self]: may it give its copy up? A stable host's third
+ * stable copy may go; another host's, if as many as a new object has stay, the stable ones among
+ * them. Of hosts of one class that see the same, one: the least likely to stay, then the last.
  */
 bool core_repair_surplus(const struct core_place_rule *rule, const struct core_copy *copies,
 			 uint32_t count, uint32_t self);

@@ -5,7 +5,7 @@
 
 #include "tests/sim/night_internal.h"
 
-enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4, FULL_PERCENT = 90, TRIM_PERCENT = 85 };
+enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4, FULL_PERCENT = 80, TRIM_PERCENT = 75 };
 
 struct chooser {
 	const struct night *n;

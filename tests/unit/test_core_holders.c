@@ -278,28 +278,35 @@ static void repair_comes_before_the_closing(void **state)
 		assert_int_not_equal(rows[i], 3); /* it has one */
 }
 
+static uint32_t surplus(const struct core_copy *copies, uint32_t count)
+{
+	uint32_t mask = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		mask |= (uint32_t)core_repair_surplus(&core_place_rule_default, copies, count, i)
+			<< i;
+	return mask;
+}
+
 static void a_full_store_gives_up_what_is_surplus(void **state)
 {
-	const struct core_place_rule *rule = &core_place_rule_default;
-	struct core_copy copies[4];
+	struct core_copy copies[5];
 	struct lab lab;
-	uint32_t gone = 0;
 
 	(void)state;
 	lab_init(&lab);
 	for (uint32_t i = 0; i < 4; i++)
 		copies[i] = copy(&lab, i, 0); /* 0 and 1 stay */
-	for (uint32_t i = 0; i < 4; i++)
-		gone += core_repair_surplus(rule, copies, 4, i);
-	assert_int_equal(gone, 1);
-	assert_true(core_repair_surplus(rule, copies, 4, 3));
-	copies[2].away_ms = 1;
-	for (uint32_t i = 0; i < 4; i++)
-		assert_false(core_repair_surplus(rule, copies, 4, i));
+	copies[4] = copy(&lab, 5, 0);	      /* and so does this one */
+	assert_int_equal(surplus(copies, 4), 1 << 3);
+	assert_int_equal(surplus(copies, 5), 1 << 3 | 1 << 4); /* one of each class */
+	/* By night: the third stable copy may go, the second never. */
+	copies[2].away_ms = copies[3].away_ms = 1;
+	assert_int_equal(surplus(copies, 5), 1 << 4);
+	assert_int_equal(surplus(copies, 4), 0);
 	copies[2].away_ms = 0;
 	copies[1].holder.stays = 1; /* only one stays: keep what there is */
-	for (uint32_t i = 0; i < 4; i++)
-		assert_false(core_repair_surplus(rule, copies, 4, i));
+	assert_int_equal(surplus(copies, 4), 0);
 }
 
 static void the_newest_are_repaired_first(void **state)
