@@ -235,6 +235,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 	(void)sd_event_source_set_priority(overlay->core_timer, -10);
 	store_set_limits(overlay->store, start->quota_bytes, start->reserve_bytes);
 	habits_start(overlay, start->closed_hours);
+	repair_start(overlay, start);
 	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
 		 identity->seed_count);
 	return step(overlay, &tick);
@@ -242,6 +243,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 
 void driver_stop(struct overlay *overlay)
 {
+	repair_stop(overlay);
 	sd_event_source_disable_unref(overlay->core_timer);
 	free(overlay->core);
 	overlay->core = NULL;

@@ -5,7 +5,7 @@
  *   channel.c  datagrams of the agent: channels, requests in flight, answers
  *   driver.c   events into the core, updates out of it
  *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
- *   habits.c   when this host is on
+ *   habits.c   when this host is on             repair.c   copies that are missing
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
@@ -17,6 +17,7 @@
 #include <systemd/sd-event.h>
 
 #include "overlay/core/forecast.h"
+#include "overlay/core/holders.h"
 #include "overlay/net/net.h"
 #include "overlay/overlay.h"
 #include "overlay/store/store.h"
@@ -37,6 +38,8 @@ enum {
 	OVERLAY_FAN_WIDTH = 16,
 	OVERLAY_LIST_MAX = 4 * OV_JOBS_MAX,
 	OVERLAY_READS_MAX = 32, /* objects being read for peers */
+	OVERLAY_HEARD_MAX = 128,
+	OVERLAY_TELLS_MAX = 256,
 };
 
 /* call_id of an order to ourselves, which has no peer to answer. */
@@ -78,6 +81,28 @@ struct habits {
 	uint64_t noted_ms, saved_ms;
 };
 
+/* What peers said of who has what: to the disk in batches, as each costs a sync. */
+struct heard {
+	uint32_t count;
+	uint64_t since_ms;
+	struct ov_object objects[OVERLAY_HEARD_MAX];
+};
+
+/* One round at a time looks at all that lies here; one object at a time is sent. */
+struct repair {
+	struct core_place_rule rule;
+	struct core_bucket bucket;
+	uint32_t round_ms;
+	uint64_t next_ms;
+	struct store_item *items; /* of this round, in order */
+	uint32_t count, at;
+	bool listing;
+	struct repair_op *op; /* the object on its way */
+	struct heard heard;
+	LIST_HEAD(, tell) tells; /* on their way */
+	uint32_t tell_count;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -100,6 +125,7 @@ struct overlay {
 	bool reported;
 	uint64_t report_ms;
 	struct habits habits;
+	struct repair repair;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -136,6 +162,15 @@ void habits_start(struct overlay *overlay, const uint8_t closed[FORECAST_CLOSED_
 /* Counts the time since the last call; what the report says now. */
 uint32_t habits_stays(struct overlay *overlay);
 void habits_save(struct overlay *overlay);
+
+/* repair.c: from driver_start() on. */
+void repair_start(struct overlay *overlay, const struct ov_start *start);
+void repair_tick(struct overlay *overlay, uint64_t now_ms);
+void repair_stop(struct overlay *overlay);
+/* Says to all object->holders who they are, once; they repair it if the owner is gone. */
+void repair_tell(struct overlay *overlay, const struct ov_object *object);
+/* A peer says who has an object of which this host keeps a copy. Dropped if too many say so. */
+void repair_heard(struct overlay *overlay, const struct ov_object *object);
 
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;

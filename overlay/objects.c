@@ -55,6 +55,8 @@ static void put_finished(struct fan *fan)
 	struct request *request = op->request;
 	int status = request->msg.u.object.holder_count > 0 ? 0 : op->worst;
 
+	if (status == 0)
+		repair_tell(request->overlay, &request->msg.u.object);
 	request_finish(request, status, -1);
 }
 

@@ -189,6 +189,10 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_order(overlay, served, from, call);
 	case NET_OP_LIST:
 		return serve_list(overlay, served);
+	case NET_OP_HOLDERS:
+		repair_heard(overlay, &call->object);
+		net_reply(overlay->net, served, 0, NULL, 0, -1, 0);
+		return 0;
 	default:
 		return -EBADMSG;
 	}

@@ -157,3 +157,15 @@ const struct job_value *core_register(const struct core *core, uint32_t index);
  */
 uint32_t core_place(const struct core *core, const struct object_hash *hash, uint64_t size,
 		    const struct node_id *exclude, uint32_t max, struct node_id *ret_nodes);
+
+struct core_place_rule; /* holders.h */
+
+/*
+ * Peers for more copies of an object of which this host is a holder, best first; at most
+ * CORE_PLACE_MAX. 0 if none are missing, or if it is for another holder to make them: the first
+ * of the list that is there does. A holder that announces its leaving is not counted on.
+ */
+uint32_t core_place_repair(const struct core *core, const struct core_place_rule *rule,
+			   const struct object_hash *hash, uint64_t size,
+			   const struct node_id *holders, uint32_t count, uint32_t *ret_there,
+			   struct node_id *ret_nodes);

@@ -299,3 +299,47 @@ uint32_t core_place(const struct core *core, const struct object_hash *hash, uin
 		ret_nodes[i] = core->members[rows[i]].info.id;
 	return count;
 }
+
+static struct core_copy copy_at(const struct core *core, const struct node_id *id)
+{
+	static const char nowhere[OV_NAME_MAX];
+	const struct member *member = core_member_find(core, id);
+	struct core_copy copy = { .holder = { .id = id, .room = nowhere }, .away_ms = UINT64_MAX };
+
+	if (!member)
+		return copy;
+	copy.holder.room = member->info.room;
+	copy.holder.stays = member->info.report.stays;
+	if (member->info.report.flags & MEMBER_VACATING)
+		copy.holder.stays = 1;
+	copy.away_ms = 0;
+	if (member->info.state != MEMBER_ALIVE)
+		copy.away_ms = 1 + core->now_ms - member->heard_ms;
+	return copy;
+}
+
+uint32_t core_place_repair(const struct core *core, const struct core_place_rule *rule,
+			   const struct object_hash *hash, uint64_t size,
+			   const struct node_id *holders, uint32_t count, uint32_t *ret_there,
+			   struct node_id *ret_nodes)
+{
+	struct candidates ctx = { .core = core };
+	struct core_holders from = { .ctx = &ctx, .count = core->member_count, .get = may_hold };
+	struct core_copy copies[OV_HOLDERS_MAX];
+	const struct node_id *first = NULL;
+	uint32_t rows[CORE_PLACE_MAX], there = 0, chosen;
+
+	for (uint32_t i = 0; i < count && i < OV_HOLDERS_MAX; i++) {
+		copies[i] = copy_at(core, &holders[i]);
+		there += !copies[i].away_ms;
+		if (!first && !copies[i].away_ms)
+			first = &holders[i];
+	}
+	*ret_there = there;
+	if (count > OV_HOLDERS_MAX || !first || !node_id_equal(first, core_self(core)))
+		return 0;
+	chosen = core_repair_plan(rule, &from, hash, size, copies, count, rows);
+	for (uint32_t i = 0; i < chosen; i++)
+		ret_nodes[i] = core->members[rows[i]].info.id;
+	return chosen;
+}

@@ -179,6 +179,19 @@ static bool take_put(struct reader *in, struct net_call *call)
 	       call->stream_size == call->object.size;
 }
 
+static bool take_holders(struct reader *in, struct net_call *call)
+{
+	take_bytes(in, &call->object.job, sizeof(call->object.job));
+	take_token(in, &call->object.token);
+	take_bytes(in, &call->object.hash, sizeof(call->object.hash));
+	call->object.holder_count = take32(in);
+	if (call->object.holder_count == 0 || call->object.holder_count > OV_HOLDERS_MAX)
+		return false;
+	for (uint32_t i = 0; i < call->object.holder_count; i++)
+		take_bytes(in, &call->object.holders[i], sizeof(call->object.holders[i]));
+	return call->stream_size == 0;
+}
+
 static bool take_retain(struct reader *in, struct net_call *call)
 {
 	take_bytes(in, &call->retain.job, sizeof(call->retain.job));
@@ -227,6 +240,9 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 		break;
 	case NET_OP_LIST:
 		good = call.stream_size == 0;
+		break;
+	case NET_OP_HOLDERS:
+		good = take_holders(&in, &call);
 		break;
 	default:
 		good = false;
@@ -289,6 +305,14 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 		p = add32(p, call->order_timeout_ms);
 		p = add32(p, call->order_size);
 		p = add_bytes(p, call->order_bytes, call->order_size);
+		break;
+	case NET_OP_HOLDERS:
+		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
+		p = add_token(p, &call->object.token);
+		p = add_bytes(p, &call->object.hash, sizeof(call->object.hash));
+		p = add32(p, call->object.holder_count);
+		p = add_bytes(p, call->object.holders,
+			      call->object.holder_count * sizeof(call->object.holders[0]));
 		break;
 	default:
 		break;

@@ -16,6 +16,7 @@
  *   RETAIN = job, token, u64 upto_seq, u32 count; the stream is the hashes
  *   ORDER  = u32 timeout_ms, u32 size, bytes; the reply's inline bytes are the answer
  *   LIST   = nothing; the reply's stream is struct job_value[]
+ *   HOLDERS = job, token, hash, u32 count, count ids: who has this object, of which you keep a copy
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -61,7 +62,14 @@ enum net_phase {
 	NET_PHASE_COUNT,
 };
 
-enum net_op { NET_OP_PUT = 1, NET_OP_GET, NET_OP_RETAIN, NET_OP_ORDER, NET_OP_LIST };
+enum net_op {
+	NET_OP_PUT = 1,
+	NET_OP_GET,
+	NET_OP_RETAIN,
+	NET_OP_ORDER,
+	NET_OP_LIST,
+	NET_OP_HOLDERS
+};
 
 struct net_frame {
 	uint32_t size;
@@ -73,7 +81,7 @@ struct net_call {
 	uint64_t call;
 	uint16_t op; /* enum net_op; says which fields count */
 	uint32_t stream_size;
-	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash */
+	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash; HOLDERS: its own */
 	struct ov_retain retain;
 	uint32_t order_timeout_ms, order_size;
 	const uint8_t *order_bytes;

@@ -29,10 +29,17 @@ struct ref_row {
 	uint64_t seq;
 };
 
+/* Who else has it, as its owner or a repairer said last; key: struct ref_key. */
+struct holders_row {
+	uint32_t count;
+	uint32_t reserved;
+	struct node_id ids[OV_HOLDERS_MAX];
+};
+
 struct store {
 	int objects_fd, tmp_fd;
 	MDB_env *index, *registers;
-	MDB_dbi objects, refs, fences;
+	MDB_dbi objects, refs, fences, holders;
 	MDB_dbi records, meta;
 	pthread_mutex_t lock; /* the numbers below */
 	uint64_t quota_bytes, reserve_bytes;

@@ -89,6 +89,10 @@ static int delete_ref(struct store *store, MDB_txn *txn, const struct ref_key *n
 {
 	MDB_val key = { sizeof(*name), (void *)name };
 
+	int r = mdb_del(txn, store->holders, &key, NULL);
+
+	if (r && r != MDB_NOTFOUND)
+		return store_lmdb_errno(r);
 	return store_lmdb_errno(mdb_del(txn, store->refs, &key, NULL));
 }
 

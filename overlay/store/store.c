@@ -71,6 +71,8 @@ static int open_tables(struct store *store)
 		r = mdb_dbi_open(txn, "refs", MDB_CREATE, &store->refs);
 	if (!r)
 		r = mdb_dbi_open(txn, "fences", MDB_CREATE, &store->fences);
+	if (!r)
+		r = mdb_dbi_open(txn, "holders", MDB_CREATE, &store->holders);
 	if (r) {
 		mdb_txn_abort(txn);
 		return store_lmdb_errno(r);

@@ -5,7 +5,7 @@
  *
  *   <state_dir>/objects/<2 hex>/<64 hex>   one file per object, content only, named by SHA-256
  *   <state_dir>/objects/tmp/               objects that are still arriving; emptied at open
- *   <state_dir>/index/                     LMDB: objects, refs (job + hash), fences (job)
+ *   <state_dir>/index/                     LMDB: objects, refs and holders (job + hash), fences (job)
  *   <state_dir>/registers/                 LMDB: records (job), meta
  *
  * An object stays while any job refers to it. A put is answered only after file, folder and
@@ -67,6 +67,26 @@ int store_get(struct store *store, const struct object_hash *hash, int *ret_memf
  */
 int store_retain(struct store *store, const struct ov_retain *retain,
 		 const struct object_hash *hashes, uint32_t *ret_dropped)
+	__attribute__((warn_unused_result));
+
+/*
+ * Remembers who has copies of these objects (object->holders), all in one transaction. Objects that
+ * are not here and words of an older token are passed over.
+ */
+int store_set_holders(struct store *store, const struct ov_object *objects, uint32_t count)
+	__attribute__((warn_unused_result));
+
+/* What may need repair: an object here whose other holders are known. */
+struct store_item {
+	struct ov_object object;
+	bool newest; /* no object of the job here has a higher seq */
+	uint64_t put_wall_ms;
+};
+
+enum { STORE_LIST_MAX = 65536 };
+
+/* At most STORE_LIST_MAX; the caller frees. */
+int store_list_held(struct store *store, struct store_item **ret_items, uint32_t *ret_count)
 	__attribute__((warn_unused_result));
 
 /* All writes of one core update in one durable transaction. */

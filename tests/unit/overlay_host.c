@@ -151,6 +151,8 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	start->lease_ms = 2000;
 	start->hold_ms = 2600;
 	start->quota_bytes = 1 << 30;
+	start->repair_round_ms = host->repair_round_ms;
+	start->repair_lazy_ms = host->repair_lazy_ms;
 	r = host_call(host, &msg, fd, NULL);
 	close(fd);
 	if (r == 0) {

@@ -18,6 +18,7 @@ struct test_host {
 	int main, side; /* the agent's ends; side: for calls */
 	uint16_t port;
 	char dir[64];
+	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
 	struct ov_identity identity;
 };
 

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Five overlay halves as processes: copies that are lost with their hosts are made again. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay_host.h"
+
+enum { HOSTS = 5, LAZY_MS = 2000, ROUND_MS = 300, NOTED_MS = 3500 };
+
+struct fixture {
+	struct test_cluster cluster;
+	struct test_host hosts[HOSTS];
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	cluster_make(&f->cluster);
+	for (int i = 0; i < HOSTS; i++) {
+		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
+		f->hosts[i].repair_lazy_ms = LAZY_MS;
+		f->hosts[i].repair_round_ms = ROUND_MS;
+		host_run(&f->hosts[i]);
+		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
+	}
+	for (int i = 0; i < HOSTS; i++)
+		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 15000);
+	host_sleep_ms(1000);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	for (int i = 0; i < HOSTS; i++)
+		host_end(&f->hosts[i]);
+	free(f);
+	return 0;
+}
+
+static uint64_t copies(struct fixture *f)
+{
+	uint64_t count = 0;
+
+	for (int i = 0; i < HOSTS; i++) {
+		struct ov_msg stats = { .op = OV_STATS };
+
+		if (f->hosts[i].pid <= 0)
+			continue;
+		assert_int_equal(host_call(&f->hosts[i], &stats, -1, NULL), 0);
+		count += stats.u.stats.objects;
+	}
+	return count;
+}
+
+static void wait_copies(struct fixture *f, uint64_t count, int timeout_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+
+	while (copies(f) != count) {
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(100);
+	}
+}
+
+static struct test_host *host_of(struct fixture *f, const struct node_id *id)
+{
+	for (int i = 0; i < HOSTS; i++)
+		if (node_id_equal(&f->hosts[i].identity.card.id, id))
+			return &f->hosts[i];
+	fail();
+	return NULL;
+}
+
+static void lost_copies_are_made_again(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object object;
+	int fd = object_make(700000, 3, &object);
+
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	close(fd);
+	assert_int_equal(object.holder_count, 2);
+	/* The holders know of each other, and nothing is missing. */
+	host_sleep_ms(NOTED_MS);
+	assert_int_equal(copies(f), 2);
+	host_kill(host_of(f, &object.holders[0]));
+	/* Not at once: it may come back. */
+	host_sleep_ms(LAZY_MS / 2);
+	assert_int_equal(copies(f), 1);
+	wait_copies(f, 3, 30000);
+	/* Nobody goes on. */
+	host_sleep_ms(5 * ROUND_MS + LAZY_MS);
+	assert_int_equal(copies(f), 3);
+	host_kill(host_of(f, &object.holders[1]));
+	host_get_checked(&f->hosts[0], &object);
+}
+
+/* What the job does not need any more is not brought back. */
+static void dropped_objects_stay_dropped(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg msg = { .op = OV_OBJECT_RETAIN };
+	struct ov_object object;
+	int fd = object_make(50000, 4, &object);
+
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	close(fd);
+	host_sleep_ms(NOTED_MS);
+	msg.u.retain =
+		(struct ov_retain){ .job = object.job, .token = object.token, .upto_seq = 9 };
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), 0);
+	wait_copies(f, 0, 10000);
+	host_kill(host_of(f, &object.holders[0]));
+	host_sleep_ms(2 * LAZY_MS + 1000);
+	assert_int_equal(copies(f), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(lost_copies_are_made_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(dropped_objects_stay_dropped, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
