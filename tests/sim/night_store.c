@@ -5,7 +5,7 @@
 
 #include "tests/sim/night_internal.h"
 
-enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4, FULL_PERCENT = 80, TRIM_PERCENT = 75 };
+enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4, FULL_PERCENT = 87, TRIM_PERCENT = 85 };
 
 struct chooser {
 	const struct night *n;

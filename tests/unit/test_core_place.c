@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "overlay/core/holders.h"
 #include "overlay/core/state.h"
 #include "tests/sim/simnet.h"
 
@@ -92,6 +93,44 @@ static void free_room_draws_objects(void **state)
 		rich += simnet_index(net, found) == 5;
 	}
 	assert_in_range(rich, 200 * 6 / 10, 200 * 9 / 10); /* 16 of 21 expected */
+	simnet_destroy(net);
+}
+
+/* What hosts say of themselves reaches who places, and who announces to leave is not counted on. */
+static void forecasts_steer_objects(void **state)
+{
+	struct simnet *net = lab();
+	struct object_hash hash = { { 3 } };
+	struct node_id found[HOSTS], holders[3];
+	uint32_t there;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		net->nodes[i].report.stays = i == 1 || i == 2 || i == 4 ? 901 : 11;
+	change(net);
+	for (uint32_t k = 0; k < 50; k++) {
+		hash.b[1] = (uint8_t)k;
+		assert_int_equal(core_place(net->nodes[0].core, &hash, 1 << 20, NULL, 3, found), 3);
+		for (uint32_t i = 0; i < 2; i++)
+			assert_int_equal(simnet_index(net, &found[i]) % 3 == 0, 0);
+	}
+	/* Hosts 1, 2 and 5 have it; the first of the list acts, and only if it must. */
+	for (uint32_t i = 0; i < 3; i++)
+		holders[i] = net->nodes[i < 2 ? i + 1 : 5].card.id;
+	for (uint32_t i = 1; i < HOSTS; i++)
+		assert_int_equal(core_place_repair(net->nodes[i].core, &core_place_rule_default,
+						   &hash, 1 << 20, holders, 3, &there, found),
+				 0);
+	assert_int_equal(there, 3);
+	net->nodes[2].report.flags |= MEMBER_VACATING;
+	change(net);
+	assert_int_equal(core_place_repair(net->nodes[2].core, &core_place_rule_default, &hash,
+					   1 << 20, holders, 3, &there, found),
+			 0);
+	assert_int_equal(core_place_repair(net->nodes[1].core, &core_place_rule_default, &hash,
+					   1 << 20, holders, 3, &there, found),
+			 1);
+	assert_int_equal(simnet_index(net, &found[0]), 4); /* the stable one that is left */
 	simnet_destroy(net);
 }
 
@@ -182,6 +221,7 @@ int main(void)
 		cmocka_unit_test(objects_go_to_distinct_rooms),
 		cmocka_unit_test(unfit_peers_get_no_objects),
 		cmocka_unit_test(free_room_draws_objects),
+		cmocka_unit_test(forecasts_steer_objects),
 		cmocka_unit_test(workers_must_fit),
 		cmocka_unit_test(a_lossy_clock_takes_commit_jobs_only),
 		cmocka_unit_test(acceptors_are_the_same_everywhere),

@@ -107,6 +107,20 @@ static void test_calls(void **state)
 	assert_int_equal(net_call_decode(body, size, &back), 0);
 	assert_memory_equal(back.order_bytes, "abc", 3);
 	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_HOLDERS };
+	call.object.token.counter = 7;
+	call.object.hash.b[3] = 1;
+	call.object.holder_count = 2;
+	call.object.holders[1].b[5] = 8;
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(net_call_decode(body, i, &back), -EBADMSG);
+	body[size - 2 * sizeof(struct node_id) - 4] = OV_HOLDERS_MAX + 1;
+	assert_int_equal(net_call_decode(body, size, &back), -EBADMSG);
+	call.object.holder_count = 0;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
 	call = (struct net_call){ .op = NET_OP_LIST };
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
 	call.op = 77;

@@ -268,6 +268,59 @@ static void test_retain(void **state)
 	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), -EINVAL);
 }
 
+/* Who else has it: kept across a restart, gone with the reference, refused from a job that was lost. */
+static void test_holders(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object words[3] = { put_new(f->store, 1000, 1, 1, 1),
+				      put_new(f->store, 1000, 2, 1, 4),
+				      put_new(f->store, 1000, 3, 2, 2) };
+	struct ov_retain retain = { .job = words[0].job, .token.counter = 11, .upto_seq = 3 };
+	struct store_item *items;
+	uint32_t count = 77, dropped = 0;
+
+	for (uint32_t i = 0; i < 3; i++) {
+		words[i].holder_count = 2;
+		words[i].holders[1].b[0] = (uint8_t)(i + 1);
+	}
+	words[2].hash.b[0] ^= 1; /* not here */
+	assert_int_equal(store_set_holders(f->store, words, 3), 0);
+	reopen(f);
+	assert_int_equal(store_list_held(f->store, &items, &count), 0);
+	assert_int_equal(count, 2);
+	for (uint32_t i = 0; i < count; i++) {
+		assert_int_equal(items[i].newest, items[i].object.seq == 4);
+		assert_int_equal(items[i].object.size, 1000);
+		assert_int_equal(items[i].object.holder_count, 2);
+		assert_int_equal(items[i].object.holders[1].b[0], items[i].newest ? 2 : 1);
+	}
+	free(items);
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), 0);
+	words[1].holders[1].b[0] = 99; /* under the token that was lost just now */
+	assert_int_equal(store_set_holders(f->store, &words[1], 1), 0);
+	assert_int_equal(store_list_held(f->store, &items, &count), 0);
+	assert_int_equal(count, 1);
+	assert_int_equal(items[0].object.holders[1].b[0], 2);
+	free(items);
+}
+
+/* A host's own record: replaced whole, refused if larger than it should be. */
+static void test_own_record(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t bytes[8];
+	size_t size = 0;
+
+	assert_int_equal(store_own_load(f->store, "habits", bytes, sizeof(bytes), &size), -ENOENT);
+	assert_int_equal(store_own_save(f->store, "habits", "12345678", 8), 0);
+	assert_int_equal(store_own_save(f->store, "habits", "abcd", 4), 0);
+	reopen(f);
+	assert_int_equal(store_own_load(f->store, "habits", bytes, sizeof(bytes), &size), 0);
+	assert_int_equal(size, 4);
+	assert_memory_equal(bytes, "abcd", 4);
+	assert_int_equal(store_own_load(f->store, "habits", bytes, 3, &size), -EBADMSG);
+}
+
 static void test_retain_many(void **state)
 {
 	enum { COUNT = 150 };
@@ -476,6 +529,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_put_get, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_put_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_quota, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_holders, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_own_record, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_retain, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_retain_many, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_rot, setup, teardown),
