@@ -83,6 +83,11 @@ static void run(struct output *out, const struct night_setup *set, enum promise 
 		for (uint32_t i = 0; i < 7 && set->change_day + i < set->learn_days + set->days;
 		     i++)
 			printf(" %.1e", r.nightly[set->change_day + i]);
+		if (nights == UINT32_MAX) {
+			printf("; not below %.0e for %u nights in this run\n", TARGET,
+			       QUIET_NIGHTS);
+			return;
+		}
 		printf("; below %.0e after %u nights\n", TARGET, nights);
 		row(out, set->name, "relearned", "nights", nights, -1);
 	}
