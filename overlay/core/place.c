@@ -6,6 +6,7 @@
  * Acceptors: the ring successors of hash(job). Objects: holders.c, from the rows of the table.
  */
 #include "overlay/core/holders.h"
+#include "overlay/core/lookup.h"
 #include "overlay/core/state.h"
 
 #include <errno.h>
@@ -25,21 +26,6 @@ static uint64_t word_at(const uint8_t *bytes)
 	return word;
 }
 
-static void ring_point(const struct job_id *id, uint64_t point[2])
-{
-	point[0] = core_mix(word_at(id->b) ^ core_mix(word_at(id->b + 8)));
-	point[1] = core_mix(point[0] ^ word_at(id->b));
-}
-
-/* Clockwise distance from point to id on the ring of 2^128. */
-static void ring_distance(const uint64_t point[2], const struct node_id *id, uint64_t distance[2])
-{
-	uint64_t high = word_at(id->b), low = word_at(id->b + 8);
-
-	distance[1] = low - point[1];
-	distance[0] = high - point[0] - (low < point[1]);
-}
-
 static bool is_named(const struct node_id *id, const struct node_id *list, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
@@ -49,60 +35,40 @@ static bool is_named(const struct node_id *id, const struct node_id *list, uint3
 }
 
 /* Alive, not about to leave, and not in the set yet. */
-static bool may_accept(const struct member *member, const struct core_acceptors *set)
+static bool may_accept(const struct member_info *info, const struct core_acceptors *set)
 {
-	return member->info.state == MEMBER_ALIVE && member->info.incarnation &&
-	       !(member->info.report.flags & MEMBER_VACATING) &&
-	       !is_named(&member->info.id, set->ids, set->count);
+	return info->state == MEMBER_ALIVE && info->incarnation &&
+	       !(info->report.flags & MEMBER_VACATING) &&
+	       !is_named(&info->id, set->ids, set->count);
 }
 
-static bool is_new_room(const struct core *core, const struct member *member,
+static bool is_new_room(const struct core *core, const struct member_info *info,
 			const struct core_acceptors *set)
 {
 	for (uint32_t i = 0; i < set->count; i++) {
 		const struct member *other = core_member_find(core, &set->ids[i]);
 
-		if (other &&
-		    !memcmp(other->info.room, member->info.room, sizeof(member->info.room)))
+		if (other && !memcmp(other->info.room, info->room, sizeof(info->room)))
 			return false;
 	}
 	return true;
 }
 
 /* Of the SUCCESSORS that may, the first in a room of its own, else the first. */
-static const struct member *next_acceptor(const struct core *core, const struct job_id *id,
-					  const struct core_acceptors *set)
+static const struct member_info *next_acceptor(const struct core *core, const struct job_id *id,
+					       const struct core_acceptors *set)
 {
-	uint64_t point[2], last[2] = { 0, 0 };
-	const struct member *first = NULL;
+	struct lookup_walk walk = { .key = lookup_job_key(id) };
+	const struct member_info *first = NULL, *info;
 
-	ring_point(id, point);
-	for (uint32_t n = 0; n < SUCCESSORS; n++) {
-		const struct member *best = NULL;
-		uint64_t best_at[2] = { 0, 0 };
-
-		for (uint32_t i = 0; i < core->member_count; i++) {
-			const struct member *member = &core->members[i];
-			uint64_t at[2];
-
-			if (!may_accept(member, set))
-				continue;
-			ring_distance(point, &member->info.id, at);
-			if (n && (at[0] < last[0] || (at[0] == last[0] && at[1] <= last[1])))
-				continue;
-			if (best &&
-			    (at[0] > best_at[0] || (at[0] == best_at[0] && at[1] > best_at[1])))
-				continue;
-			best = member;
-			memcpy(best_at, at, sizeof(at));
-		}
-		if (!best)
-			break;
-		if (is_new_room(core, best, set))
-			return best;
+	for (uint32_t n = 0; n < SUCCESSORS && lookup_walk_next(core, &walk, &info);) {
+		if (!may_accept(info, set))
+			continue;
+		if (is_new_room(core, info, set))
+			return info;
 		if (!first)
-			first = best;
-		memcpy(last, best_at, sizeof(last));
+			first = info;
+		n++;
 	}
 	return first;
 }
@@ -114,7 +80,7 @@ static uint32_t acceptors_wanted(const struct core *core)
 	uint32_t live = 0;
 
 	for (uint32_t i = 0; i < core->member_count && live < OV_REPLICAS_MAX; i++)
-		live += may_accept(&core->members[i], &none);
+		live += may_accept(&core->members[i].info, &none);
 	return live == 4 ? 3 : live;
 }
 
@@ -126,11 +92,11 @@ void core_place_acceptors(const struct core *core, const struct job_id *id,
 
 	memset(&set, 0, sizeof(set));
 	while (set.count < wanted) {
-		const struct member *member = next_acceptor(core, id, &set);
+		const struct member_info *info = next_acceptor(core, id, &set);
 
-		if (!member)
+		if (!info)
 			break;
-		set.ids[set.count++] = member->info.id;
+		set.ids[set.count++] = info->id;
 	}
 	/* A host that is alone and leaving keeps its own jobs' registers all the same. */
 	if (!set.count)
@@ -159,7 +125,7 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 {
 	struct core_acceptors set = job->acceptors, rest;
 	uint32_t wanted = acceptors_wanted(core);
-	const struct member *member;
+	const struct member_info *info;
 	uint32_t at = 0;
 
 	while (at < set.count && !is_to_replace(core, &set.ids[at]))
@@ -171,16 +137,16 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 	rest = set;
 	if (at < set.count)
 		memset(&rest.ids[at], 0, sizeof(rest.ids[at]));
-	member = next_acceptor(core, &job->id, &rest);
-	if (!member || is_named(&member->info.id, set.ids, set.count))
+	info = next_acceptor(core, &job->id, &rest);
+	if (!info || is_named(&info->id, set.ids, set.count))
 		return false;
-	set.ids[at] = member->info.id;
+	set.ids[at] = info->id;
 	if (at == set.count)
 		set.count++;
 	if (set.count == 2) {
-		member = next_acceptor(core, &job->id, &set);
-		if (member)
-			set.ids[set.count++] = member->info.id;
+		info = next_acceptor(core, &job->id, &set);
+		if (info)
+			set.ids[set.count++] = info->id;
 		else if (job->acceptors.count == 1)
 			return false;
 	}
