@@ -7,6 +7,7 @@
 # make model-long                                  the register's model, larger bounds: hours
 # make sim-paper SEED=                             a paper's experiment, anew; docs/paper.md
 # make bench-pause                                 how long a job stands still; build/bench/
+# make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
 # make sim-long      40 seeds of 50 hosts, 24 h    make sim-mutants    is each safety rule needed?
@@ -76,11 +77,12 @@ OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COM
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
+given = $(if $(filter command environment,$(firstword $(origin $1))),$($1),$2)
 SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night sim-chord
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -167,6 +169,12 @@ NODES ?= 50
 HOURS ?= 24
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
+	$(Q)$< $(SEED) $(NODES) $(MINUTES)
+# Chord look-ups of a large ring under churn; table and build/bench/chord.json.
+sim-chord: $(B)/tests/sim_chord
+	$(Q)mkdir -p $(B)/bench
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) \
+		$(call given,HOURS,2) $(B)/bench/chord.json $(call given,NODES,1000 10000 100000)
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
 sim-long: $(B)/tests/sim_core
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS) 40
