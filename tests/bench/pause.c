@@ -91,7 +91,7 @@ static const struct metric metrics[] = {
 	{ "step-copy", "us", get_copy },
 	{ "step-wait", "us", get_wait },
 	{ "step-thaw", "us", get_thaw },
-	{ "away", "us", get_away }, /* part of state to copy: others had the processor */
+	{ "away", "us", get_away },	 /* part of state to copy: others had the processor */
 	{ "step-walk", "us", get_walk }, /* at the same time as the others */
 	{ "cpu", "us", get_cpu },
 	{ "rounds", "rounds", get_rounds },
