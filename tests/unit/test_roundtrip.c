@@ -708,9 +708,48 @@ static void test_too_big(void **state)
 	spoilt(*state, too_big);
 }
 
+/*
+ * A process in which CRIU just makes a call of its own dies of SIGTRAP with it: some 10 us for each of
+ * its calls, see docs/guarantees.md. False: this was it.
+ */
+static bool survives_criu(struct world *w, const char *script, const char *expected)
+{
+	char *text;
+	bool trapped;
+	int status;
+
+	fixture_init(&w->f);
+	w->c = make_capture(&w->f, &w->p);
+	start(&w->f, &w->p, script);
+	wait_output(&w->f, &w->p, 30);
+	killed_criu(&w->f, &w->p, w->c);
+	status = fixture_wait_exit(&w->f, JOB_MS);
+	text = output_of(&w->f, &w->p, "out");
+	trapped = WTERMSIG(status) == SIGTRAP || (text && strstr(text, "Trace/breakpoint trap"));
+	if (!trapped) {
+		assert_int_equal(status, 0);
+		assert_string_equal(text, expected);
+	}
+	free(text);
+	end_fixture(&w->f);
+	capture_destroy(take_ptr(w->c));
+	return !trapped;
+}
+
 static void test_killed_criu(void **state)
 {
-	spoilt(*state, killed_criu);
+	static const char script[] =
+		"i=0; while [ $i -lt 120 ]; do i=$((i+1)); echo $i; sleep 0.02; done";
+	struct world *w = *state;
+	char *expected;
+	int tries = 3;
+
+	SKIP_IF_MISSING();
+	expected = undisturbed(w, script);
+	while (tries > 0 && !survives_criu(w, script, expected))
+		print_message("trapped: CRIU died in a call of its own; again, %d left\n", --tries);
+	free(expected);
+	assert_true(tries > 0);
 }
 
 static void test_vanished(void **state)
