@@ -115,10 +115,9 @@ void capture_lab_finish(struct capture_lab *lab, const char *meta_json)
 	free(head);
 }
 
-struct packer_counts capture_lab_pack(struct capture_lab *lab, struct capture *c,
-				      struct snapshot *s)
+int capture_lab_try(struct capture_lab *lab, struct capture *c, struct snapshot *s,
+		    struct packer_counts *ret_counts)
 {
-	struct packer_counts counts;
 	int r;
 
 	capture_lab_begin(lab);
@@ -129,10 +128,23 @@ struct packer_counts capture_lab_pack(struct capture_lab *lab, struct capture *c
 		capture_lab_begin(lab);
 		r = snapshot_each(s, true, capture_lab_add, lab);
 	}
-	assert_int_equal(r, 0);
+	if (r < 0) {
+		packer_abort(lab->packer);
+		lab->seq--;
+		return r;
+	}
 	capture_lab_finish(lab, snapshot_info(s)->meta_json);
-	packer_counts(lab->packer, &counts);
+	packer_counts(lab->packer, ret_counts);
 	snapshot_accept(c, s);
+	return 0;
+}
+
+struct packer_counts capture_lab_pack(struct capture_lab *lab, struct capture *c,
+				      struct snapshot *s)
+{
+	struct packer_counts counts;
+
+	assert_int_equal(capture_lab_try(lab, c, s, &counts), 0);
 	return counts;
 }
 

@@ -44,7 +44,9 @@ void capture_lab_begin(struct capture_lab *lab);
 /* For snapshot_each(); ctx is the lab. */
 int capture_lab_add(void *ctx, const struct snapshot_file *file);
 void capture_lab_finish(struct capture_lab *lab, const char *meta_json);
-/* All of it, and accepted. */
+/* All of it, and accepted. -ESTALE: the job, let run, changed a file that is not copied: take anew. */
+int capture_lab_try(struct capture_lab *lab, struct capture *c, struct snapshot *s,
+		    struct packer_counts *ret_counts);
 struct packer_counts capture_lab_pack(struct capture_lab *lab, struct capture *c,
 				      struct snapshot *s);
 struct manifest *capture_lab_manifest(struct capture_lab *lab);
