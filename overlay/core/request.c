@@ -103,10 +103,20 @@ void core_proposer_settle(struct core *core, struct job *job)
 		core_proposer_enter(core, op);
 }
 
+static bool is_granting(const struct core *core, const struct job *job)
+{
+	for (uint32_t i = 0; i < CORE_OPS_MAX; i++)
+		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job) &&
+		    core->ops[i].then_grant)
+			return true;
+	return false;
+}
+
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant)
 {
-	struct op *op = core_proposer_is_busy(core, job) ? NULL :
-							   core_proposer_new(core, OP_GET, job);
+	/* A grant waits behind what this host is about, as its own takeover that came second. */
+	bool wait = then_grant ? is_granting(core, job) : core_proposer_is_busy(core, job);
+	struct op *op = wait ? NULL : core_proposer_new(core, OP_GET, job);
 
 	if (!op)
 		return;
