@@ -505,10 +505,22 @@ static struct op *op_of_message(struct core *core, const struct core_message *m,
 	return NULL;
 }
 
+/* Those of the acceptors that said BUSY whose holds are not over by then. */
+static uint32_t busy_at(const struct op *op, uint64_t when_ms)
+{
+	uint32_t busy = 0;
+
+	for (uint32_t i = 0; i < op->set.count; i++)
+		if (op->busy & 1u << i && op->busy_until_ms[i] > when_ms)
+			busy |= 1u << i;
+	return busy;
+}
+
 static void handle_nack(struct core *core, struct op *op, const struct core_message *m,
-			uint32_t bit)
+			uint32_t rank)
 {
 	struct job *job = &core->jobs[op->job];
+	uint32_t bit = 1u << rank;
 	uint32_t spare = op->set.count - core_acceptors_quorum(&op->set);
 
 	switch (m->reason) {
@@ -517,9 +529,11 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 		op_retry(core, op, op_backoff_ms(core, op));
 		return;
 	case CORE_NACK_BUSY:
+		if ((op->promised | op->accepted) & bit)
+			return; /* an earlier word of it, overtaken */
 		op->busy |= bit;
-		if (m->hold_left_ms > op->hold_left_ms)
-			op->hold_left_ms = m->hold_left_ms;
+		op->busy_until_ms[rank] = core->now_ms + m->hold_left_ms + 1;
+		core_arm(core, op->busy_until_ms[rank]);
 		break;
 	default:
 		op->unknown |= bit;
@@ -528,7 +542,7 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 		if (!job->unknown_since_ms)
 			job->unknown_since_ms = core->now_ms;
 		op_end(core, op, -ENOENT, NULL);
-	} else if (popcount(op->busy) > spare) {
+	} else if (popcount(busy_at(op, core->now_ms + CORE_RESEND_MS)) > spare) {
 		if (op->kind == OP_TAKE || op->kind == OP_TAKEOVER) {
 			/* Asking again soon would only disturb the owner. */
 			job->guard_ms = core->now_ms + core->config.renew_ms +
@@ -630,9 +644,10 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 	case OP_READ:
 	case OP_PREPARE:
 		if (m->type == CORE_MSG_NACK) {
-			handle_nack(core, op, m, 1u << rank);
+			handle_nack(core, op, m, rank);
 		} else if (m->type == CORE_MSG_PROMISE) {
 			op->promised |= 1u << rank;
+			op->busy &= ~(1u << rank);
 			op->seen[rank] = m->accepted;
 			op->values[rank] = m->value;
 			op->nexts[rank] = m->next;
@@ -646,9 +661,10 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 		break;
 	case OP_ACCEPT:
 		if (m->type == CORE_MSG_NACK) {
-			handle_nack(core, op, m, 1u << rank);
+			handle_nack(core, op, m, rank);
 		} else if (m->type == CORE_MSG_ACCEPTED) {
 			op->accepted |= 1u << rank;
+			op->busy &= ~(1u << rank);
 #ifdef MUTANT_SEAL
 			if (op->sending_next.count) {
 				op_chosen(core, op);
@@ -706,14 +722,20 @@ void core_proposer_denied(struct core *core, const struct node_id *from, const s
 	}
 }
 
+/* What was lost; and whoever said BUSY is asked again as soon as its hold is over. */
 static void op_resend(struct core *core, struct op *op)
 {
 	struct job *job = &core->jobs[op->job];
+	uint32_t busy = busy_at(op, core->now_ms);
 
-	if (core->now_ms < op->resend_ms) {
+	for (uint32_t i = 0; i < op->set.count; i++)
+		if (busy & 1u << i)
+			core_arm(core, op->busy_until_ms[i]);
+	if (core->now_ms < op->resend_ms && busy == op->busy) {
 		core_arm(core, op->resend_ms);
 		return;
 	}
+	op->busy = busy;
 	if (op->phase == OP_LOCATE) {
 		core_job_locate(core, &job->id);
 		op->resend_ms = core->now_ms + CORE_RESEND_MS;
