@@ -23,16 +23,18 @@ static bool same_incarnation(const struct job_value *a, const struct job_value *
 	       node_id_equal(&a->owner, &b->owner);
 }
 
-/* A token that its owner made itself. */
-static bool is_own(const struct job_value *value)
+/* The owner takes the job over from itself, under a token that it made. */
+static bool is_claim(const struct job *job, const struct job_value *next)
 {
-	return node_id_equal(&value->token.node, &value->owner);
+	return node_id_equal(&next->token.node, &next->owner) &&
+	       node_id_equal(&job->value.owner, &next->owner);
 }
 
 bool core_acceptor_set_value(struct core *core, struct job *job, const struct core_ballot *ballot,
 			     const struct job_value *value, const struct core_acceptors *next)
 {
 	bool fresh = !job->has_record;
+	bool claimed = !fresh && is_claim(job, value);
 	bool changed = fresh || !same_incarnation(&job->value, value) ||
 		       job->value.state != value->state;
 
@@ -54,7 +56,7 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 		job->hold_until_ms = core->now_ms + core->config.hold_ms;
 		job->renewed = false;
 		job->guard_ms = job->grant_ms = job->done_ms = 0;
-		if (fresh || is_own(value)) /* whoever made the token will renew by itself */
+		if (fresh || claimed) /* whoever made the token will renew by itself */
 			job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
 		core_arm(core, core->now_ms);
 	}
@@ -193,7 +195,7 @@ static bool is_busy(const struct core *core, const struct job *job, const struct
 	if (!core_acceptor_holds(core, job) || same_incarnation(&job->value, next))
 		return false;
 	/* The owner's claim: nothing of what it ran under the old token is left there. */
-	if (is_own(next) && node_id_equal(&job->value.owner, &next->owner))
+	if (is_claim(job, next))
 		return false;
 	/* RELEASE: the owner froze the job before it said so. */
 	return fence_token_compare(&job->value.token, &next->token) != 0 ||

@@ -232,6 +232,7 @@ static void claim_answered(struct host_job *hj, const struct core_answer *answer
 	if (hj->phase != HOST_CLAIMING)
 		return;
 	hj->phase = HOST_NONE;
+	hj->next_ms = 0; /* of the run before */
 	if (answer->status == -EAGAIN) {
 		hj->phase = HOST_GRANTED;
 	} else if (answer->status == 0) {
