@@ -17,14 +17,9 @@
 #include "agent/restore/restore.h"
 #include "agent/util/io.h"
 #include "tests/unit/keeper_fixture.h"
+#include "tests/unit/place_lab.h"
 
 enum { JOB_MS = 120000, NOBODY = 65534 };
-
-struct place {
-	char base[64]; /* submission directory, on the host */
-	char spool[96];
-	char images[96];
-};
 
 /* All that a test makes; teardown removes it, however the test ended. */
 struct world {
@@ -47,23 +42,6 @@ static enum capture_engine engine; /* of all captures of a group of tests */
 			skip();                                                     \
 		}                                                                   \
 	} while (0)
-
-static void place_init(struct place *p)
-{
-	strcpy(p->base, "/var/tmp/decamp-work-XXXXXX");
-	assert_non_null(mkdtemp(p->base));
-	snprintf(p->spool, sizeof(p->spool), "%s.spool", p->base);
-	snprintf(p->images, sizeof(p->images), "%s.images", p->base);
-	assert_int_equal(mkdir(p->spool, 0700), 0);
-	assert_int_equal(mkdir(p->images, 0700), 0);
-}
-
-static void place_deinit(struct place *p)
-{
-	(void)!remove_tree_at(AT_FDCWD, p->base);
-	(void)!remove_tree_at(AT_FDCWD, p->spool);
-	(void)!remove_tree_at(AT_FDCWD, p->images);
-}
 
 static int setup(void **state)
 {
@@ -97,61 +75,6 @@ static int teardown(void **state)
 	}
 	free(w);
 	return 0;
-}
-
-static void start_as(struct fixture *f, const struct place *p, uid_t uid, const char *script)
-{
-	static const char env[] = "PATH=/usr/bin:/bin\0LANG=C";
-	char argv[8192], out[128];
-	struct keeper_command command = { .umask = 022,
-					  .env = env,
-					  .env_size = sizeof(env),
-					  .cwd = p->base,
-					  .stdout_path = out,
-					  .stderr_path = out,
-					  .argv = argv,
-					  .uid = uid,
-					  .gid = uid };
-	const char *step = "";
-	int r;
-
-	snprintf(out, sizeof(out), "%s/out", p->base);
-	command.argv_size = (size_t)snprintf(argv, sizeof(argv), "sh%c-c%c%s", 0, 0, script) + 1;
-	assert_int_equal(keeper_start(&f->config, &f->k), 0);
-	r = keeper_run(f->k, &command, &step);
-	if (r < 0)
-		print_message("%s: %s\n", step, strerror(-r));
-	assert_int_equal(r, 0);
-}
-
-static void start(struct fixture *f, const struct place *p, const char *script)
-{
-	start_as(f, p, 0, script);
-}
-
-static char *output_of(const struct fixture *f, const struct place *p, const char *name)
-{
-	char path[PATH_MAX], full[128];
-
-	snprintf(full, sizeof(full), "%s/%s", p->base, name);
-	fixture_path(f, full, path);
-	return lab_read("%s", path);
-}
-
-static size_t output_size(const struct fixture *f, const struct place *p, const char *name)
-{
-	char *text = output_of(f, p, name);
-	size_t size = text ? strlen(text) : 0;
-
-	free(text);
-	return size;
-}
-
-static void wait_output(const struct fixture *f, const struct place *p, size_t size)
-{
-	for (int i = 0; i < 3000 && output_size(f, p, "out") < size; i++)
-		sleep_ms(10);
-	assert_true(output_size(f, p, "out") >= size);
 }
 
 static void end_fixture(struct fixture *f)
@@ -275,9 +198,9 @@ static char *undisturbed(struct world *w, const char *script)
 	char *text;
 
 	fixture_init(&w->f);
-	start_as(&w->f, &w->p, w->uid, script);
+	place_start_as(&w->f, &w->p, w->uid, script);
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
-	text = output_of(&w->f, &w->p, "out");
+	text = place_output(&w->f, &w->p, "out");
 	end_fixture(&w->f);
 	assert_non_null(text);
 	return text;
@@ -297,17 +220,17 @@ static void roundtrip(struct world *w, const char *script, const char *input, si
 	expected = undisturbed(w, script);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start_as(&w->f, &w->p, w->uid, script);
-	wait_output(&w->f, &w->p, step);
+	place_start_as(&w->f, &w->p, w->uid, script);
+	place_wait_output(&w->f, &w->p, step);
 	first = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
-	wait_output(&w->f, &w->p, 2 * step);
+	place_wait_output(&w->f, &w->p, 2 * step);
 	second = checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	/* xz writes all of its memory all the time. */
 	assert_true(strstr(script, "xz") || second.new_bytes < first.new_bytes / 2);
-	wait_output(&w->f, &w->p, 3 * step);
+	place_wait_output(&w->f, &w->p, 3 * step);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	/* On, so that files are ahead of the checkpoint: restore must roll them back. */
-	wait_output(&w->f, &w->p, 4 * step);
+	place_wait_output(&w->f, &w->p, 4 * step);
 	stop(&w->f);
 	end_fixture(&w->f);
 
@@ -319,7 +242,7 @@ static void roundtrip(struct world *w, const char *script, const char *input, si
 		print_message("restore: %s\n", reason);
 	assert_int_equal(r, 0);
 	assert_int_equal(fixture_wait_exit(&w->g, JOB_MS), 0);
-	text = output_of(&w->g, &w->p, "out");
+	text = place_output(&w->g, &w->p, "out");
 	assert_non_null(text);
 	assert_string_equal(text, expected);
 	free(text);
@@ -358,8 +281,8 @@ static void test_two_moves(void **state)
 	expected = undisturbed(w, python_job);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, python_job);
-	wait_output(&w->f, &w->p, 300);
+	place_start(&w->f, &w->p, python_job);
+	place_wait_output(&w->f, &w->p, 300);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_STAY_FROZEN);
 	stop(&w->f);
 	end_fixture(&w->f);
@@ -371,11 +294,11 @@ static void test_two_moves(void **state)
 	assert_int_equal(restore(&w->g, &w->p, &w->lab, NULL, reason), 0);
 	w->c = make_capture(&w->g, &w->p);
 	assert_int_equal(capture_learn_restored(w->c), 0);
-	wait_output(&w->g, &w->p, 900);
+	place_wait_output(&w->g, &w->p, 900);
 	counts = checkpoint(&w->g, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
 	/* The packer was seeded: only what changed is new. */
 	assert_true(counts.new_bytes < 2 << 20);
-	wait_output(&w->g, &w->p, 1200);
+	place_wait_output(&w->g, &w->p, 1200);
 	stop(&w->g);
 	end_fixture(&w->g);
 
@@ -384,7 +307,7 @@ static void test_two_moves(void **state)
 	fixture_init(&w->f);
 	assert_int_equal(restore(&w->f, &w->p, &w->lab, NULL, reason), 0);
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
-	text = output_of(&w->f, &w->p, "out");
+	text = place_output(&w->f, &w->p, "out");
 	assert_non_null(text);
 	assert_string_equal(text, expected);
 	free(text);
@@ -460,7 +383,7 @@ static void test_adopted(void **state)
 		print_message("restore: %s\n", reason);
 	assert_int_equal(r, 0);
 	assert_int_equal(fixture_wait_exit(&w->g, JOB_MS), 0);
-	text = output_of(&w->g, &w->p, "out");
+	text = place_output(&w->g, &w->p, "out");
 	assert_non_null(text);
 	assert_string_equal(text, expected);
 	free(text);
@@ -524,15 +447,15 @@ static void test_refused(void **state)
 	SKIP_IF_MISSING();
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done");
-	wait_output(&w->f, &w->p, 20);
+	place_start(&w->f, &w->p, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done");
+	place_wait_output(&w->f, &w->p, 20);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_STAY_FROZEN);
 	/* Frozen means frozen, right from the checkpoint on. */
-	size = output_size(&w->f, &w->p, "out");
+	size = place_output_size(&w->f, &w->p, "out");
 	sleep_ms(300);
-	assert_int_equal(output_size(&w->f, &w->p, "out"), size);
+	assert_int_equal(place_output_size(&w->f, &w->p, "out"), size);
 	assert_int_equal(keeper_thaw(w->f.k), 0);
-	wait_output(&w->f, &w->p, size + 10);
+	place_wait_output(&w->f, &w->p, size + 10);
 	stop(&w->f);
 	end_fixture(&w->f);
 
@@ -560,11 +483,11 @@ static void spoilt_for(struct world *w, int steps,
 	expected = undisturbed(w, script);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, script);
-	wait_output(&w->f, &w->p, 30);
+	place_start(&w->f, &w->p, script);
+	place_wait_output(&w->f, &w->p, 30);
 	fn(&w->f, &w->p, w->c);
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
-	text = output_of(&w->f, &w->p, "out");
+	text = place_output(&w->f, &w->p, "out");
 	assert_string_equal(text, expected);
 	free(text);
 	free(expected);
@@ -728,11 +651,11 @@ static bool survives_criu(struct world *w, const char *script, const char *expec
 
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, script);
-	wait_output(&w->f, &w->p, 30);
+	place_start(&w->f, &w->p, script);
+	place_wait_output(&w->f, &w->p, 30);
 	killed_criu(&w->f, &w->p, w->c);
 	status = fixture_wait_exit(&w->f, JOB_MS);
-	text = output_of(&w->f, &w->p, "out");
+	text = place_output(&w->f, &w->p, "out");
 	trapped = WTERMSIG(status) == SIGTRAP || (text && strstr(text, "Trace/breakpoint trap"));
 	if (!trapped) {
 		assert_int_equal(status, 0);
@@ -769,8 +692,8 @@ static void test_vanished(void **state)
 	SKIP_IF_MISSING();
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, "echo begun; sleep 0.3");
-	wait_output(&w->f, &w->p, 5);
+	place_start(&w->f, &w->p, "echo begun; sleep 0.3");
+	place_wait_output(&w->f, &w->p, 5);
 	for (int r = 0; r == 0;) {
 		r = take(&w->f, &w->p, w->c, CAPTURE_RUN_ON, &s, reason);
 		snapshot_destroy(s);
@@ -789,8 +712,8 @@ static void test_orphan(void **state)
 	SKIP_IF_MISSING();
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	start(&w->f, &w->p, "(sleep 1000 &) ; echo begun; sleep 1000");
-	wait_output(&w->f, &w->p, 5);
+	place_start(&w->f, &w->p, "(sleep 1000 &) ; echo begun; sleep 1000");
+	place_wait_output(&w->f, &w->p, 5);
 	expect_failure(&w->f, &w->p, w->c, -EOPNOTSUPP, "has left its main process");
 }
 
