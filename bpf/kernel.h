@@ -208,6 +208,8 @@ struct vm_area_struct {
 	unsigned long vm_flags;
 	unsigned long vm_pgoff;
 	struct file *vm_file;
+	struct anon_vma *anon_vma;
+	const struct vm_operations_struct *vm_ops;
 	struct anon_vma_name *anon_name;
 	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };

@@ -708,9 +708,10 @@ int state_vmas(struct bpf_iter__task_vma *ctx)
 	vma.vm_flags = BPF_CORE_READ(v, vm_flags);
 	vma.file = (__u64)file;
 	vma.ino = vma.size = vma.dev = vma.mode = vma.nlink = 0;
-	vma.uffd = 0;
-	if (bpf_core_field_exists(v->vm_userfaultfd_ctx.ctx))
-		vma.uffd = BPF_CORE_READ(v, vm_userfaultfd_ctx.ctx) != 0;
+	vma.traits = (BPF_CORE_READ(v, vm_ops) ? 0 : STATE_VMA_NO_OPS) |
+		     (BPF_CORE_READ(v, anon_vma) ? 0 : STATE_VMA_NO_OWN);
+	vma.uffd = bpf_core_field_exists(v->vm_userfaultfd_ctx.ctx) &&
+		   BPF_CORE_READ(v, vm_userfaultfd_ctx.ctx) != 0;
 	vma.path[0] = vma.anon_name[0] = '\0';
 	if (file) {
 		opened = opened_inode(file);

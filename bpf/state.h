@@ -119,6 +119,12 @@ struct state_process {
 	__u32 reserved;
 };
 
+/* Zero if not known. */
+enum state_vma_traits {
+	STATE_VMA_NO_OPS = 1, /* anonymous to the kernel, whatever file it was made of: /dev/zero */
+	STATE_VMA_NO_OWN = 2, /* no page that is not the file's was ever in it (no anon_vma) */
+};
+
 struct state_vma {
 	__u64 start, end, offset; /* bytes */
 	__u64 vm_flags;
@@ -128,6 +134,8 @@ struct state_vma {
 	__u32 mode; /* of the inode */
 	__u32 nlink;
 	__u32 uffd; /* a userfaultfd is registered */
+	__u32 traits;
+	__u32 reserved;
 	char path[STATE_PATH_MAX];
 	char anon_name[80];
 };

@@ -127,7 +127,6 @@ void mem_bury(struct native_mem *m)
 		if (mm->memory >= 0)
 			close(mm->memory);
 		runs_deinit(&mm->covered);
-		runs_deinit(&mm->filed);
 		runs_deinit(&mm->guards);
 		runs_deinit(&mm->listed);
 		space_deinit(&mm->space);
@@ -218,7 +217,6 @@ void mem_forget(struct native_mem *m)
 {
 	for (size_t i = 0; i < m->mm_count; i++) {
 		space_forget(&m->mms[i]->space);
-		m->mms[i]->filed.count = 0;
 		m->mms[i]->full = true;
 	}
 	for (size_t i = 0; i < m->object_count; i++)

@@ -66,7 +66,7 @@ enum native_mem_broken {
 	MEM_BROKEN_ARM_HOLES = 1 << 1, /* pre-copy protects holes too: MADV_DONTNEED is not seen */
 	MEM_BROKEN_SHMEM = 1 << 2,     /* objects that pre-copy read are not looked at again */
 	MEM_BROKEN_VMA_DIFF = 1 << 3,  /* VMAs are those of the last round */
-	MEM_BROKEN_HOLES = 1 << 4,     /* private maps of files are not listed */
+	MEM_BROKEN_FILES = 1 << 4,     /* private maps of files count as clean */
 	MEM_BROKEN_UNTRACKED = 1 << 5, /* VMAs that are not followed count as clean */
 	MEM_BROKEN_WALK_END = 1 << 6,  /* one scan call is taken for all of it */
 };

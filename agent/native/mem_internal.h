@@ -82,7 +82,6 @@ struct mem_mm {
 	const struct track_ops *ops; /* NULL: nobody follows it, whole each time */
 	int uffd, pagemap, memory;   /* memory: /proc/PID/mem, when it was needed */
 	struct runs covered;	     /* VMAs that the tracker follows */
-	struct runs filed;	     /* of them: private maps of files that have stored pages */
 	bool full;   /* nothing is known to be stored: all that is populated is to be copied */
 	bool direct; /* pages may be written behind our back: O_DIRECT files, writers from outside */
 	bool cleared; /* soft-dirty: bits were cleared since it was attached */
@@ -179,6 +178,12 @@ static inline bool vma_has_pages(const struct state_vma *v)
 static inline bool vma_is_anon(const struct state_vma *v)
 {
 	return !v->file && !v->ino;
+}
+
+/* MADV_DONTNEED or a truncation turns its pages back into those of a file. */
+static inline bool vma_reverts(const struct state_vma *v)
+{
+	return !vma_is_anon(v) && !(v->traits & STATE_VMA_NO_OPS);
 }
 
 /* mem_precopy.c */

@@ -4,8 +4,7 @@
  * here (but by the soft-dirty backend): a snapshot that is called off loses no write.
  *
  *   written ranges (fast scan) -> which of it is populated, and how -> read
- *   VMAs that nobody follows: all that is populated
- *   private maps of files: what has reverted to the file shows only as missing in a list
+ *   VMAs that nobody follows, private maps of files among them: all that is populated
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,8 +12,11 @@
 
 #include "agent/native/track.h"
 
-/* How to ask for the pages of a range: all of them; those of anonymous memory, which is faster. */
-enum { QUERY_WHOLE = 1, QUERY_ANON = 2 };
+/*
+ * How to ask for the pages of a range: all of them; those of anonymous memory, which is faster; not
+ * at all, since it has none of its own and what was stored of that place holds no longer.
+ */
+enum { QUERY_WHOLE = 1, QUERY_ANON = 2, QUERY_NONE = 4 };
 
 /* One mm in the pause. */
 struct stop {
@@ -70,7 +72,23 @@ static void set_kinds(struct stop *st, size_t first, size_t vma)
 	}
 }
 
-/* Fast scan of neighbours that the tracker follows; other VMAs as they are, with QUERY_WHOLE. */
+/* A VMA that nobody follows. Neighbours at once: a call costs as much as many pages. */
+static int add_untracked(struct native_mem *m, size_t first, const struct state_vma *v)
+{
+	struct region *last = m->written.count > first ? &m->written.v[m->written.count - 1] : NULL;
+	uint64_t how = vma_reverts(v) && v->traits & STATE_VMA_NO_OWN ? QUERY_NONE : QUERY_WHOLE;
+
+	if (m->config.broken & MEM_BROKEN_UNTRACKED ||
+	    (m->config.broken & MEM_BROKEN_FILES && vma_reverts(v)))
+		return 0;
+	if (last && last->categories == how && last->end == v->start) {
+		last->end = v->end;
+		return 0;
+	}
+	return add_region(&m->written, v->start, v->end, how);
+}
+
+/* Fast scan of neighbours that the tracker follows; other VMAs as they are. */
 static int find_written(struct stop *st)
 {
 	const struct native_task *t = st->task;
@@ -85,8 +103,7 @@ static int find_written(struct stop *st)
 		if (!vma_has_pages(v) || vma_is_vdso(t, v))
 			continue;
 		if (!is_tracked(st, v)) {
-			if (!(m->config.broken & MEM_BROKEN_UNTRACKED))
-				r = add_region(&m->written, v->start, v->end, QUERY_WHOLE);
+			r = add_untracked(m, st->mm->written_first, v);
 			continue;
 		}
 		first = m->written.count;
@@ -170,74 +187,13 @@ static int find_kinds(struct stop *st)
 	for (size_t i = 0; i < count && r == 0; i++) {
 		uint64_t start = v[i].start, end = v[i].end, how = v[i].categories;
 
+		if (how & QUERY_NONE)
+			continue;
 		for (; !(how & QUERY_WHOLE) && i + 1 < count && v[i + 1].categories == how &&
 		       v[i + 1].start - end <= (uint64_t)COALESCE_PAGES * NATIVE_PAGE;
 		     i++)
 			end = v[i + 1].end;
 		r = query(st, start, end, how);
-	}
-	return r;
-}
-
-/* A page that was stored, was not written, and is neither a page of its own nor clearly gone. */
-static int read_doubtful(struct stop *st, const struct region *v)
-{
-	const struct mem_space *s = &st->mm->space;
-
-	for (uint64_t at = v->start; at < v->end; at += NATIVE_PAGE) {
-		uint64_t page = at / NATIVE_PAGE;
-		int r;
-
-		if (!runs_touch(&s->map, page, 1) && !runs_touch(&s->fresh, page, 1))
-			continue;
-		if (runs_touch(&s->missed, page, 1)) /* find_kinds() has it already */
-			continue;
-		r = batch_add(st->m, st->mm, page, 1, false, true);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-static bool may_revert(const struct stop *st, const struct state_vma *v)
-{
-	uint64_t start = v->start / NATIVE_PAGE;
-
-	return vma_has_pages(v) && !vma_is_anon(v) &&
-	       runs_touch(&st->mm->filed, start, v->end / NATIVE_PAGE - start) && is_tracked(st, v);
-}
-
-/*
- * MADV_DONTNEED of a private map of a file, or truncating the file, leaves a marker that reads as
- * swapped and not written. So what is there is listed; what is not in the list has reverted.
- */
-static int list_filed(struct stop *st)
-{
-	struct scan s = { .anyof = PAGE_PRESENT | PAGE_SWAPPED,
-			  .report = PAGE_PRESENT | PAGE_SWAPPED | PAGE_FILE | PAGE_WRITTEN };
-	const struct native_task *t = st->task;
-	struct native_mem *m = st->m;
-	int r = 0;
-
-	if (!st->mm->filed.count)
-		return 0;
-	for (size_t i = 0; i < t->vma_count && r == 0; i++) {
-		uint64_t end = t->vmas[i].end, start = t->vmas[i].start;
-		size_t first = m->holes.count;
-
-		if (!may_revert(st, &t->vmas[i]))
-			continue;
-		for (; i + 1 < t->vma_count && t->vmas[i + 1].start == end &&
-		       may_revert(st, &t->vmas[i + 1]);
-		     i++)
-			end = t->vmas[i + 1].end;
-		r = scan_pages(st->mm->pagemap, &s, start, end, &m->holes);
-		if (r == 0)
-			r = runs_add(&st->mm->listed, start / NATIVE_PAGE,
-				     (end - start) / NATIVE_PAGE, 0);
-		for (size_t n = first; n < m->holes.count && r == 0; n++)
-			if (!(m->holes.v[n].categories & (PAGE_PRESENT | PAGE_WRITTEN)))
-				r = read_doubtful(st, &m->holes.v[n]);
 	}
 	return r;
 }
@@ -316,8 +272,6 @@ static int stop_tracked(struct stop *st)
 	m->counts.list_us += lap(&at);
 	if (r == 0 && st->mm->ops && st->mm->ops->hollow)
 		r = list_all(st);
-	else if (r == 0 && !(m->config.broken & MEM_BROKEN_HOLES))
-		r = list_filed(st);
 	m->counts.holes_us += lap(&at);
 	if (r == 0)
 		r = copy_vdso(st);

@@ -182,15 +182,28 @@ static int copy_ranges(struct look *l, const struct runs *ranges)
 	return r;
 }
 
+/* A mutant's: all that is followed at once, with what lies between. */
+static int scan_mixed(struct look *l)
+{
+	const struct runs *c = &l->mm->covered;
+	const struct run *last;
+
+	if (!c->count)
+		return 0;
+	last = &c->v[c->count - 1];
+	return l->mm->ops->round(l->m, l->mm, c->v[0].start * NATIVE_PAGE,
+				 (last->start + last->count) * NATIVE_PAGE, l->m->features.report,
+				 &l->m->kinds);
+}
+
 /* Written pages of everything that the tracker follows. */
 static int scan_written(struct look *l)
 {
 	const struct track_ops *ops = l->mm->ops;
 	int r = 0;
 
-	if (l->m->config.broken & MEM_BROKEN_CHECK_WPASYNC && l->vma_count)
-		return ops->round(l->m, l->mm, l->vmas[0].start, l->vmas[l->vma_count - 1].end,
-				  l->m->features.report, &l->m->kinds);
+	if (l->m->config.broken & MEM_BROKEN_CHECK_WPASYNC)
+		return scan_mixed(l);
 	for (size_t i = 0; i < l->vma_count && r == 0; i++) {
 		const struct state_vma *v = &l->vmas[i];
 		uint64_t end = v->end, report = mem_report(l->m, v);
@@ -302,28 +315,11 @@ static int private_ranges(const struct look *l, struct runs *ret_ranges)
 	int r = 0;
 
 	for (size_t i = 0; i < l->vma_count && r == 0; i++)
-		if (vma_has_pages(&l->vmas[i]))
+		/* The pause reads whole what the tracker does not follow. */
+		if (vma_has_pages(&l->vmas[i]) &&
+		    !(l->mm->ops == &track_uffd && vma_reverts(&l->vmas[i])))
 			r = runs_push(ret_ranges, l->vmas[i].start / NATIVE_PAGE,
 				      (l->vmas[i].end - l->vmas[i].start) / NATIVE_PAGE);
-	return r;
-}
-
-/* Private maps of files that have pages of their own: these may revert to the file unseen. */
-static int find_filed(struct look *l)
-{
-	int r = 0;
-
-	l->mm->filed.count = 0;
-	for (size_t i = 0; i < l->vma_count && r == 0; i++) {
-		const struct state_vma *v = &l->vmas[i];
-		uint64_t start = v->start / NATIVE_PAGE, count = v->end / NATIVE_PAGE - start;
-
-		if (!vma_has_pages(v) || vma_is_anon(v))
-			continue;
-		if (runs_touch(&l->mm->space.map, start, count) ||
-		    runs_touch(&l->mm->space.fresh, start, count))
-			r = runs_add(&l->mm->filed, start, count, 0);
-	}
 	return r;
 }
 
@@ -369,10 +365,8 @@ static int precopy_mm(struct look *l, struct native_state *s, struct native_tree
 		if (r == 0)
 			r = copy_new(l, &fresh);
 	}
-	if (r == 0) {
+	if (r == 0)
 		mm->full = false;
-		r = find_filed(l);
-	}
 	runs_deinit(&fresh);
 	runs_deinit(&again);
 	runs_deinit(&all);

@@ -6,6 +6,10 @@
  * A page of a registered VMA that is not reported WRITTEN was protected by a round() and not
  * written since. Holes are never protected: that would build page tables for them, and hide that a
  * page was given back (MADV_DONTNEED).
+ *
+ * Private maps of files are not followed. A protected page of theirs that is given back leaves a
+ * marker, on which mlock(2) loops for ever inside the kernel (seen on 6.18) if the file's page is
+ * not in the page cache; and the marker hides that the page was given back.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -165,7 +169,7 @@ static int uffd_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 		uint64_t start = vmas[i].start / NATIVE_PAGE;
 		uint64_t pages = vmas[i].end / NATIVE_PAGE - start;
 
-		if (!vma_has_pages(&vmas[i]))
+		if (!vma_has_pages(&vmas[i]) || vma_reverts(&vmas[i]))
 			continue;
 		if (!uffd_tracks(mm, &vmas[i])) {
 			r = register_vma(mm, &vmas[i]);

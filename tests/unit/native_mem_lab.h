@@ -37,6 +37,7 @@ enum victim_op {
 	OP_FILE_REVERT,	     /* MADV_DONTNEED of it */
 	OP_FILE_REVERT_READ, /* and read */
 	OP_FILE_TRUNCATE,    /* the file under it, and back to its size */
+	OP_FILE_LOCK,	     /* given back, out of the page cache, locked */
 	OP_READ_INTO,	     /* read(2) */
 	OP_READ_DIRECT,	     /* O_DIRECT */
 	OP_READ_HOLES,	     /* zero pages by reading */

@@ -31,6 +31,7 @@ enum {
 	MANY_PAGES = 8192,
 	HUGE_BYTES = 4 << 20,
 	LIFE_S = 300,
+	ANSWER_TIMEOUT_MS = 60000,
 	ADVICE_GUARD_INSTALL = 102,
 	ADVICE_GUARD_REMOVE = 103,
 };
@@ -53,6 +54,7 @@ const char *const victim_op_names[OP_COUNT] = {
 	[OP_FILE_REVERT] = "file-revert",
 	[OP_FILE_REVERT_READ] = "file-revert-read",
 	[OP_FILE_TRUNCATE] = "file-truncate",
+	[OP_FILE_LOCK] = "file-lock",
 	[OP_READ_INTO] = "read-into",
 	[OP_READ_DIRECT] = "read-direct",
 	[OP_READ_HOLES] = "read-holes",
@@ -255,6 +257,15 @@ static void do_file(enum victim_op op)
 		memset(content, 'z', sizeof(content));
 		for (int i = FILE_PAGES - 4; i < FILE_PAGES; i++)
 			assert(pwrite(FD_FILE, content, PAGE, i * (off_t)PAGE) == PAGE);
+	} else if (op == OP_FILE_LOCK) {
+		madvise(it.file, FILE_PAGES * PAGE, MADV_DONTNEED);
+		assert(fsync(FD_FILE) == 0);
+		assert(posix_fadvise(FD_FILE, 0, 0, POSIX_FADV_DONTNEED) == 0);
+		assert(mlock(it.file, FILE_PAGES * PAGE) == 0);
+		munlock(it.file, FILE_PAGES * PAGE);
+		/* Own pages all: none brings the others into the cache the next time. */
+		for (int i = 0; i < FILE_PAGES; i++)
+			it.file[i * PAGE + 8] = (char)pick(256);
 	} else {
 		madvise(it.file + at * PAGE, (FILE_PAGES - at) * PAGE, MADV_DONTNEED);
 		for (int i = 0; op == OP_FILE_REVERT_READ && i < FILE_PAGES; i++)
@@ -435,7 +446,7 @@ static void do_op(enum victim_op op)
 		do_exec();
 	else if (op >= OP_MAP_NEW && op <= OP_BRK)
 		do_maps(op);
-	else if (op >= OP_FILE_WRITE && op <= OP_FILE_TRUNCATE)
+	else if (op >= OP_FILE_WRITE && op <= OP_FILE_LOCK)
 		do_file(op);
 	else if (op >= OP_SHARED_WRITE && op <= OP_SHARED_PUNCH)
 		do_shared(op);
@@ -472,8 +483,12 @@ int victim_main(int argc, char **argv)
 
 static void wait_ready(const struct victim *v)
 {
+	struct pollfd answers = { .fd = v->from, .events = POLLIN };
 	char c;
 
+	/* It may be caught in the kernel, where only this ends it. */
+	if (poll(&answers, 1, ANSWER_TIMEOUT_MS) != 1)
+		kill(v->pid, SIGKILL);
 	assert_int_equal(read(v->from, &c, 1), 1);
 }
 

@@ -234,6 +234,21 @@ static void test_huge_hole(void **state)
 	end(&f);
 }
 
+/* mlock(2) of a protected page that was given back goes round in the kernel (6.18). */
+static void test_lock_file(void **state)
+{
+	static struct fixture f;
+
+	(void)state;
+	begin(&f, TRACK_UFFD, 0);
+	for (uint32_t i = 0; i < 4; i++) {
+		victim_do(&f.victim, OP_FILE_LOCK, i);
+		take(&f, NULL, NULL);
+		expect_right(&f, "file locked");
+	}
+	end(&f);
+}
+
 #ifndef __SANITIZE_ADDRESS__ /* takes minutes there */
 static const struct {
 	unsigned int broken;
@@ -243,7 +258,7 @@ static const struct {
 	{ MEM_BROKEN_ARM_HOLES, "holes armed" },
 	{ MEM_BROKEN_SHMEM, "no rule for shared memory" },
 	{ MEM_BROKEN_VMA_DIFF, "VMAs of the last round" },
-	{ MEM_BROKEN_HOLES, "no hole pass" },
+	{ MEM_BROKEN_FILES, "private maps of files are clean" },
 	{ MEM_BROKEN_UNTRACKED, "untracked VMAs are clean" },
 	{ MEM_BROKEN_WALK_END, "one call is all" },
 };
@@ -496,6 +511,7 @@ int main(int argc, char **argv)
 		cleaned_test(test_storm),
 		cleaned_test(test_fork),
 		cleaned_test(test_huge_hole),
+		cleaned_test(test_lock_file),
 		cleaned_test(test_small),
 		cleaned_test(test_wanted),
 		cleaned_test(test_pinned),

@@ -381,7 +381,7 @@ static const struct scenario mutants[] = {
 	  MEM_BROKEN_SHMEM },
 	{ "vma-diff", 4, 0, 2, "write,fixed,remap,move", "anon", UINT64_MAX, 60, 5,
 	  MEM_BROKEN_VMA_DIFF },
-	{ "holes", 5, 0, 2, "write,dontneed", "file", UINT64_MAX, 60, 5, MEM_BROKEN_HOLES },
+	{ "files", 5, 0, 2, "write,dontneed", "file", UINT64_MAX, 60, 5, MEM_BROKEN_FILES },
 	{ "untracked", 6, 0, 2, "write,fixed,remap", "anon", UINT64_MAX, 60, 5,
 	  MEM_BROKEN_UNTRACKED },
 	{ "walk-end", 7, 64, 2, "write,same", "anon", UINT64_MAX, 60, 50, MEM_BROKEN_WALK_END },
