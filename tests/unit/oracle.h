@@ -64,7 +64,6 @@ struct frozen {
 	struct frozen_file *files;
 	uint8_t *buffer; /* blocks */
 	size_t task_count, vma_count, page_count, file_count, block_count, block_room;
-	bool swap; /* this machine swaps: a page that is not present may have content */
 };
 
 int frozen_create(size_t buffer_bytes, struct frozen **ret_frozen) _must_check_;

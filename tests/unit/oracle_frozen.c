@@ -21,6 +21,15 @@ enum { PAGEMAP_BATCH = 8192, IOVS = 512 };
 #define PM_SWAP (1ULL << 62)
 #define PM_PRESENT (1ULL << 63)
 
+/* Types of what is there in place of a page. The last one is a marker, which stands for none. */
+enum { PM_TYPE_MASK = 31, PM_TYPE_MARKER = 31 };
+
+/* Without swap, too: a page that is just being migrated. */
+static bool has_page(uint64_t word)
+{
+	return word & PM_PRESENT || (word & PM_SWAP && (word & PM_TYPE_MASK) != PM_TYPE_MARKER);
+}
+
 static void *reserve(size_t bytes)
 {
 	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
@@ -32,7 +41,6 @@ static void *reserve(size_t bytes)
 int frozen_create(size_t buffer_bytes, struct frozen **ret_frozen)
 {
 	struct frozen *f = calloc(1, sizeof(*f));
-	_cleanup_free_ char *swaps = NULL;
 
 	if (!f)
 		return -ENOMEM;
@@ -46,8 +54,6 @@ int frozen_create(size_t buffer_bytes, struct frozen **ret_frozen)
 		return -ENOMEM;
 	}
 	(void)madvise(f->buffer, buffer_bytes, MADV_HUGEPAGE);
-	if (read_file_at(AT_FDCWD, "/proc/swaps", 65536, &swaps, NULL) == 0)
-		f->swap = strchr(swaps, '\n') && strchr(swaps, '\n')[1];
 	*ret_frozen = f;
 	return 0;
 }
@@ -144,7 +150,7 @@ static int list_pages(struct frozen *f, int pagemap, struct frozen_vma *vma)
 
 			if (word & PM_GUARD)
 				r = add_page(f, vaddr, PAGE_GUARD);
-			else if (word & PM_PRESENT || (f->swap && word & PM_SWAP))
+			else if (has_page(word))
 				r = add_page(f, vaddr, word & PM_FILE ? PAGE_FILE : 0);
 		}
 		at += count * ORACLE_PAGE;
