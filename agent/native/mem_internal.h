@@ -187,8 +187,6 @@ static inline bool vma_reverts(const struct state_vma *v)
 }
 
 /* mem_precopy.c */
-/* Categories to ask for in a VMA. */
-uint64_t mem_report(const struct native_mem *m, const struct state_vma *vma);
 int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_task *task,
 		   const struct state_vma *vmas, size_t vma_count, const struct region *v,
 		   size_t count) _must_check_;

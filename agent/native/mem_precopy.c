@@ -16,10 +16,13 @@ enum {
 	ROUND_MIN_NS = 300000,	 /* what a round takes however little was written */
 };
 
-/* To know a page of a file from one of our own, the kernel looks at each: slow, so only there. */
-uint64_t mem_report(const struct native_mem *m, const struct state_vma *vma)
+/*
+ * Categories of what is followed. To know a page of a file from one of our own, the kernel looks at
+ * each, which is slow: maps of files are not followed by who has rounds.
+ */
+static uint64_t mem_report(const struct native_mem *m)
 {
-	return m->features.report & ~(uint64_t)(vma_is_anon(vma) ? PAGE_FILE : 0);
+	return m->features.report & ~(uint64_t)PAGE_FILE;
 }
 
 /* One mm in one round. */
@@ -196,30 +199,25 @@ static int scan_mixed(struct look *l)
 				 &l->m->kinds);
 }
 
-/* Written pages of everything that the tracker follows. */
+/*
+ * Written pages of what the tracker follows, which they are no longer, and nothing besides: a VMA
+ * that has grown since the list was made would be protected there, and not read.
+ */
 static int scan_written(struct look *l)
 {
-	const struct track_ops *ops = l->mm->ops;
+	const struct runs *covered = &l->mm->covered;
 	int r = 0;
 
 	if (l->m->config.broken & MEM_BROKEN_CHECK_WPASYNC)
 		return scan_mixed(l);
-	for (size_t i = 0; i < l->vma_count && r == 0; i++) {
-		const struct state_vma *v = &l->vmas[i];
-		uint64_t end = v->end, report = mem_report(l->m, v);
+	for (size_t i = 0; i < covered->count && r == 0; i++) {
+		uint64_t start = covered->v[i].start * NATIVE_PAGE;
+		uint64_t end = start + covered->v[i].count * NATIVE_PAGE;
 
-		if (!vma_has_pages(v))
-			continue;
-		/* Neighbours at once: a call costs as much as hundreds of pages. */
-		for (; i + 1 < l->vma_count && vma_has_pages(&l->vmas[i + 1]) &&
-		       mem_report(l->m, &l->vmas[i + 1]) == report &&
-		       l->vmas[i + 1].start - end < SCAN_STEP;
-		     i++)
-			end = l->vmas[i + 1].end;
-		for (uint64_t at = v->start; at < end && r == 0; at += SCAN_STEP) {
+		for (uint64_t at = start; at < end && r == 0; at += SCAN_STEP) {
 			uint64_t to = end - at > SCAN_STEP ? at + SCAN_STEP : end;
 
-			r = ops->round(l->m, l->mm, at, to, report, &l->m->kinds);
+			r = l->mm->ops->round(l->m, l->mm, at, to, mem_report(l->m), &l->m->kinds);
 		}
 	}
 	return r;

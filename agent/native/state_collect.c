@@ -126,22 +126,34 @@ static int collect_threads(struct native_state *s, struct native_tree *tree,
 	return 0;
 }
 
-static uint64_t vma_key(const void *record)
-{
-	return ((const struct state_vma *)record)->start;
-}
-
-static uint64_t fd_key(const void *record)
-{
-	return (uint64_t)((const struct state_fd *)record)->fd;
-}
-
 /* Threads with descriptors of their own come after the process, with its VMAs once more. */
-static size_t count_ascending(const uint8_t *records, size_t count, size_t size,
-			      uint64_t (*key)(const void *record))
+size_t state_part_vmas(struct state_vma *vmas, size_t count)
+{
+	uint64_t last = 0, end = 0;
+	size_t kept = 0;
+
+	for (size_t i = 0; i < count && vmas[i].start >= last; i++) {
+		struct state_vma *v = &vmas[kept];
+
+		last = vmas[i].start;
+		*v = vmas[i];
+		if (v->start < end && v->file)
+			v->offset += end - v->start;
+		if (v->start < end)
+			v->start = end;
+		if (v->start >= v->end)
+			continue;
+		end = v->end;
+		kept++;
+	}
+	return kept;
+}
+
+/* The same with their descriptors. */
+static size_t count_ascending(const struct state_fd *fds, size_t count)
 {
 	for (size_t i = 1; i < count; i++) {
-		if (key(records + i * size) <= key(records + (i - 1) * size))
+		if (fds[i].fd <= fds[i - 1].fd)
 			return i;
 	}
 	return count;
@@ -159,8 +171,7 @@ static int read_vmas(struct native_state *s, struct native_tree *tree, pid_t pid
 	if (size % sizeof(struct state_vma) != 0)
 		return -EBADMSG;
 	*ret_vmas = (const struct state_vma *)records;
-	*ret_count = count_ascending(records, size / sizeof(struct state_vma),
-				     sizeof(struct state_vma), vma_key);
+	*ret_count = state_part_vmas((struct state_vma *)records, size / sizeof(struct state_vma));
 	return 0;
 }
 
@@ -176,8 +187,7 @@ static int read_fds(struct native_state *s, struct native_tree *tree, pid_t pid,
 	if (size % sizeof(struct state_fd) != 0)
 		return -EBADMSG;
 	*ret_fds = (const struct state_fd *)records;
-	*ret_count = count_ascending(records, size / sizeof(struct state_fd),
-				     sizeof(struct state_fd), fd_key);
+	*ret_count = count_ascending(*ret_fds, size / sizeof(struct state_fd));
 	return 0;
 }
 

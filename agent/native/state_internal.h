@@ -26,6 +26,11 @@ enum state_iterator {
  */
 int state_iterate(struct native_state *s, enum state_iterator kind, pid_t pid, bool prepared,
 		  const uint8_t **ret_records, size_t *ret_size) _must_check_;
+/*
+ * VMAs of a process that runs are not of one instant: one that changed meanwhile may come twice, with
+ * other bounds. Keeps what is new of it, so that none overlaps another; returns how many are left.
+ */
+size_t state_part_vmas(struct state_vma *vmas, size_t count);
 /* Lives in a user, network or cgroup namespace other than ours. */
 bool state_is_foreign(const struct native_state *s, const struct state_process *p,
 		      const char **ret_what);

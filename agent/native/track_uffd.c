@@ -117,7 +117,8 @@ static bool uffd_tracks(const struct mem_mm *mm, const struct state_vma *v)
 	uint64_t start = v->start / NATIVE_PAGE;
 
 	/* One VMA has one userfaultfd: if part of it is ours, so is what it grew by. */
-	return v->uffd && runs_touch(&mm->covered, start, v->end / NATIVE_PAGE - start);
+	return v->uffd && !vma_reverts(v) &&
+	       runs_touch(&mm->covered, start, v->end / NATIVE_PAGE - start);
 }
 
 static int register_vma(const struct mem_mm *mm, const struct state_vma *v)
@@ -159,6 +160,15 @@ static int drop_stale(const struct mem_mm *mm, const struct state_vma *v)
 	return r;
 }
 
+/* Mapped there between an earlier look and what was then done about it. */
+static void let_go(const struct mem_mm *mm, const struct state_vma *v)
+{
+	struct uffdio_range range = { v->start, v->end - v->start };
+
+	if (v->uffd)
+		(void)!ioctl(mm->uffd, UFFDIO_UNREGISTER, &range);
+}
+
 static int uffd_cover(struct native_mem *m, struct mem_mm *mm, const struct state_vma *vmas,
 		      size_t count, struct runs *ret_new)
 {
@@ -169,8 +179,12 @@ static int uffd_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 		uint64_t start = vmas[i].start / NATIVE_PAGE;
 		uint64_t pages = vmas[i].end / NATIVE_PAGE - start;
 
-		if (!vma_has_pages(&vmas[i]) || vma_reverts(&vmas[i]))
+		if (!vma_has_pages(&vmas[i]))
 			continue;
+		if (vma_reverts(&vmas[i])) {
+			let_go(mm, &vmas[i]);
+			continue;
+		}
 		if (!uffd_tracks(mm, &vmas[i])) {
 			r = register_vma(mm, &vmas[i]);
 			if (r == 0)

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 
 #include "agent/util/io.h"
+#include "agent/native/state_internal.h"
 #include "tests/unit/state_lab.h"
 
 enum { SLACK_MS = 5000, THREADS = 3, SLEEP_S = 1000 };
@@ -612,6 +613,38 @@ static void test_refusals(void **state)
 	assert_int_equal(state_check(&s->tree), 0);
 }
 
+static void test_vmas_of_two_instants(void **state)
+{
+	struct state_vma v[] = {
+		{ .start = 0x1000, .end = 0x4000 },
+		/* Grown, and the one behind it: */
+		{ .start = 0x1000, .end = 0x6000, .file = 1, .offset = 0x9000 },
+		{ .start = 0x6000, .end = 0x9000 },
+		/* Joined with another one at a place between: */
+		{ .start = 0x7000, .end = 0xc000, .file = 1, .offset = 0x1000, .vm_flags = 3 },
+		/* Nothing new: */
+		{ .start = 0x8000, .end = 0xa000 },
+		{ .start = 0xe000, .end = 0xf000 },
+		/* The list of another thread: */
+		{ .start = 0x1000, .end = 0x20000 },
+		{ .start = 0x20000, .end = 0x30000 },
+	};
+	static const uint64_t expected[][3] = {
+		{ 0x1000, 0x4000, 0 },	    { 0x4000, 0x6000, 0xc000 }, { 0x6000, 0x9000, 0 },
+		{ 0x9000, 0xc000, 0x3000 }, { 0xe000, 0xf000, 0 },
+	};
+
+	(void)state;
+	assert_int_equal(state_part_vmas(v, ARRAY_SIZE(v)), ARRAY_SIZE(expected));
+	for (size_t i = 0; i < ARRAY_SIZE(expected); i++) {
+		assert_int_equal(v[i].start, expected[i][0]);
+		assert_int_equal(v[i].end, expected[i][1]);
+		assert_int_equal(v[i].offset, expected[i][2]);
+	}
+	assert_int_equal(v[3].vm_flags, 3);
+	assert_int_equal(state_part_vmas(v, 0), 0);
+}
+
 /* A process that is gone is an error, never an empty record. */
 static void test_gone(void **state)
 {
@@ -634,7 +667,7 @@ int main(void)
 		cmocka_unit_test(test_truth),	   cmocka_unit_test(test_files),
 		cmocka_unit_test(test_long_lists), cmocka_unit_test(test_tree),
 		cmocka_unit_test(test_restarts),   cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_gone),
+		cmocka_unit_test(test_gone),	   cmocka_unit_test(test_vmas_of_two_instants),
 	};
 
 	return cmocka_run_group_tests(tests, state_lab_setup, state_lab_teardown);
