@@ -260,12 +260,15 @@ static void walk_gossip(struct cursor *c, struct core_gossip *g)
 	require(c, g->incarnation > 0 && g->incarnation < CORE_COUNTER_MAX);
 	walk_u32(c, &g->state);
 	require(c, g->state >= MEMBER_ALIVE && g->state <= MEMBER_LEFT);
-	walk_u32(c, &g->full);
-	require(c, g->full <= 1 && (g->full || g->state != MEMBER_ALIVE));
-	if (c->bad || !g->full)
+	walk_u32(c, &g->kind);
+	require(c, g->kind <= CORE_GOSSIP_REPORT);
+	require(c, g->kind != CORE_GOSSIP_BRIEF || g->state != MEMBER_ALIVE);
+	if (c->bad || g->kind == CORE_GOSSIP_BRIEF)
 		return;
-	walk_card(c, &g->card);
-	require(c, node_id_equal(&g->card.id, &g->id) && !node_id_is_zero(&g->id));
+	if (g->kind == CORE_GOSSIP_FULL) {
+		walk_card(c, &g->card);
+		require(c, node_id_equal(&g->card.id, &g->id) && !node_id_is_zero(&g->id));
+	}
 	walk_text(c, g->addr, sizeof(g->addr));
 	walk_u16(c, &g->port);
 	walk_report(c, &g->report);

@@ -108,12 +108,18 @@ struct core_acceptors {
 	struct node_id ids[OV_REPLICAS_MAX];
 };
 
-/* A row of the member table. Brief (full == 0): id, incarnation and state only. */
+/* How much of a row is told. Who lacks the card of one that is not full waits for a SYNC. */
+enum core_gossip_kind {
+	CORE_GOSSIP_BRIEF = 0, /* id, incarnation and state; never of one that is alive */
+	CORE_GOSSIP_FULL,
+	CORE_GOSSIP_REPORT, /* all but the card */
+};
+
 struct core_gossip {
 	struct node_id id;
 	uint64_t incarnation;
 	uint32_t state;
-	uint32_t full;
+	uint32_t kind;
 	struct node_card card;
 	char addr[OV_ADDR_MAX];
 	uint16_t port;
@@ -125,7 +131,6 @@ struct core_message {
 	uint8_t flags;
 	uint64_t seq;
 	struct node_id subject;
-	uint64_t digests[CORE_BUCKETS];
 	struct job_id job;
 	uint32_t epoch;
 	struct core_acceptors acceptors, previous, next;
@@ -134,7 +139,8 @@ struct core_message {
 	struct fence_token token;
 	uint32_t reason;
 	uint32_t hold_left_ms;
-	struct job_value value;
+	struct job_value value; /* this and what follows: unspecified if the type has none */
+	uint64_t digests[CORE_BUCKETS];
 	uint32_t record_count;
 	struct core_gossip records[CORE_GOSSIP_RECORDS_MAX];
 };

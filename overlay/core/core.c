@@ -37,44 +37,45 @@ void core_arm(struct core *core, uint64_t when_ms)
 
 static void outbox_reset(struct core *core)
 {
-	core->update.write_count = core->update.send_count = 0;
-	core->update.answer_count = core->update.notice_count = 0;
-	core->update.writes = core->writes;
-	core->update.sends = core->sends;
-	core->update.answers = core->answers;
-	core->update.notices = core->notices;
-	core->arena_used = 0;
-	core->sealed_size = 0;
-	core->dirty_count = 0;
+	core->scratch->update.write_count = core->scratch->update.send_count = 0;
+	core->scratch->update.answer_count = core->scratch->update.notice_count = 0;
+	core->scratch->update.writes = core->scratch->writes;
+	core->scratch->update.sends = core->scratch->sends;
+	core->scratch->update.answers = core->scratch->answers;
+	core->scratch->update.notices = core->scratch->notices;
+	core->scratch->arena_used = 0;
+	core->scratch->sealed_size = 0;
+	core->scratch->dirty_count = 0;
 }
 
 struct core_message *core_outbox_begin(struct core *core, enum core_message_type type)
 {
 	/* The value is written whole by who sends one. */
-	memset(&core->out, 0, offsetof(struct core_message, value));
-	core->out.record_count = 0;
-	core->out.type = (uint8_t)type;
-	core->sealed_size = 0;
-	return &core->out;
+	memset(&core->scratch->out, 0, offsetof(struct core_message, value));
+	core->scratch->out.record_count = 0;
+	core->scratch->out.type = (uint8_t)type;
+	core->scratch->sealed_size = 0;
+	return &core->scratch->out;
 }
 
 void core_outbox_seal(struct core *core)
 {
-	size_t room = sizeof(core->arena) - core->arena_used;
+	size_t room = sizeof(core->scratch->arena) - core->scratch->arena_used;
 
-	core->sealed = core->arena + core->arena_used;
-	core->sealed_size = core_message_encode(&core->out, core->arena + core->arena_used, room);
-	core->arena_used += core->sealed_size;
+	core->scratch->sealed = core->scratch->arena + core->scratch->arena_used;
+	core->scratch->sealed_size = core_message_encode(
+		&core->scratch->out, core->scratch->arena + core->scratch->arena_used, room);
+	core->scratch->arena_used += core->scratch->sealed_size;
 }
 
 void core_outbox_to(struct core *core, const struct node_id *to)
 {
-	if (!core->sealed_size || core->update.send_count == CORE_SENDS_MAX)
+	if (!core->scratch->sealed_size || core->scratch->update.send_count == CORE_SENDS_MAX)
 		return;
-	core->sends[core->update.send_count++] = (struct core_send){
+	core->scratch->sends[core->scratch->update.send_count++] = (struct core_send){
 		.to = *to,
-		.size = core->sealed_size,
-		.bytes = core->sealed,
+		.size = core->scratch->sealed_size,
+		.bytes = core->scratch->sealed,
 	};
 }
 
@@ -89,9 +90,9 @@ struct core_answer *core_outbox_answer(struct core *core, uint64_t request_id, i
 {
 	struct core_answer *answer;
 
-	if (core->update.answer_count == CORE_ANSWERS_MAX)
+	if (core->scratch->update.answer_count == CORE_ANSWERS_MAX)
 		return NULL;
-	answer = &core->answers[core->update.answer_count++];
+	answer = &core->scratch->answers[core->scratch->update.answer_count++];
 	memset(answer, 0, sizeof(*answer));
 	answer->request_id = request_id;
 	answer->status = status;
@@ -106,9 +107,9 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 {
 	struct core_notice *notice;
 
-	if (core->update.notice_count == CORE_NOTICES_MAX)
+	if (core->scratch->update.notice_count == CORE_NOTICES_MAX)
 		return NULL;
-	notice = &core->notices[core->update.notice_count++];
+	notice = &core->scratch->notices[core->scratch->update.notice_count++];
 	memset(notice, 0, sizeof(*notice));
 	notice->type = type;
 	return notice;
@@ -116,13 +117,14 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 
 static void outbox_flush_writes(struct core *core)
 {
-	for (uint32_t i = 0; i < core->dirty_count; i++) {
-		struct job *job = &core->jobs[core->dirty[i]];
-		struct core_write *write = &core->writes[core->update.write_count++];
+	for (uint32_t i = 0; i < core->scratch->dirty_count; i++) {
+		struct job *job = &core->jobs[core->scratch->dirty[i]];
+		struct core_write *write =
+			&core->scratch->writes[core->scratch->update.write_count++];
 		struct core_record record;
 
 		job->dirty = false;
-		*write = (struct core_write){ .job = job->id, .bytes = core->records[i] };
+		*write = (struct core_write){ .job = job->id, .bytes = core->scratch->records[i] };
 		if (!job->has_record)
 			continue;
 		memset(&record, 0, sizeof(record));
@@ -136,17 +138,17 @@ static void outbox_flush_writes(struct core *core)
 		record.promised = job->promised;
 		record.accepted = job->accepted;
 		record.value = job->value;
-		write->size =
-			core_record_encode(&record, core->records[i], sizeof(core->records[i]));
+		write->size = core_record_encode(&record, core->scratch->records[i],
+						 sizeof(core->scratch->records[i]));
 	}
-	core->dirty_count = 0;
+	core->scratch->dirty_count = 0;
 }
 
 static void outbox_flush_notices(struct core *core)
 {
 	struct core_notice *notice;
 
-	for (uint32_t i = 0; i < core->job_high; i++) {
+	for (uint32_t i = 0; core->lost_count && i < core->job_high; i++) {
 		struct job *job = &core->jobs[i];
 
 		if (!job->used || !job->lost_pending)
@@ -157,6 +159,7 @@ static void outbox_flush_notices(struct core *core)
 		notice->value.job = job->id;
 		notice->value.token = job->lost_token;
 		job->lost_pending = false;
+		core->lost_count--;
 	}
 	while (core->notify.count) {
 		uint32_t row = core->notify.rows[0];
@@ -216,17 +219,17 @@ static void deliver_local(struct core *core)
 {
 	uint32_t kept = 0;
 
-	for (uint32_t i = 0; i < core->update.send_count; i++) {
-		const struct core_send *send = &core->sends[i];
+	for (uint32_t i = 0; i < core->scratch->update.send_count; i++) {
+		const struct core_send *send = &core->scratch->sends[i];
 
 		if (node_id_equal(&send->to, core_self(core)) &&
-		    core_message_decode(send->bytes, send->size, &core->in) == 0)
-			handle_message(core, core_self(core), &core->in);
+		    core_message_decode(send->bytes, send->size, &core->scratch->in) == 0)
+			handle_message(core, core_self(core), &core->scratch->in);
 	}
-	for (uint32_t i = 0; i < core->update.send_count; i++)
-		if (!node_id_equal(&core->sends[i].to, core_self(core)))
-			core->sends[kept++] = core->sends[i];
-	core->update.send_count = kept;
+	for (uint32_t i = 0; i < core->scratch->update.send_count; i++)
+		if (!node_id_equal(&core->scratch->sends[i].to, core_self(core)))
+			core->scratch->sends[kept++] = core->scratch->sends[i];
+	core->scratch->update.send_count = kept;
 }
 
 static void tick(struct core *core)
@@ -273,11 +276,11 @@ static int dispatch(struct core *core, const struct core_event *event)
 	case CORE_EV_MESSAGE:
 		if (node_id_equal(&event->node, core_self(core)) || node_id_is_zero(&event->node))
 			return -EBADMSG;
-		r = core_message_decode(event->bytes, event->size, &core->in);
+		r = core_message_decode(event->bytes, event->size, &core->scratch->in);
 		if (r < 0)
 			return r;
 		core_member_heard(core, &event->node);
-		handle_message(core, &event->node, &core->in);
+		handle_message(core, &event->node, &core->scratch->in);
 		return 0;
 	case CORE_EV_REQUEST:
 		handle_request(core, event);
@@ -302,6 +305,11 @@ size_t core_size(void)
 	return sizeof(struct core);
 }
 
+size_t core_scratch_size(void)
+{
+	return sizeof(struct core_scratch);
+}
+
 int core_init(struct core *core, const struct core_config *config, uint64_t now_ms)
 {
 	if (!config->verify_card || node_id_is_zero(&config->card.id) || !config->probe_ms ||
@@ -310,6 +318,7 @@ int core_init(struct core *core, const struct core_config *config, uint64_t now_
 	    config->incarnation >= CORE_COUNTER_MAX / 2)
 		return -EINVAL;
 	core->config = *config;
+	core->scratch = config->scratch ? config->scratch : &core->own;
 	core->now_ms = core->born_ms = now_ms;
 	core->random = config->seed;
 	/* An answer to a round of an earlier life must be none to a round of this one (O1). */
@@ -324,7 +333,7 @@ int core_step(struct core *core, const struct core_event *event,
 	int r;
 
 	outbox_reset(core);
-	*ret_update = &core->update;
+	*ret_update = &core->scratch->update;
 	if (event->now_ms > core->now_ms)
 		core->now_ms = event->now_ms;
 	core->boot_ns = event->boot_ns;
@@ -339,5 +348,6 @@ int core_step(struct core *core, const struct core_event *event,
 
 uint64_t core_deadline(const struct core *core)
 {
-	return core->next_ms;
+	/* Not in next_ms, for it is called off more often than not. */
+	return core->half_ms < core->next_ms ? core->half_ms : core->next_ms;
 }

@@ -47,6 +47,11 @@ struct core_config {
 	/* Pure check of a card's signature and dates; ctx is the driver's. */
 	bool (*verify_card)(void *ctx, const struct node_card *card);
 	void *ctx;
+	/*
+	 * NULL, or core_scratch_size() bytes that cores of one thread share: their updates are then
+	 * valid until the next step of any of them.
+	 */
+	struct core_scratch *scratch;
 };
 
 enum core_event_type {
@@ -127,6 +132,7 @@ struct core_update {
 };
 
 size_t core_size(void);
+size_t core_scratch_size(void);
 
 /* memory: core_size() bytes, zeroed by the caller, aligned as malloc does. */
 int core_init(struct core *core, const struct core_config *config, uint64_t now_ms);
@@ -135,7 +141,7 @@ int core_init(struct core *core, const struct core_config *config, uint64_t now_
 int core_step(struct core *core, const struct core_event *event,
 	      const struct core_update **ret_update);
 
-/* When core_step(TICK) is due next, in now_ms terms. */
+/* When core_step(TICK) is due next, in now_ms terms; a step may make it later, too. */
 uint64_t core_deadline(const struct core *core);
 
 /* Member table: row by index (self included), or NULL past the end. Valid until the next step. */

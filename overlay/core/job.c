@@ -100,9 +100,9 @@ bool core_job_mark_dirty(struct core *core, struct job *job)
 {
 	if (job->dirty)
 		return true;
-	if (core->dirty_count == CORE_WRITES_MAX)
+	if (core->scratch->dirty_count == CORE_WRITES_MAX)
 		return false;
-	core->dirty[core->dirty_count++] = core_job_row(core, job);
+	core->scratch->dirty[core->scratch->dirty_count++] = core_job_row(core, job);
 	job->dirty = true;
 	return true;
 }
@@ -209,15 +209,15 @@ struct core_message *core_job_message(struct core *core, const struct job *job,
 	return m;
 }
 
-/* Asks the live members who keeps the job. */
-void core_job_locate(struct core *core, const struct job_id *id)
+/* Asks the live members who keeps the job; in a large cluster, some more each time. */
+void core_job_locate(struct core *core, struct job *job)
 {
 	struct core_message *m = core_outbox_begin(core, CORE_MSG_WHOHAS);
-	uint32_t start = core_below(core, core->member_count), told = 0;
+	uint32_t start = job->locate_row, told = 0, i;
 
-	m->job = *id;
+	m->job = job->id;
 	core_outbox_seal(core);
-	for (uint32_t i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
+	for (i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
 		struct member *member = &core->members[(start + i) % core->member_count];
 
 		if (member->info.is_self || member->info.state > MEMBER_SUSPECT)
@@ -225,6 +225,7 @@ void core_job_locate(struct core *core, const struct job_id *id)
 		core_outbox_to(core, &member->info.id);
 		told++;
 	}
+	job->locate_row = (start + i) % core->member_count;
 }
 
 bool core_job_value_ended(const struct job_value *value)

@@ -47,7 +47,7 @@ static void start_round(struct core *core, struct job *job)
 	if (job->acceptors.count) {
 		send_renew(core, job);
 	} else {
-		core_job_locate(core, &job->id);
+		core_job_locate(core, job);
 		lease->resend_ms = core->now_ms + CORE_RESEND_MS;
 		core_arm(core, lease->resend_ms);
 	}
@@ -67,6 +67,7 @@ static void lose(struct core *core, struct job *job, bool told)
 	if (lease->waiting)
 		core_outbox_answer(core, lease->request_id, -ESTALE, NULL);
 	if (!lease->waiting && !told) {
+		core->lost_count += !job->lost_pending;
 		job->lost_pending = true;
 		job->lost_token = lease->token;
 		core_arm(core, core->now_ms);
@@ -129,6 +130,7 @@ void core_lease_drop(struct core *core, const struct core_event *event)
 		if (job->lease.waiting)
 			core_outbox_answer(core, job->lease.request_id, -ECANCELED, NULL);
 		memset(&job->lease, 0, sizeof(job->lease));
+		core->lost_count -= job->lost_pending;
 		job->lost_pending = false;
 	}
 	core_outbox_answer(core, event->request_id, 0, NULL);
@@ -222,7 +224,7 @@ void core_lease_tick(struct core *core, struct job *job)
 		}
 		/* Nobody there has answered for long: has the job moved on without us? */
 		if (!lease->had_quorum && core->now_ms > lease->run_until_ms)
-			core_job_locate(core, &job->id);
+			core_job_locate(core, job);
 		start_round(core, job);
 	} else if (core->now_ms >= lease->resend_ms && !job->acceptors.count) {
 		start_round(core, job);

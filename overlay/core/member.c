@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-enum { MINOR_SHIFT = 3 };
+enum { MINOR_SHIFT = 3, TRANSMITS_MAX = 16 };
 
 static uint32_t slot_of(const struct node_id *id)
 {
@@ -67,6 +67,7 @@ static struct member *member_new_row(struct core *core)
 static void fill_card(struct member *member, const struct node_card *card)
 {
 	member->card = *card;
+	member->card_is_news = true;
 	memcpy(member->info.hostname, card->hostname, sizeof(card->hostname));
 	memcpy(member->info.room, card->room, sizeof(card->room));
 }
@@ -80,23 +81,42 @@ void core_member_set_add(struct core *core, struct row_set *set, const struct me
 {
 	uint32_t row = (uint32_t)(member - core->members);
 
-	if (set->place[row])
+	if (set->places[row])
 		return;
 	set->rows[set->count++] = (uint16_t)row;
-	set->place[row] = (uint16_t)set->count;
+	set->places[row] = (uint16_t)set->count;
 }
 
 void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member)
 {
-	uint32_t row = (uint32_t)(member - core->members), at = set->place[row];
+	uint32_t row = (uint32_t)(member - core->members), at = set->places[row];
 	uint16_t last;
 
 	if (!at)
 		return;
 	last = set->rows[--set->count];
 	set->rows[at - 1] = last;
-	set->place[last] = (uint16_t)at;
-	set->place[row] = 0;
+	set->places[last] = (uint16_t)at;
+	set->places[row] = 0;
+}
+
+static void bucket_join(struct core *core, const struct member *member)
+{
+	uint32_t row = (uint32_t)(member - core->members);
+	uint16_t *first = &core->bucket_rows[bucket_of(member)];
+
+	core->bucket_next[row] = *first;
+	*first = (uint16_t)(row + 1);
+}
+
+static void bucket_leave(struct core *core, const struct member *member)
+{
+	uint32_t row = (uint32_t)(member - core->members);
+	uint16_t *at = &core->bucket_rows[bucket_of(member)];
+
+	while (*at && *at != row + 1)
+		at = &core->bucket_next[*at - 1];
+	*at = core->bucket_next[row];
 }
 
 /* Out of all sums, before the row is used for somebody else. */
@@ -106,6 +126,7 @@ static void forget_row(struct core *core, const struct member *member)
 	core_member_set_remove(core, &core->notify, member);
 	core_member_set_remove(core, &core->suspects, member);
 	core->digests[bucket_of(member)] ^= member->digest;
+	bucket_leave(core, member);
 }
 
 static struct member *member_insert(struct core *core, const struct node_card *card)
@@ -122,6 +143,7 @@ static struct member *member_insert(struct core *core, const struct node_card *c
 		forget_row(core, member);
 	memset(member, 0, sizeof(*member));
 	member->info.id = card->id;
+	bucket_join(core, member);
 	fill_card(member, card);
 	member->heard_ms = core->now_ms;
 	core_member_notify(core, member);
@@ -139,8 +161,14 @@ static struct member *member_insert(struct core *core, const struct node_card *c
 int core_member_init(struct core *core)
 {
 	const struct core_config *config = &core->config;
-	struct member *self = member_insert(core, &config->card);
+	struct row_set *sets[3] = { &core->hot, &core->notify, &core->suspects };
+	struct member *self;
 
+	for (uint32_t i = 0; i < 3; i++) {
+		sets[i]->rows = core->set_rows[i];
+		sets[i]->places = core->set_places[i];
+	}
+	self = member_insert(core, &config->card);
 	self->info.is_self = 1;
 	self->info.state = MEMBER_ALIVE;
 	self->info.incarnation = config->incarnation;
@@ -188,36 +216,61 @@ void core_member_spread(struct core *core, struct member *member)
 {
 	uint32_t rounds = 4;
 
-	for (uint32_t n = core->member_count; n > 1; n /= 2)
+	/* A rumour that dies out too soon is no harm: tables are compared. */
+	for (uint32_t n = core->member_count; n > 1 && rounds < TRANSMITS_MAX; n /= 2)
 		rounds += 3;
 	core_member_set_add(core, &core->hot, member);
-	member->transmits = rounds;
+	member->transmits = (uint16_t)rounds;
+	member->spread_until_ms = core->now_ms + rounds * core->config.probe_ms;
 }
 
-static bool fill_record(const struct member *member, struct core_gossip *ret_record)
+/* It rides along no more. */
+void core_member_hush(struct core *core, struct member *member)
+{
+	core_member_set_remove(core, &core->hot, member);
+	member->transmits = 0;
+	member->card_is_news = false;
+}
+
+static bool fill_record(const struct member *member, enum core_gossip_kind kind,
+			struct core_gossip *ret_record)
 {
 	if (!member->info.incarnation)
 		return false; /* only greeted: it has not spoken for itself yet */
-	memset(ret_record, 0, sizeof(*ret_record));
 	ret_record->id = member->info.id;
 	ret_record->incarnation = member->info.incarnation;
 	ret_record->state = member->info.state;
-	ret_record->full = 1;
-	ret_record->card = member->card;
+	ret_record->kind = kind;
+	if (kind == CORE_GOSSIP_BRIEF)
+		return true;
+	if (kind == CORE_GOSSIP_FULL)
+		ret_record->card = member->card;
 	memcpy(ret_record->addr, member->info.addr, sizeof(ret_record->addr));
 	ret_record->port = member->info.port;
 	ret_record->report = member->info.report;
 	return true;
 }
 
+static void add_record(struct core_message *m, const struct member *member,
+		       enum core_gossip_kind kind)
+{
+	if (m->record_count < CORE_GOSSIP_RECORDS_MAX)
+		m->record_count += fill_record(member, kind, &m->records[m->record_count]);
+}
+
 void core_member_add_record(struct core_message *m, const struct member *member)
 {
-	struct core_gossip *record;
+	add_record(m, member, CORE_GOSSIP_FULL);
+}
 
-	if (m->record_count == CORE_GOSSIP_RECORDS_MAX)
-		return;
-	record = &m->records[m->record_count];
-	m->record_count += fill_record(member, record);
+/* A rumour: what is likely to be news. */
+void core_member_add_news(struct core_message *m, const struct member *member)
+{
+	enum core_gossip_kind kind = CORE_GOSSIP_BRIEF;
+
+	if (member->info.state == MEMBER_ALIVE)
+		kind = member->card_is_news ? CORE_GOSSIP_FULL : CORE_GOSSIP_REPORT;
+	add_record(m, member, kind);
 }
 
 /* Tells everybody at once (up to a bound): what must not wait for the next probe round. */
@@ -226,7 +279,7 @@ static void broadcast(struct core *core, struct member *about)
 	struct core_message *m = core_outbox_begin(core, CORE_MSG_GOSSIP);
 	uint32_t start = core_below(core, core->member_count), told = 0;
 
-	core_member_add_record(m, about);
+	core_member_add_news(m, about);
 	core_member_spread(core, about);
 	core_outbox_seal(core);
 	for (uint32_t i = 0; i < core->member_count && told < CORE_BROADCAST_MAX; i++) {
@@ -277,9 +330,10 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 {
 	const struct core_config *config = &core->config;
 	struct member *member = core_member_find(core, &record->id);
-	bool same = member && memcmp(&member->card, &record->card, sizeof(record->card)) == 0;
+	bool same = record->kind != CORE_GOSSIP_FULL ||
+		    (member && !memcmp(&member->card, &record->card, sizeof(record->card)));
 
-	if (!record->full || same)
+	if (same)
 		return member;
 	if (member && record->card.issued_wall_ms < member->card.issued_wall_ms)
 		return member;
@@ -292,7 +346,7 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 	return member;
 }
 
-void core_member_apply(struct core *core, const struct core_gossip *record)
+bool core_member_apply(struct core *core, const struct core_gossip *record, bool spread)
 {
 	struct member *member;
 	struct member_info *info;
@@ -300,17 +354,17 @@ void core_member_apply(struct core *core, const struct core_gossip *record)
 
 	if (node_id_equal(&record->id, core_self(core))) {
 		refute(core, record);
-		return;
+		return false;
 	}
 	member = row_of_record(core, record);
 	if (!member)
-		return;
+		return false;
 	info = &member->info;
 	newer = record->incarnation > info->incarnation;
 	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state))
-		return;
+		return false;
 	info->incarnation = record->incarnation;
-	if (newer && record->full) {
+	if (newer && record->kind != CORE_GOSSIP_BRIEF) {
 		const struct member_state_report *report = &record->report;
 
 		if (info->report.flags != report->flags || info->report.jobs != report->jobs ||
@@ -325,7 +379,11 @@ void core_member_apply(struct core *core, const struct core_gossip *record)
 		member->heard_ms = core->now_ms; /* somebody vouches for it */
 	core_member_set_state(core, member, record->state);
 	core_member_changed(core, member);
-	core_member_spread(core, member);
+	if (spread)
+		core_member_spread(core, member);
+	else
+		core_member_hush(core, member);
+	return true;
 }
 
 /* Load and memory drift all the time; only a real step is worth gossip of its own. */
@@ -364,14 +422,16 @@ static void send_table(struct core *core, const struct node_id *to, uint64_t buc
 {
 	struct core_message *m = core_outbox_begin(core, CORE_MSG_SYNC);
 
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		if (!(buckets >> bucket_of(&core->members[i]) & 1))
-			continue;
-		if (m->record_count == CORE_GOSSIP_RECORDS_MAX) {
-			core_outbox_send(core, to);
-			m = core_outbox_begin(core, CORE_MSG_SYNC);
+	for (uint32_t bucket = 0; bucket < CORE_BUCKETS; bucket++) {
+		uint32_t row = buckets >> bucket & 1 ? core->bucket_rows[bucket] : 0;
+
+		for (; row; row = core->bucket_next[row - 1]) {
+			if (m->record_count == CORE_GOSSIP_RECORDS_MAX) {
+				core_outbox_send(core, to);
+				m = core_outbox_begin(core, CORE_MSG_SYNC);
+			}
+			core_member_add_record(m, &core->members[row - 1]);
 		}
-		core_member_add_record(m, &core->members[i]);
 	}
 	m->flags = flags; /* the last part asks for the answer */
 	m->seq = buckets;
@@ -416,6 +476,7 @@ void core_member_leave(struct core *core)
 	struct member *self = &core->members[0];
 
 	core->left = true;
+	core->half_ms = UINT64_MAX;
 	self->info.incarnation++;
 	self->info.state = MEMBER_LEFT;
 	core_member_changed(core, self);

@@ -153,7 +153,7 @@ void core_proposer_enter(struct core *core, struct op *op)
 		op->phase = OP_WAIT;
 	} else if (!job->acceptors.count) {
 		op->phase = OP_LOCATE;
-		core_job_locate(core, &job->id);
+		core_job_locate(core, job);
 		op->resend_ms = core->now_ms + CORE_RESEND_MS;
 		core_arm(core, op->resend_ms);
 	} else {
@@ -737,7 +737,7 @@ static void op_resend(struct core *core, struct op *op)
 	}
 	op->busy = busy;
 	if (op->phase == OP_LOCATE) {
-		core_job_locate(core, &job->id);
+		core_job_locate(core, job);
 		op->resend_ms = core->now_ms + CORE_RESEND_MS;
 		core_arm(core, op->resend_ms);
 	} else if (op->phase == OP_INSTALL) {
@@ -747,7 +747,7 @@ static void op_resend(struct core *core, struct op *op)
 	} else {
 		/* Those who were asked may be gone long since, and the job with others. */
 		if (core->now_ms + CORE_OP_TIMEOUT_MS / 2 >= op->deadline_ms)
-			core_job_locate(core, &job->id);
+			core_job_locate(core, job);
 		op_message(core, op, CORE_MSG_PREPARE,
 			   op->promised | op->busy | op->unknown | op->moved);
 	}
@@ -788,7 +788,7 @@ static void op_tick(struct core *core, struct op *op)
 void core_proposer_tick(struct core *core)
 {
 	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++) {
-		if (core->update.answer_count > CORE_ANSWERS_MAX - 16) {
+		if (core->scratch->update.answer_count > CORE_ANSWERS_MAX - 16) {
 			core_arm(core, core->now_ms);
 			return;
 		}

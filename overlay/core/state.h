@@ -52,21 +52,26 @@ enum { CORE_NONE = UINT32_MAX };
 
 /* Rows of the member table that need something: never a walk over all rows for a few. */
 struct row_set {
-	uint16_t rows[OV_MEMBERS_MAX];
-	uint16_t place[OV_MEMBERS_MAX]; /* in rows, + 1; 0: not in it */
+	uint16_t *rows;
+	uint16_t *places; /* in rows, + 1; 0: not in it */
 	uint32_t count;
 };
 
+/* One cache line is all that probing needs of a row: up to info.incarnation. */
 struct member {
-	struct member_info info;
-	struct node_card card;
 	uint64_t heard_ms;
 	uint64_t suspect_until_ms;
-	uint64_t digest;    /* what this row is in the table's digest */
-	uint32_t transmits; /* how often this row still rides along */
-	uint32_t grants;    /* jobs we gave it since its last report */
+	uint64_t spread_until_ms; /* by then everybody has it, or tables are compared */
+	uint16_t transmits;	  /* how often this row still rides along */
+	bool card_is_news;	  /* with its card, that is */
+	uint32_t grants;	  /* jobs we gave it since its last report */
+	struct member_info info;
+	struct node_card card;
+	uint64_t digest; /* what this row is in the table's digest */
 	uint64_t granted_ms;
 };
+_Static_assert(offsetof(struct member, info.silent_ms) <= 64 && sizeof(struct member) % 64 == 0,
+	       "the first line is enough, for every row if the table begins with a line");
 
 struct probe {
 	bool active, acked, indirect;
@@ -105,6 +110,7 @@ struct job {
 	uint64_t max_counter;	  /* of any ballot seen or made */
 	uint64_t attempt_counter; /* of our CREATE, in this life */
 	uint64_t attempt_hash;
+	uint32_t locate_row; /* the next one to be asked who keeps it */
 	uint64_t touched_ms;
 
 	/* acceptor: durable */
@@ -163,32 +169,11 @@ struct op {
 	uint8_t denied[OV_MEMBERS_MAX / 8]; /* members that do not know the job */
 };
 
-struct core {
-	struct core_config config;
-	uint64_t now_ms, boot_ns, next_ms, born_ms;
-	uint64_t random, seq;
-
-	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
-	uint32_t member_count;
-	struct row_set hot, notify, suspects; /* still ride along; the agent is to hear of */
-	uint64_t digests[CORE_BUCKETS];	      /* of all rows, kept up with every change */
-	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
-	uint32_t order_next, dead_row;	/* dead_row: the last one passed over, 0: none */
-	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
-	struct probe probes[CORE_PROBES];
-	struct relay relays[CORE_RELAYS_MAX];
-	uint32_t relay_next;
-	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
-	bool half_done, left, self_minor;
-
-	struct job jobs[OV_JOBS_MAX];
-	uint32_t job_high; /* rows at and above were never used */
-	uint16_t job_index[CORE_INDEX_SLOTS];
-	uint64_t counter_floor; /* ballots of forgotten rows */
-	struct op ops[CORE_OPS_MAX];
-	uint32_t op_count;
-	uint64_t op_order;
-
+/*
+ * What lives for one step only: the update and what it is made of. Cores of one thread may share
+ * one, so that a thousand of them find it in the cache.
+ */
+struct core_scratch {
 	struct core_update update;
 	struct core_send sends[CORE_SENDS_MAX];
 	struct core_write writes[CORE_WRITES_MAX];
@@ -203,6 +188,44 @@ struct core {
 	uint8_t records[CORE_WRITES_MAX][CORE_RECORD_BYTES_MAX];
 	struct core_message in, out;
 };
+
+/* First what every step needs, close together; the tables follow. */
+struct core {
+	struct core_config config; /* the card, with our id, at its beginning */
+	struct core_scratch *scratch;
+	uint64_t now_ms, boot_ns, next_ms, born_ms;
+	uint64_t random, seq;
+	uint32_t member_count;
+	uint32_t job_high; /* rows at and above were never used */
+	uint32_t op_count, lost_count;
+	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
+	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
+	uint64_t relayed_until_ms; /* no relay is waited for after that */
+	bool left, self_minor;
+	struct probe probes[CORE_PROBES];
+	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
+	struct row_set hot, notify, suspects;
+
+	uint64_t digests[CORE_BUCKETS];	    /* of all rows, kept up with every change */
+	uint16_t bucket_rows[CORE_BUCKETS]; /* row + 1; the rest of the list: */
+	uint16_t bucket_next[OV_MEMBERS_MAX];
+	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
+	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
+	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
+	uint64_t reserved[7];		       /* a line's beginning */
+	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
+	struct relay relays[CORE_RELAYS_MAX];
+	uint32_t relay_next;
+
+	struct job jobs[OV_JOBS_MAX];
+	uint16_t job_index[CORE_INDEX_SLOTS];
+	uint64_t counter_floor; /* ballots of forgotten rows */
+	struct op ops[CORE_OPS_MAX];
+	uint64_t op_order;
+	struct core_scratch own; /* unless the driver lent one */
+};
+
+_Static_assert(offsetof(struct core, members) % 64 == 0, "rows begin with a cache line");
 
 static inline const struct node_id *core_self(const struct core *core)
 {
@@ -232,14 +255,17 @@ struct member *core_member_find(const struct core *core, const struct node_id *i
 bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);
 void core_member_heard(struct core *core, const struct node_id *id);
-void core_member_apply(struct core *core, const struct core_gossip *record);
+/* True if it was news; spread: it rides along on our probes then. */
+bool core_member_apply(struct core *core, const struct core_gossip *record, bool spread);
 void core_member_set_add(struct core *core, struct row_set *set, const struct member *member);
 void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member);
 void core_member_spread(struct core *core, struct member *member);
+void core_member_hush(struct core *core, struct member *member);
 void core_member_notify(struct core *core, struct member *member);
 void core_member_changed(struct core *core, struct member *member);
 void core_member_set_state(struct core *core, struct member *member, uint32_t state);
 void core_member_add_record(struct core_message *m, const struct member *member);
+void core_member_add_news(struct core_message *m, const struct member *member);
 void core_member_sync(struct core *core, const struct node_id *to, uint64_t buckets,
 		      bool want_reply);
 void core_member_report(struct core *core, const struct member_state_report *report);
@@ -269,7 +295,7 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 		    const struct job_value *value);
 struct core_message *core_job_message(struct core *core, const struct job *job,
 				      enum core_message_type type);
-void core_job_locate(struct core *core, const struct job_id *id);
+void core_job_locate(struct core *core, struct job *job);
 bool core_job_value_ended(const struct job_value *value);
 
 /* acceptor.c */

@@ -11,11 +11,10 @@
 #include <string.h>
 
 enum {
-	INDIRECT = 3,	    /* members asked to probe on our behalf */
-	PIGGYBACK = 6,	    /* rows riding on a probe */
-	HOT_LOOKED_AT = 16, /* the hottest of so many: enough when all of a large cluster is new */
-	INTRODUCE = 8,	    /* one probe in so many carries the prober's record anyway */
-	DEAD_ROUNDS = 5,    /* a dead member is probed every so many rounds */
+	INDIRECT = 3,	   /* members asked to probe on our behalf */
+	PIGGYBACK = 6,	   /* rows riding on a probe */
+	HOT_LOOKED_AT = 6, /* the hottest of so many */
+	DEAD_ROUNDS = 5,   /* a dead member is probed every so many rounds */
 	SYNC_ROUNDS = 8,
 };
 
@@ -30,23 +29,33 @@ static bool is_named(const struct core_message *m, const struct node_id *id)
 static void cool(struct core *core, struct member *member)
 {
 	if (--member->transmits == 0)
-		core_member_set_remove(core, &core->hot, member);
+		core_member_hush(core, member);
 }
 
-/*
- * Self first, as long as it is news, to who may not know it, and now and then (a probe introduces
- * the prober); then what is hottest.
- */
+/* When all of a large cluster is new, most of it is not told before it is old. */
+static void hush_old(struct core *core)
+{
+	for (uint32_t i = core->hot.count; i-- > 0;) {
+		struct member *member = &core->members[core->hot.rows[i]];
+
+		if (core->now_ms >= member->spread_until_ms)
+			core_member_hush(core, member);
+	}
+}
+
+/* Self first, as long as it is news, to who may not know it; then what is hottest. */
 static void add_gossip(struct core *core, struct core_message *m, const struct node_id *to)
 {
 	struct member *peer = core_member_find(core, to), *self = &core->members[0];
 
-	if (self->transmits || !peer || peer->info.state != MEMBER_ALIVE || m->seq % INTRODUCE == 0)
+	if (!peer || peer->info.state != MEMBER_ALIVE)
 		core_member_add_record(m, self);
+	else if (self->transmits)
+		core_member_add_news(m, self);
 	if (self->transmits)
 		cool(core, self);
 	if (peer && peer->info.state != MEMBER_ALIVE)
-		core_member_add_record(m, peer); /* let it refute */
+		core_member_add_news(m, peer); /* let it refute */
 	for (uint32_t n = 0; n < PIGGYBACK && core->hot.count; n++) {
 		struct member *best = NULL;
 		uint32_t start = core_below(core, core->hot.count);
@@ -62,8 +71,8 @@ static void add_gossip(struct core *core, struct core_message *m, const struct n
 		}
 		if (!best)
 			return;
+		core_member_add_news(m, best);
 		cool(core, best);
-		core_member_add_record(m, best);
 	}
 }
 
@@ -245,13 +254,13 @@ void core_member_tick(struct core *core)
 	}
 	if (core->now_ms >= core->round_ms) {
 		end_round(core);
+		hush_old(core);
 		start_round(core);
 	}
 	tick_suspects(core);
 	tick_dead(core);
 	tick_sync(core);
 	tick_minor(core);
-	core_arm(core, core->half_ms);
 	core_arm(core, core->round_ms);
 	core_arm(core, core->dead_ping_ms);
 	core_arm(core, core->sync_ms);
@@ -269,11 +278,14 @@ static void handle_ping_req(struct core *core, const struct node_id *from,
 	relay->target = m->subject;
 	relay->seq = ++core->seq;
 	relay->until_ms = core->now_ms + core->config.probe_ms;
+	core->relayed_until_ms = relay->until_ms;
 	send_probe(core, CORE_MSG_PING, &relay->target, &relay->target, relay->seq);
 }
 
 static void handle_ack(struct core *core, const struct core_message *m)
 {
+	bool waiting = false;
+
 	for (uint32_t i = 0; i < CORE_PROBES; i++) {
 		struct probe *probe = &core->probes[i];
 
@@ -282,8 +294,11 @@ static void handle_ack(struct core *core, const struct core_message *m)
 			probe->acked = true;
 			core_member_heard(core, &m->subject);
 		}
+		waiting |= probe->active && !probe->acked;
 	}
-	for (uint32_t i = 0; i < CORE_RELAYS_MAX; i++) {
+	if (!waiting)
+		core->half_ms = UINT64_MAX; /* nobody need be asked for help */
+	for (uint32_t i = 0; core->now_ms <= core->relayed_until_ms && i < CORE_RELAYS_MAX; i++) {
 		struct relay *relay = &core->relays[i];
 
 		if (relay->seq != m->seq || !relay->seq || core->now_ms > relay->until_ms ||
@@ -297,9 +312,15 @@ static void handle_ack(struct core *core, const struct core_message *m)
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	uint64_t buckets = 0;
+	uint32_t news = 0;
 
-	for (uint32_t i = 0; i < m->record_count; i++)
-		core_member_apply(core, &m->records[i]);
+	for (uint32_t i = 0; i < m->record_count; i++) {
+		bool own = node_id_equal(&m->records[i].id, from);
+
+		/* A table is no rumour: of much that is new here, the others know most. */
+		news += core_member_apply(core, &m->records[i],
+					  m->type != CORE_MSG_SYNC || own || news < PIGGYBACK);
+	}
 	if (core->left)
 		return;
 	switch (m->type) {

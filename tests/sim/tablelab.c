@@ -63,7 +63,7 @@ static void add_row(struct table *table)
 	record->id = random_id(table);
 	record->incarnation = 1;
 	record->state = table_random(table) % 3 ? MEMBER_ALIVE : MEMBER_DEAD;
-	record->full = 1;
+	record->kind = CORE_GOSSIP_FULL;
 	record->card.version = 1;
 	record->card.id = record->id;
 	memcpy(record->addr, "10.0.0.1", 9);

@@ -61,7 +61,7 @@ static void fill_message(uint8_t type)
 		record->id.b[1] = (uint8_t)i;
 		record->incarnation = i + 1;
 		record->state = MEMBER_ALIVE;
-		record->full = 1;
+		record->kind = i % 3 == 1 ? CORE_GOSSIP_REPORT : CORE_GOSSIP_FULL;
 		record->card.id = record->id;
 		strcpy(record->card.hostname, "lab-7");
 		strcpy(record->addr, "192.0.2.7");
