@@ -35,7 +35,7 @@ static void ask(struct hosts *hosts, uint32_t node, enum core_request request,
 
 struct host_job *hosts_at(struct hosts *hosts, uint32_t node, uint32_t job)
 {
-	struct host_job **slot = &hosts->at[node][job];
+	struct host_job **slot = &hosts->at[job][node];
 
 	if (!*slot)
 		*slot = calloc(1, sizeof(**slot));
@@ -46,7 +46,7 @@ struct host_job *hosts_at(struct hosts *hosts, uint32_t node, uint32_t job)
 
 bool hosts_is_running(const struct hosts *hosts, uint32_t node, uint32_t job)
 {
-	const struct host_job *hj = hosts->at[node][job];
+	const struct host_job *hj = hosts->at[job][node];
 
 #ifdef MUTANT_O3
 	return hj && hj->phase == HOST_RUNNING;
@@ -99,7 +99,7 @@ static bool holds_until(const struct hosts *hosts, const struct node_id *id,
 static void check_holds(const struct hosts *hosts, uint32_t node, uint32_t job)
 {
 	const struct core *core = hosts->net->nodes[node].core;
-	const struct host_job *hj = hosts->at[node][job];
+	const struct host_job *hj = hosts->at[job][node];
 	const struct job *row = core_job_find((struct core *)(uintptr_t)core, &hj->value.job);
 	uint64_t boot_ns = simnet_boot_ns(hosts->net, node);
 	uint64_t left_ms =
@@ -476,7 +476,7 @@ static void on_wake(void *ctx, uint64_t packed)
 {
 	uint32_t node = (uint32_t)(packed >> 8), job = packed & 255;
 	struct hosts *hosts = ctx;
-	struct host_job *hj = hosts->at[node][job];
+	struct host_job *hj = hosts->at[job][node];
 	uint64_t paused_until_ms = hosts->net->nodes[node].paused_until_ms;
 
 	if (!hj || hj->wake_ms != net_now(hosts) || !hosts->net->nodes[node].core)
@@ -503,14 +503,14 @@ static void on_started(void *ctx, uint32_t node)
 	struct hosts *hosts = ctx;
 
 	for (uint32_t job = 0; job < hosts->job_count; job++)
-		if (hosts->at[node][job] && hosts->at[node][job]->phase != HOST_NONE)
+		if (hosts->at[job][node] && hosts->at[job][node]->phase != HOST_NONE)
 			wake_soon(hosts, node, job);
 }
 
 static void after_daemon_died(struct hosts *hosts, uint32_t node, bool reboot)
 {
 	for (uint32_t job = 0; job < hosts->job_count; job++) {
-		struct host_job *hj = hosts->at[node][job];
+		struct host_job *hj = hosts->at[job][node];
 		uint32_t put;
 
 		if (!hj)
@@ -632,7 +632,7 @@ void hosts_destroy(struct hosts *hosts)
 	checker_deinit(&hosts->checker);
 	for (uint32_t i = 0; i < hosts->net->node_count; i++) {
 		for (uint32_t job = 0; job < hosts->job_count; job++)
-			free(hosts->at[i][job]);
+			free(hosts->at[job][i]);
 		free(hosts->stores[i].objects);
 	}
 	simnet_destroy(hosts->net);

@@ -66,7 +66,7 @@ struct hosts {
 	struct checker checker;
 	struct hosts_job jobs[HOSTS_JOBS_MAX];
 	uint32_t job_count;
-	struct host_job *at[SIMNET_NODES_MAX][HOSTS_JOBS_MAX]; /* NULL: nothing to do with it */
+	struct host_job *at[HOSTS_JOBS_MAX][SIMNET_NODES_MAX]; /* NULL: nothing to do with it */
 	struct hosts_store stores[SIMNET_NODES_MAX];
 	/* per million and decision of a running job; the rest are checkpoints */
 	uint32_t release_ppm, done_ppm;

@@ -72,7 +72,7 @@ static void on_ack(void *ctx, uint64_t packed)
 {
 	uint32_t node = packed & 1023, holder = packed >> 10 & 1023, job = packed >> 20 & 255;
 	struct hosts *hosts = ctx;
-	struct host_job *hj = hosts->at[node][job];
+	struct host_job *hj = hosts->at[job][node];
 	struct hosts_object object;
 
 	if (!simnet_is_up(hosts->net, node) || !hj || !hj->storing ||
@@ -90,7 +90,7 @@ static void on_stored(void *ctx, uint64_t packed)
 {
 	uint32_t node = packed & 1023, holder = packed >> 10 & 1023, job = packed >> 20 & 255;
 	struct hosts *hosts = ctx;
-	struct host_job *hj = hosts->at[node][job];
+	struct host_job *hj = hosts->at[job][node];
 	struct hosts_object object;
 
 	/* The sender must still be there: it is a stream. */
@@ -106,7 +106,7 @@ static void on_stored(void *ctx, uint64_t packed)
 void objects_put(struct hosts *hosts, uint32_t node, uint32_t job)
 {
 	struct simnet *net = hosts->net;
-	struct host_job *hj = hosts->at[node][job];
+	struct host_job *hj = hosts->at[job][node];
 	struct node_id to[HOSTS_COPIES];
 	uint32_t count = core_place(net->nodes[node].core, &hj->wish.history[0].manifest, 1 << 20,
 				    &net->nodes[node].card.id, HOSTS_COPIES, to);

@@ -14,7 +14,8 @@ static double seconds(void)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	/* Of CPU: what else runs on the machine is no concern of the simulator's. */
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
 	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
@@ -44,7 +45,7 @@ int main(int argc, char **argv)
 
 		chaos_run(seed + i, (uint32_t)nodes, (uint32_t)minutes, 1, &result);
 		took = seconds() - start;
-		printf("sim: %.1f s, %.2f virtual hours a minute, %.1f million events a second\n",
+		printf("sim: %.1f s of CPU, %.2f virtual hours a minute, %.1f million events a second\n",
 		       took, (double)result.virtual_ms / 6e4 / took,
 		       (double)result.events / took / 1e6);
 		fflush(stdout);

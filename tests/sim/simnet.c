@@ -13,10 +13,8 @@ struct simnet_event {
 	uint32_t from, to, life, size_class;
 	size_t size;
 	uint64_t argument;
-	union {
-		simnet_action *action;
-		struct simnet_event *next_spare;
-	};
+	simnet_action *action;
+	struct simnet_event *next; /* in a list of the wheel, or of spare ones */
 	void *ctx;
 	uint8_t bytes[];
 };
@@ -101,6 +99,59 @@ static struct simnet_slot heap_pop(struct simnet *net)
 	return first;
 }
 
+static void wheel_add(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+{
+	struct simnet_list *list = &net->wheel[when_ms % SIMNET_WHEEL_MS];
+
+	event->next = NULL;
+	if (list->first)
+		list->last->next = event;
+	else
+		list->first = event;
+	list->last = event;
+	net->wheel_count++;
+}
+
+static void push(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+{
+	if (when_ms < net->wheel_ms + SIMNET_WHEEL_MS)
+		wheel_add(net, when_ms, event);
+	else
+		heap_push(net, when_ms, event);
+}
+
+static void wheel_turn(struct simnet *net, uint64_t to_ms)
+{
+	net->wheel_ms = to_ms;
+	while (net->heap_count && net->heap[0].when_ms < to_ms + SIMNET_WHEEL_MS) {
+		struct simnet_slot slot = heap_pop(net);
+
+		wheel_add(net, slot.when_ms, slot.event);
+	}
+}
+
+/* The next one that is due until then, or NULL. */
+static struct simnet_event *pop(struct simnet *net, uint64_t until_ms)
+{
+	struct simnet_list *list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
+	struct simnet_event *event;
+
+	while (!list->first) {
+		uint64_t next_ms = net->wheel_ms + 1;
+
+		if (net->wheel_ms >= until_ms)
+			return NULL;
+		if (!net->wheel_count)
+			next_ms = net->heap_count ? net->heap[0].when_ms : until_ms;
+		wheel_turn(net, next_ms < until_ms ? next_ms : until_ms);
+		list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
+	}
+	event = list->first;
+	list->first = event->next;
+	net->wheel_count--;
+	return event;
+}
+
 static struct simnet_event *event_new(struct simnet *net, enum event_type type, size_t size)
 {
 	uint32_t class = 0;
@@ -110,7 +161,7 @@ static struct simnet_event *event_new(struct simnet *net, enum event_type type, 
 		class ++;
 	event = net->spare[class];
 	if (event)
-		net->spare[class] = event->next_spare;
+		net->spare[class] = event->next;
 	else
 		event = malloc(sizeof(*event) + ((size_t)64 << class));
 	if (!event)
@@ -124,7 +175,7 @@ static struct simnet_event *event_new(struct simnet *net, enum event_type type, 
 
 static void event_free(struct simnet *net, struct simnet_event *event)
 {
-	event->next_spare = net->spare[event->size_class];
+	event->next = net->spare[event->size_class];
 	net->spare[event->size_class] = event;
 }
 
@@ -136,7 +187,7 @@ void simnet_at(struct simnet *net, uint64_t when_ms, simnet_action *action, void
 	event->action = action;
 	event->ctx = ctx;
 	event->argument = argument;
-	heap_push(net, when_ms, event);
+	push(net, when_ms, event);
 }
 
 bool simnet_hears(const struct simnet *net, uint32_t to, uint32_t from)
@@ -172,7 +223,7 @@ static void send_one(struct simnet *net, uint32_t from, uint32_t to, const struc
 	event->to = to;
 	event->life = net->nodes[from].ids; /* of the sender: an old id speaks no more */
 	memcpy(event->bytes, send->bytes, send->size);
-	heap_push(net, net->now_ms + delay, event);
+	push(net, net->now_ms + delay, event);
 }
 
 static void send_message(struct simnet *net, uint32_t from, const struct core_send *send)
@@ -234,7 +285,7 @@ static void schedule_tick(struct simnet *net, uint32_t node)
 	event->to = node;
 	event->life = n->life;
 	event->argument = when;
-	heap_push(net, when, event);
+	push(net, when, event);
 }
 
 int simnet_step(struct simnet *net, uint32_t node, struct core_event *event)
@@ -247,11 +298,17 @@ int simnet_step(struct simnet *net, uint32_t node, struct core_event *event)
 
 	event->now_ms = simnet_local_ms(net, node);
 	event->boot_ns = event->now_ms * UINT64_C(1000000);
+	/* All cores share the memory of updates: one is carried out before the next is made. */
+	if (net->stepping)
+		simnet_die("a step inside a step");
+	net->stepping = true;
 	r = core_step(n->core, event, &update);
+	copy = *update;
+	if (r == 0)
+		carry_out(net, node, &copy);
+	net->stepping = false;
 	if (r < 0)
 		return r;
-	copy = *update;
-	carry_out(net, node, &copy);
 	if (n->core && n->life == life)
 		schedule_tick(net, node);
 	return 0;
@@ -287,38 +344,41 @@ static void deliver(struct simnet *net, struct simnet_event *event)
 		simnet_die("a core could not read another core's message");
 }
 
-static void tick(struct simnet *net, struct simnet_event *event, uint64_t when_ms)
+static void tick(struct simnet *net, struct simnet_event *event)
 {
 	struct simnet_node *to = &net->nodes[event->to];
 	struct core_event core_event = { .type = CORE_EV_TICK };
 
 	if (to->life != event->life || to->tick_at_ms != event->argument)
 		return;
-	(void)when_ms;
 	to->tick_at_ms = 0;
+	if (core_deadline(to->core) > simnet_local_ms(net, event->to)) {
+		schedule_tick(net, event->to); /* it was called off */
+		return;
+	}
 	if (simnet_step(net, event->to, &core_event) < 0)
 		simnet_die("tick");
 }
 
 void simnet_run(struct simnet *net, uint64_t until_ms)
 {
-	while (net->heap_count && net->heap[0].when_ms <= until_ms) {
-		struct simnet_slot slot = heap_pop(net);
-		struct simnet_event *event = slot.event;
+	struct simnet_event *event;
+
+	while ((event = pop(net, until_ms))) {
 		struct simnet_node *to = &net->nodes[event->to];
 
-		net->now_ms = slot.when_ms;
+		net->now_ms = net->wheel_ms;
 		net->event_count++;
 		if (event->type == EVENT_ACTION) {
 			event->action(event->ctx, event->argument);
 		} else if (to->core && to->paused_until_ms > net->now_ms) {
 			/* It waits at the door, in order. */
-			heap_push(net, to->paused_until_ms, event);
+			push(net, to->paused_until_ms, event);
 			continue;
 		} else if (to->core && event->type == EVENT_MESSAGE) {
 			deliver(net, event);
 		} else if (to->core) {
-			tick(net, event, slot.when_ms);
+			tick(net, event);
 		}
 		if (net->hooks.after)
 			net->hooks.after(net->hooks.ctx);
@@ -335,7 +395,8 @@ struct simnet *simnet_create(uint64_t seed, uint32_t count, const struct simnet_
 	if (!net || count > SIMNET_NODES_MAX)
 		simnet_die("out of memory");
 	net->nodes = calloc(count, sizeof(net->nodes[0]));
-	if (!net->nodes)
+	net->scratch = calloc(1, core_scratch_size());
+	if (!net->nodes || !net->scratch)
 		simnet_die("out of memory");
 	net->seed = net->dice.state = seed;
 	net->node_count = count;
@@ -352,20 +413,28 @@ struct simnet *simnet_create(uint64_t seed, uint32_t count, const struct simnet_
 void simnet_destroy(struct simnet *net)
 {
 	for (uint32_t i = 0; i < net->node_count; i++) {
-		free(net->nodes[i].core);
+		simnet_core_free(&net->nodes[i]);
 		simnet_disk_free(&net->nodes[i].disk);
 		simnet_disk_free(&net->nodes[i].snapshot);
 	}
 	while (net->heap_count)
 		free(net->heap[--net->heap_count].event);
+	for (uint32_t i = 0; i < SIMNET_WHEEL_MS; i++)
+		while (net->wheel[i].first) {
+			struct simnet_event *event = net->wheel[i].first;
+
+			net->wheel[i].first = event->next;
+			free(event);
+		}
 	for (uint32_t i = 0; i < SIMNET_SIZES; i++)
 		while (net->spare[i]) {
 			struct simnet_event *event = net->spare[i];
 
-			net->spare[i] = event->next_spare;
+			net->spare[i] = event->next;
 			free(event);
 		}
 	free(net->heap);
+	free(net->scratch);
 	free(net->nodes);
 	free(net);
 }

@@ -2,7 +2,7 @@
 /*
  * Many cores on one thread, with a network, disks and clocks made of one seed.
  *
- *   event heap by (time, seq) -> core_step() -> writes to the disk -> sends back into the heap
+ *   events by (time, seq) -> core_step() -> writes to the disk -> sends among the events
  *
  * Network: the latency of a pair is a hash of (seed, source, target), plus jitter; a message is
  * lost, doubled, late or overtaken. Hosts in different groups do not hear each other; a mute host
@@ -21,7 +21,7 @@
 
 #include "overlay/core/core.h"
 
-enum { SIMNET_NODES_MAX = 1000, SIMNET_SIZES = 16 };
+enum { SIMNET_NODES_MAX = 1000, SIMNET_SIZES = 16, SIMNET_WHEEL_MS = 2048 };
 
 struct simnet_rates {
 	uint32_t loss_ppm, double_ppm, slow_ppm; /* per message */
@@ -53,17 +53,18 @@ struct simnet_disk {
 	uint32_t count, room;
 };
 
+/* What every event looks at stands first. */
 struct simnet_node {
 	struct core *core; /* NULL: down */
-	struct node_card card;
-	struct member_state_report report;
-	uint32_t group; /* partition */
-	bool mute, deaf, clock_stopped;
-	uint32_t life; /* counts starts; ticks of an earlier life are dropped */
-	uint32_t ids;  /* counts ids: 1 + disks rolled back */
+	uint32_t group;	   /* partition */
+	uint32_t life;	   /* counts starts; ticks of an earlier life are dropped */
+	uint32_t ids;	   /* counts ids: 1 + disks rolled back */
 	int32_t rate_ppm;
 	uint64_t boot_offset_ms, tick_at_ms, paused_until_ms;
 	uint64_t clock_lost_ms; /* by pauses that stopped the clock */
+	bool mute, deaf, clock_stopped;
+	struct node_card card;
+	struct member_state_report report;
 	struct simnet_disk disk, snapshot;
 };
 
@@ -80,11 +81,21 @@ struct simnet {
 	struct simnet_dice dice;
 	uint64_t seed, now_ms, seq, event_count, message_count;
 	uint32_t node_count, probe_ms, suspect_ms;
-	bool one_way;
+	bool one_way, stepping;
+	struct core_scratch *scratch; /* of all cores */
 	struct simnet_rates rates;
 	struct simnet_hooks hooks;
 	struct simnet_node *nodes;
 	uint16_t index[4 * 1024]; /* id -> node + 1 */
+	/*
+	 * What is due within SIMNET_WHEEL_MS, in a list for each ms; what is due later, in a heap.
+	 * The heap's come in as soon as they may, so that a list is in the order of seq.
+	 */
+	struct simnet_list {
+		struct simnet_event *first, *last;
+	} wheel[SIMNET_WHEEL_MS];
+	uint64_t wheel_ms; /* the list that is being taken from; never after now_ms */
+	size_t wheel_count;
 	struct simnet_slot *heap;
 	size_t heap_count, heap_room;
 	struct simnet_event *spare[SIMNET_SIZES];
@@ -137,6 +148,7 @@ uint32_t simnet_index(const struct simnet *net, const struct node_id *id);
 enum member_state simnet_view(const struct simnet *net, uint32_t of, uint32_t about);
 
 /* simnode.c, for simnet.c */
+void simnet_core_free(struct simnet_node *node);
 void simnet_die(const char *what) __attribute__((noreturn));
 void simnet_disk_write(struct simnet *net, uint32_t node, const struct core_write *write);
 void simnet_disk_free(struct simnet_disk *disk);
