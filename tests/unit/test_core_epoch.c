@@ -301,8 +301,12 @@ static void what_has_ended_is_not_installed_again(void **state)
 		run_ms(hosts, 25 * 60000);
 		/* The sleepers come back; of the others, only those who are new are still there. */
 		for (uint32_t i = 0; i < HOSTS; i++)
-			if (!hosts->net->nodes[i].group && was_acceptor(hosts, i))
+			if (!hosts->net->nodes[i].group) {
+				/* What they remember of it is gone, too. */
 				simnet_crash(hosts->net, i);
+				if (!was_acceptor(hosts, i))
+					simnet_start(hosts->net, i, i);
+			}
 		for (uint32_t i = 0; i < HOSTS; i++) {
 			if (hosts->net->nodes[i].group)
 				simnet_start(hosts->net, i, i);
