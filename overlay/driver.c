@@ -4,6 +4,7 @@
  * before any of its messages, answers or notices leaves.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -15,6 +16,9 @@
 #include "overlay/net/internal.h"
 
 enum { TIMER_FAR_MS = 3600 * 1000 };
+
+/* What the disk remembers of this host itself, see store_own_save(). */
+static const char own_announced[] = "announced", own_retired[] = "retired", own_node[] = "node";
 
 static bool verify_card(void *ctx, const struct node_card *card)
 {
@@ -109,6 +113,46 @@ static void set_timer(struct overlay *overlay)
 	}
 }
 
+static int on_retired(sd_event_source *source, uint64_t usec, void *arg)
+{
+	struct overlay *overlay = arg;
+
+	(void)source;
+	(void)usec;
+	return sd_event_exit(overlay->event, 1);
+}
+
+/* The id is used up: on the disk first, as what is announced next would hide it. */
+static int retire(struct overlay *overlay, const struct core_notice *notice)
+{
+	int r = store_own_save(overlay->store, own_retired, &overlay->self, sizeof(overlay->self));
+
+	if (r < 0)
+		return r;
+	log_error("this disk is an older copy: it remembers incarnation %" PRIu64
+		  ", others know %" PRIu64,
+		  overlay->announced, notice->member.incarnation);
+	return sd_event_add_time_relative(overlay->event, NULL, CLOCK_MONOTONIC,
+					  OVERLAY_LEAVE_MS * 1000, 0, on_retired, overlay);
+}
+
+/* An incarnation is remembered here before any peer can: so that a lost one is known as such. */
+static int announce(struct overlay *overlay, const struct core_update *update)
+{
+	uint64_t incarnation = core_member(overlay->core, 0, net_now_ms())->incarnation;
+	int r = 0;
+
+	for (uint32_t i = 0; i < update->notice_count && r >= 0; i++)
+		if (update->notices[i].type == CORE_ROLLED_BACK)
+			r = retire(overlay, &update->notices[i]);
+	if (r < 0 || update->send_count == 0 || incarnation <= overlay->announced)
+		return r < 0 ? r : 0;
+	r = store_own_save(overlay->store, own_announced, &incarnation, sizeof(incarnation));
+	if (r == 0)
+		overlay->announced = incarnation;
+	return r;
+}
+
 static int step(struct overlay *overlay, struct core_event *event)
 {
 	const struct core_update *update;
@@ -121,6 +165,8 @@ static int step(struct overlay *overlay, struct core_event *event)
 	if (r < 0)
 		return r;
 	r = store_write_records(overlay->store, update->writes, update->write_count);
+	if (r == 0)
+		r = announce(overlay, update);
 	if (r < 0) {
 		/*
 		 * The core has promised in memory what is not on the disk. Nothing of it has left:
@@ -176,6 +222,59 @@ static bool start_sane(const struct ov_start *start)
 	       start->hold_ms > start->lease_ms;
 }
 
+/* -ENOENT, or -EBADMSG if it is of another size. */
+static int load_own(struct overlay *overlay, const char *name, void *bytes, size_t size)
+{
+	size_t found = 0;
+	int r = store_own_load(overlay->store, name, bytes, size, &found);
+
+	return r == 0 && found != size ? -EBADMSG : r;
+}
+
+/*
+ * Whether the registers here are this node's, and what they remember of its lives. Those of an
+ * earlier id of this host are of no use: nobody asks for them.
+ */
+static int open_past(struct overlay *overlay, uint64_t *ret_lost_from)
+{
+	struct node_id node;
+	uint64_t announced = 0, legacy;
+	int r = load_own(overlay, own_retired, &node, sizeof(node));
+
+	if (r == 0 && node_id_equal(&node, &overlay->self)) {
+		log_error(
+			"this disk is an older copy of what it was: nothing may be done under its "
+			"id again; remove the file \"identity\" and join the cluster anew");
+		return -ESTALE;
+	}
+	if (r == 0 || r == -ENOENT)
+		r = load_own(overlay, own_node, &node, sizeof(node));
+	if (r == 0 && !node_id_equal(&node, &overlay->self)) {
+		log_info("registers of an earlier id are dropped");
+		r = store_drop_records(overlay->store);
+	} else if (r == 0) {
+		r = load_own(overlay, own_announced, &announced, sizeof(announced));
+	} else if (r == -ENOENT && load_own(overlay, "incarnation", &legacy, sizeof(legacy)) == 0) {
+		announced = UINT64_MAX; /* before this was kept: nothing can be said */
+		r = 0;
+	}
+	if (r == 0 || r == -ENOENT)
+		r = store_own_save(overlay->store, own_node, &overlay->self, sizeof(overlay->self));
+	if (r < 0)
+		return r;
+	*ret_lost_from = announced + 1; /* or 0 */
+	overlay->announced = announced == UINT64_MAX ? 0 : announced;
+	return 0;
+}
+
+/* The wall clock may have been set back. */
+static uint64_t earliest_incarnation(const struct overlay *overlay)
+{
+	uint64_t now = now_wall_ms();
+
+	return now > overlay->announced ? now : overlay->announced + 1;
+}
+
 static int start_core(struct overlay *overlay, const struct ov_identity *identity,
 		      const struct ov_start *start)
 {
@@ -193,7 +292,10 @@ static int start_core(struct overlay *overlay, const struct ov_identity *identit
 	memcpy(config.advertise_addr, start->advertise_addr, sizeof(config.advertise_addr));
 	if (getrandom(&config.seed, sizeof(config.seed), 0) != sizeof(config.seed))
 		return -EIO;
-	r = store_next_incarnation(overlay->store, now_wall_ms(), &config.incarnation);
+	r = open_past(overlay, &config.lost_from);
+	if (r == 0)
+		r = store_next_incarnation(overlay->store, earliest_incarnation(overlay),
+					   &config.incarnation);
 	if (r < 0)
 		return r;
 	overlay->core = calloc(1, core_size());

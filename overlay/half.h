@@ -124,6 +124,7 @@ struct overlay {
 	struct member_state_report report;
 	bool reported;
 	uint64_t report_ms;
+	uint64_t announced; /* the incarnation that the disk remembers: no higher one is spoken of */
 	struct habits habits;
 	struct repair repair;
 };

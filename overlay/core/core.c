@@ -161,6 +161,13 @@ static void outbox_flush_notices(struct core *core)
 		job->lost_pending = false;
 		core->lost_count--;
 	}
+	if (core->lost_life && !core->lost_told) {
+		notice = core_outbox_notice(core, CORE_ROLLED_BACK);
+		if (!notice)
+			return;
+		notice->member.incarnation = core->lost_life;
+		core->lost_told = true;
+	}
 	while (core->notify.count) {
 		uint32_t row = core->notify.rows[0];
 
@@ -174,6 +181,9 @@ static void outbox_flush_notices(struct core *core)
 
 static void handle_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
+	/* What the disk here says of registers is not what this host has said. */
+	if (core->lost_life && m->type > CORE_MSG_SYNC)
+		return;
 	switch (m->type) {
 	case CORE_MSG_PING:
 	case CORE_MSG_ACK:
@@ -236,6 +246,8 @@ static void tick(struct core *core)
 {
 	core->next_ms = UINT64_MAX;
 	core_member_tick(core);
+	if (core->lost_life)
+		return;
 	for (uint32_t i = 0; i < core->job_high; i++) {
 		struct job *job = &core->jobs[i];
 
@@ -253,6 +265,10 @@ static void tick(struct core *core)
 
 static void handle_request(struct core *core, const struct core_event *event)
 {
+	if (core->lost_life) {
+		core_outbox_answer(core, event->request_id, -ESTALE, NULL);
+		return;
+	}
 	switch (event->request) {
 	case CORE_REQ_HOLD:
 		core_lease_hold(core, event);

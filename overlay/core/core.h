@@ -44,6 +44,12 @@ struct core_config {
 	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* as in struct ov_start */
 	uint64_t seed;						    /* of all random choices */
 	uint64_t incarnation; /* larger than in any earlier life of this id (wall clock ms) */
+	/*
+	 * What this disk remembers to have announced, plus one. A peer that knows of an incarnation
+	 * between this and this life's has heard a life that the disk has forgotten: it is an older
+	 * copy, and so are its promises (rule A5). 0: not looked at.
+	 */
+	uint64_t lost_from;
 	/* Pure check of a card's signature and dates; ctx is the driver's. */
 	bool (*verify_card)(void *ctx, const struct node_card *card);
 	void *ctx;
@@ -114,7 +120,18 @@ struct core_answer {
 	uint64_t run_until_boot_ns; /* HOLD */
 };
 
-enum core_notice_type { CORE_LEASE = 1, CORE_LOST, CORE_GRANT, CORE_DONE, CORE_MEMBER };
+enum core_notice_type {
+	CORE_LEASE = 1,
+	CORE_LOST,
+	CORE_GRANT,
+	CORE_DONE,
+	CORE_MEMBER,
+	/*
+	 * See lost_from; member.incarnation is the one that is known to others. The core has left
+	 * and answers for no register any more; its id must never be used again.
+	 */
+	CORE_ROLLED_BACK,
+};
 
 struct core_notice {
 	enum core_notice_type type;

@@ -292,10 +292,24 @@ static void broadcast(struct core *core, struct member *about)
 	}
 }
 
+/* Rule A5: another host remembers a life of this id that the disk here does not. */
+static bool is_of_lost_life(const struct core *core, const struct core_gossip *record)
+{
+	const struct core_config *config = &core->config;
+
+	return config->lost_from && record->incarnation >= config->lost_from &&
+	       record->incarnation < config->incarnation;
+}
+
 static void refute(struct core *core, const struct core_gossip *record)
 {
 	struct member *self = &core->members[0];
 
+	if (!core->lost_life && is_of_lost_life(core, record)) {
+		core->lost_life = record->incarnation;
+		core_member_leave(core);
+		return;
+	}
 	if (record->incarnation < self->info.incarnation)
 		return;
 	if (record->incarnation == self->info.incarnation &&

@@ -201,7 +201,8 @@ struct core {
 	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
-	bool left, self_minor;
+	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
+	bool left, self_minor, lost_told;
 	struct probe probes[CORE_PROBES];
 	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
 	struct row_set hot, notify, suspects;
@@ -212,7 +213,7 @@ struct core {
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
 	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
-	uint64_t reserved[7];		       /* a line's beginning */
+	uint64_t reserved[5];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
 	uint32_t relay_next;

@@ -246,6 +246,21 @@ int store_each_record(struct store *store,
 	return r == MDB_NOTFOUND ? 0 : store_lmdb_errno(r);
 }
 
+int store_drop_records(struct store *store)
+{
+	MDB_txn *txn = NULL;
+	int r = mdb_txn_begin(store->registers, NULL, 0, &txn);
+
+	if (r)
+		return store_lmdb_errno(r);
+	r = mdb_drop(txn, store->records, 0);
+	if (r)
+		mdb_txn_abort(txn);
+	else
+		r = mdb_txn_commit(txn);
+	return store_lmdb_errno(r);
+}
+
 int store_next_incarnation(struct store *store, uint64_t wall_ms, uint64_t *ret_incarnation)
 {
 	static const char name[] = "incarnation";

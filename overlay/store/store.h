@@ -97,6 +97,8 @@ int store_each_record(struct store *store,
 		      int (*each)(void *ctx, const struct job_id *job, const void *bytes,
 				  size_t size),
 		      void *ctx) __attribute__((warn_unused_result));
+/* Empties the registers; what is under this host's own names stays. */
+int store_drop_records(struct store *store) __attribute__((warn_unused_result));
 /* A small record of this host's own under a fixed name: replaced whole, durable. */
 int store_own_save(struct store *store, const char *name, const void *bytes, size_t size)
 	__attribute__((warn_unused_result));

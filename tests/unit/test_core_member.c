@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "overlay/core/state.h"
 #include "tests/sim/simnet.h"
 
 enum { HOSTS = 5 };
@@ -191,6 +193,85 @@ static void forged_cards_stay_out(void **state)
 	simnet_destroy(net);
 }
 
+static uint64_t rolled_back; /* the incarnation that is told, 0: none */
+
+static void note_rolled_back(void *ctx, uint32_t node, const struct core_notice *notice)
+{
+	(void)ctx;
+	if (notice->type != CORE_ROLLED_BACK)
+		return;
+	assert_int_equal(node, 2);
+	assert_int_equal(rolled_back, 0); /* once */
+	rolled_back = notice->member.incarnation;
+}
+
+static int ask_status;
+
+static void note_answer(void *ctx, uint32_t node, const struct core_answer *answer)
+{
+	(void)ctx;
+	(void)node;
+	ask_status = answer->status;
+}
+
+/* Host 2 comes back with a disk that remembers to have announced so much. */
+static struct simnet *come_back(bool older, uint64_t *ret_known)
+{
+	struct simnet_hooks hooks = { .notice = note_rolled_back, .answer = note_answer };
+	struct simnet *net = simnet_create(9, HOSTS, &calm, &hooks);
+	uint64_t copied;
+
+	rolled_back = 0;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		simnet_start(net, i, 0);
+	simnet_run(net, 6000);
+	copied = row(net, 2, 2)->incarnation;
+	net->nodes[2].report.jobs++; /* it says something new */
+	simnet_report(net, 2);
+	simnet_run(net, net->now_ms + 2000);
+	*ret_known = row(net, 2, 2)->incarnation;
+	assert_true(*ret_known > copied);
+	assert_int_equal(row(net, 4, 2)->incarnation, *ret_known);
+	simnet_crash(net, 2);
+	simnet_run(net, net->now_ms + 1000);
+	simnet_start(net, 2, 1);
+	net->nodes[2].core->config.lost_from = (older ? copied : *ret_known) + 1;
+	simnet_run(net, net->now_ms + 5000);
+	return net;
+}
+
+/* Rule A5: others remember more of its words than its disk. It leaves, and is silent. */
+static void a_rolled_back_disk_is_told(void **state)
+{
+	struct job_value value = { .job = { { 7 } } };
+	uint64_t known;
+	struct simnet *net = come_back(true, &known);
+
+	(void)state;
+	assert_int_equal(rolled_back, known);
+	expect_all(net, MEMBER_LEFT, 2);
+	ask_status = 0;
+	simnet_request(net, 2, CORE_REQ_GET, &value, 1);
+	simnet_run(net, net->now_ms + 60000);
+	assert_int_equal(ask_status, -ESTALE);
+	expect_all(net, MEMBER_LEFT, 2);
+	simnet_destroy(net);
+}
+
+static void the_same_disk_is_welcome(void **state)
+{
+	uint64_t known;
+	struct simnet *net = come_back(false, &known);
+
+	(void)state;
+	assert_int_equal(rolled_back, 0);
+	expect_all(net, MEMBER_ALIVE, 2);
+	simnet_run(net, net->now_ms + 60000);
+	assert_int_equal(rolled_back, 0);
+	expect_all(net, MEMBER_ALIVE, 2);
+	simnet_destroy(net);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -202,6 +283,8 @@ int main(void)
 		cmocka_unit_test(leaving_is_told),
 		cmocka_unit_test(reports_spread_at_once),
 		cmocka_unit_test(forged_cards_stay_out),
+		cmocka_unit_test(a_rolled_back_disk_is_told),
+		cmocka_unit_test(the_same_disk_is_welcome),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
