@@ -242,6 +242,7 @@ static void answer_stats(struct request *request)
 	stats.sent_bytes = net.sent_bytes;
 	stats.received_bytes = net.received_bytes;
 	stats.peers_connected = net.peers;
+	refusals_get(overlay, &stats.refusals);
 	while (overlay->core && core_register(overlay->core, stats.registers))
 		stats.registers++;
 	request->msg.u.stats = stats;

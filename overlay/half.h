@@ -7,6 +7,7 @@
  *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
  *   habits.c   when this host is on             repair.c   copies that are missing
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
+ *   refusals.c what is refused: counted, and told rarely
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -40,6 +41,7 @@ enum {
 	OVERLAY_READS_MAX = 32, /* objects being read for peers */
 	OVERLAY_HEARD_MAX = 128,
 	OVERLAY_TELLS_MAX = 256,
+	OVERLAY_REFUSALS_MS = 60 * 1000,
 };
 
 /* call_id of an order to ourselves, which has no peer to answer. */
@@ -127,6 +129,8 @@ struct overlay {
 	uint64_t announced; /* the incarnation that the disk remembers: no higher one is spoken of */
 	struct habits habits;
 	struct repair repair;
+	struct ov_refusals refusals_told;
+	uint64_t refusals_ms; /* when they were told, 0: never */
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -163,6 +167,11 @@ void habits_start(struct overlay *overlay, const uint8_t closed[FORECAST_CLOSED_
 /* Counts the time since the last call; what the report says now. */
 uint32_t habits_stays(struct overlay *overlay);
 void habits_save(struct overlay *overlay);
+
+/* refusals.c: what is sent to this host and has no business there. */
+void refusals_get(const struct overlay *overlay, struct ov_refusals *ret_refusals);
+/* A line in the log if there are new ones, at most once a minute. */
+void refusals_tick(struct overlay *overlay, uint64_t now_ms);
 
 /* repair.c: from driver_start() on. */
 void repair_start(struct overlay *overlay, const struct ov_start *start);

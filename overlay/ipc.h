@@ -168,12 +168,20 @@ struct ov_join {
 	uint8_t bytes[OV_ORDER_MAX];
 };
 
+/* What peers and strangers sent and was refused, since the overlay half began. */
+struct ov_refusals {
+	uint64_t strangers; /* connections: no card, a forged one, another cluster's, garbage */
+	uint64_t frames;    /* members' connections that ended for what they carried */
+	uint64_t messages, cards, old_lives, replies; /* see struct core_refusals */
+};
+
 struct ov_stats {
 	uint64_t objects, object_bytes;	     /* in this host's store */
 	uint64_t sent_bytes, received_bytes; /* by TLS payload */
 	uint64_t bad_objects;		     /* failed the hash on read or receipt */
 	uint32_t peers_connected;
 	uint32_t registers; /* jobs for which this host is an acceptor */
+	struct ov_refusals refusals;
 };
 
 struct ov_msg {

@@ -27,6 +27,7 @@ static int on_sweep(sd_event_source *source, uint64_t usec, void *arg)
 		driver_report(overlay);
 	if (overlay->core)
 		repair_tick(overlay, now);
+	refusals_tick(overlay, now);
 	if (sd_event_source_set_time_relative(source, SWEEP_MS * 1000) < 0)
 		return -EIO;
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);

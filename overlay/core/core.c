@@ -141,6 +141,10 @@ static void outbox_flush_writes(struct core *core)
 		write->size = core_record_encode(&record, core->scratch->records[i],
 						 sizeof(core->scratch->records[i]));
 	}
+	if (core->scratch->dirty_count && core->config.lost_from && !core->wrote_ms) {
+		core->wrote_ms = core->now_ms;
+		core_arm(core, core->now_ms + core->config.hold_ms);
+	}
 	core->scratch->dirty_count = 0;
 }
 
@@ -290,11 +294,13 @@ static int dispatch(struct core *core, const struct core_event *event)
 		tick(core);
 		return 0;
 	case CORE_EV_MESSAGE:
-		if (node_id_equal(&event->node, core_self(core)) || node_id_is_zero(&event->node))
-			return -EBADMSG;
-		r = core_message_decode(event->bytes, event->size, &core->scratch->in);
-		if (r < 0)
+		r = -EBADMSG;
+		if (!node_id_equal(&event->node, core_self(core)) && !node_id_is_zero(&event->node))
+			r = core_message_decode(event->bytes, event->size, &core->scratch->in);
+		if (r < 0) {
+			core->refusals.messages++;
 			return r;
+		}
 		core_member_heard(core, &event->node);
 		handle_message(core, &event->node, &core->scratch->in);
 		return 0;
@@ -360,6 +366,11 @@ int core_step(struct core *core, const struct core_event *event,
 	outbox_flush_writes(core);
 	outbox_flush_notices(core);
 	return 0;
+}
+
+const struct core_refusals *core_refusals(const struct core *core)
+{
+	return &core->refusals;
 }
 
 uint64_t core_deadline(const struct core *core)

@@ -46,8 +46,9 @@ struct core_config {
 	uint64_t incarnation; /* larger than in any earlier life of this id (wall clock ms) */
 	/*
 	 * What this disk remembers to have announced, plus one. A peer that knows of an incarnation
-	 * between this and this life's has heard a life that the disk has forgotten: it is an older
-	 * copy, and so are its promises (rule A5). 0: not looked at.
+	 * between this and this life's has heard what the disk has forgotten: it is an older copy,
+	 * and so are its promises (rule A5). The incarnation rises within hold_ms of each write of
+	 * a register. 0: none of this.
 	 */
 	uint64_t lost_from;
 	/* Pure check of a card's signature and dates; ctx is the driver's. */
@@ -148,6 +149,14 @@ struct core_update {
 	const struct core_notice *notices;
 };
 
+/* What was refused since init, and why. */
+struct core_refusals {
+	uint64_t messages; /* not understood, or in the name of this host or of nobody */
+	uint64_t cards;	   /* in records of members: forged, expired, of another cluster */
+	uint64_t old_lives; /* a host told of itself under an older incarnation than is known of it */
+	uint64_t replies;   /* to an earlier round of renewals: late, or said again */
+};
+
 size_t core_size(void);
 size_t core_scratch_size(void);
 
@@ -157,6 +166,8 @@ int core_init(struct core *core, const struct core_config *config, uint64_t now_
 /* 0, or -EBADMSG for an undecodable message or record (the update is then empty). */
 int core_step(struct core *core, const struct core_event *event,
 	      const struct core_update **ret_update);
+
+const struct core_refusals *core_refusals(const struct core *core);
 
 /* When core_step(TICK) is due next, in now_ms terms; a step may make it later, too. */
 uint64_t core_deadline(const struct core *core);

@@ -185,8 +185,10 @@ void core_lease_message(struct core *core, const struct node_id *from, struct co
 	bool unknown;
 
 	if (rank == CORE_NONE || !lease->active || m->epoch != job->epoch || m->seq != lease->seq ||
-	    fence_token_compare(&m->token, &lease->token) != 0)
+	    fence_token_compare(&m->token, &lease->token) != 0) {
+		core->refusals.replies += rank != CORE_NONE && lease->active;
 		return;
+	}
 	if (m->type == CORE_MSG_RENEWED) {
 		lease->acked |= 1u << rank;
 		catch_up(core, job, from, &m->accepted);

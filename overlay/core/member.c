@@ -351,8 +351,10 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 		return member;
 	if (member && record->card.issued_wall_ms < member->card.issued_wall_ms)
 		return member;
-	if (!config->verify_card(config->ctx, &record->card))
+	if (!config->verify_card(config->ctx, &record->card)) {
+		core->refusals.cards++;
 		return NULL;
+	}
 	if (member)
 		fill_card(member, &record->card);
 	else
@@ -360,7 +362,8 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 	return member;
 }
 
-bool core_member_apply(struct core *core, const struct core_gossip *record, bool spread)
+bool core_member_apply(struct core *core, const struct node_id *from,
+		       const struct core_gossip *record, bool spread)
 {
 	struct member *member;
 	struct member_info *info;
@@ -375,6 +378,8 @@ bool core_member_apply(struct core *core, const struct core_gossip *record, bool
 		return false;
 	info = &member->info;
 	newer = record->incarnation > info->incarnation;
+	if (record->incarnation < info->incarnation && node_id_equal(from, &record->id))
+		core->refusals.old_lives++;
 	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state))
 		return false;
 	info->incarnation = record->incarnation;

@@ -202,6 +202,7 @@ struct core {
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
+	uint64_t wrote_ms; /* a register was written then that no incarnation told of yet; 0: none */
 	bool left, self_minor, lost_told;
 	struct probe probes[CORE_PROBES];
 	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
@@ -213,7 +214,7 @@ struct core {
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
 	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
-	uint64_t reserved[5];		       /* a line's beginning */
+	uint64_t reserved[4];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
 	uint32_t relay_next;
@@ -223,6 +224,7 @@ struct core {
 	uint64_t counter_floor; /* ballots of forgotten rows */
 	struct op ops[CORE_OPS_MAX];
 	uint64_t op_order;
+	struct core_refusals refusals;
 	struct core_scratch own; /* unless the driver lent one */
 };
 
@@ -257,7 +259,8 @@ bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);
 void core_member_heard(struct core *core, const struct node_id *id);
 /* True if it was news; spread: it rides along on our probes then. */
-bool core_member_apply(struct core *core, const struct core_gossip *record, bool spread);
+bool core_member_apply(struct core *core, const struct node_id *from,
+		       const struct core_gossip *record, bool spread);
 void core_member_set_add(struct core *core, struct row_set *set, const struct member *member);
 void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member);
 void core_member_spread(struct core *core, struct member *member);

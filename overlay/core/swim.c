@@ -229,6 +229,13 @@ static void tick_minor(struct core *core)
 {
 	struct member *self = &core->members[0];
 
+	/* So that a disk of before that write is known as such: rule A5, see lost_from. */
+	if (core->wrote_ms && core->now_ms >= core->wrote_ms + core->config.hold_ms) {
+		core->wrote_ms = 0;
+		core->self_minor = true;
+	} else if (core->wrote_ms) {
+		core_arm(core, core->wrote_ms + core->config.hold_ms);
+	}
 	if (!core->self_minor)
 		return;
 	if (core->now_ms >= core->minor_ms) {
@@ -318,7 +325,7 @@ void core_member_message(struct core *core, const struct node_id *from, struct c
 		bool own = node_id_equal(&m->records[i].id, from);
 
 		/* A table is no rumour: of much that is new here, the others know most. */
-		news += core_member_apply(core, &m->records[i],
+		news += core_member_apply(core, from, &m->records[i],
 					  m->type != CORE_MSG_SYNC || own || news < PIGGYBACK);
 	}
 	if (core->left)

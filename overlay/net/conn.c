@@ -578,6 +578,8 @@ static int on_io(sd_event_source *source, int fd, uint32_t events, void *arg)
 		r = read_frames(conn);
 	if (r >= 0 && (conn->state == CONN_CARD || conn->state == CONN_OPEN))
 		r = write_frames(conn);
+	if (r == -EBADMSG && conn->state == CONN_OPEN)
+		conn->net->stats.garbled++;
 	if (r < 0)
 		net_conn_closed(conn);
 	else

@@ -71,7 +71,8 @@ struct net_caller {
 struct net_stats {
 	uint64_t sent_bytes, received_bytes; /* TLS payload */
 	uint64_t refused;		     /* strangers turned away */
-	uint32_t peers;			     /* members with an open control connection */
+	uint64_t garbled; /* members' connections that ended for what they carried */
+	uint32_t peers;	  /* members with an open control connection */
 };
 
 int net_create(sd_event *event, const struct net_handlers *handlers, void *ctx,

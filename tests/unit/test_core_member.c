@@ -190,6 +190,83 @@ static void forged_cards_stay_out(void **state)
 	assert_int_equal(simnet_view(net, 0, 1), MEMBER_ALIVE);
 	assert_null(row(net, 0, 2));
 	assert_null(row(net, 1, 2));
+	assert_true(core_refusals(net->nodes[0].core)->cards > 0);
+	assert_int_equal(core_refusals(net->nodes[0].core)->old_lives, 0);
+	simnet_destroy(net);
+}
+
+/* Host 0 is told this of host 2 by `from`. */
+static int tell(struct simnet *net, const struct node_id *from, const struct core_gossip *record,
+		uint32_t flip)
+{
+	static struct core_message message;
+	uint8_t bytes[CORE_MESSAGE_MAX];
+	const struct core_update *update;
+	struct core_event event = { .type = CORE_EV_MESSAGE,
+				    .now_ms = simnet_local_ms(net, 0),
+				    .node = *from,
+				    .bytes = bytes };
+
+	memset(&message, 0, sizeof(message));
+	message.type = CORE_MSG_GOSSIP;
+	message.record_count = 1;
+	message.records[0] = *record;
+	event.size = core_message_encode(&message, bytes, sizeof(bytes));
+	assert_true(event.size > 0);
+	bytes[flip] ^= flip > 0;
+	return core_step(net->nodes[0].core, &event, &update);
+}
+
+static struct core_gossip record_of(const struct simnet *net, uint32_t node)
+{
+	const struct member_info *info = row(net, 0, node);
+	struct core_gossip record = { .id = info->id,
+				      .incarnation = info->incarnation,
+				      .state = MEMBER_ALIVE,
+				      .kind = CORE_GOSSIP_FULL,
+				      .card = *core_card(net->nodes[0].core, &info->id),
+				      .port = info->port,
+				      .report = info->report };
+
+	memcpy(record.addr, info->addr, sizeof(record.addr));
+	return record;
+}
+
+static void lies_about_members_change_nothing(void **state)
+{
+	struct simnet *net = lab(10);
+	const struct core_refusals *refused = core_refusals(net->nodes[0].core);
+	const struct node_id *one = &net->nodes[1].card.id, *two = &net->nodes[2].card.id;
+	const struct member_info before = *row(net, 0, 2);
+	struct core_gossip record = record_of(net, 2), forged = record;
+
+	(void)state;
+	/* What it said before, again: by itself, or as a rumour that comes late. */
+	record.incarnation--;
+	record.report.flags = MEMBER_VACATING;
+	assert_int_equal(tell(net, two, &record, 0), 0);
+	assert_int_equal(refused->old_lives, 1);
+	record.state = MEMBER_LEFT;
+	assert_int_equal(tell(net, one, &record, 0), 0);
+	assert_int_equal(refused->old_lives, 1);
+	/* A card that the cluster has not signed: of a member, and of nobody. */
+	forged.incarnation += 1000;
+	forged.card.version = 2; /* what the simulated verify_card refuses */
+	forged.card.issued_wall_ms++;
+	assert_int_equal(tell(net, one, &forged, 0), 0);
+	forged.id.b[3] ^= 1;
+	forged.card.id = forged.id;
+	assert_int_equal(tell(net, one, &forged, 0), 0);
+	assert_int_equal(refused->cards, 2);
+	assert_null(core_card(net->nodes[0].core, &forged.id));
+	/* A record under another id than its card's, in this host's name, in nobody's. */
+	record.incarnation += 1000;
+	assert_int_equal(tell(net, one, &record, 8), -EBADMSG);
+	assert_int_equal(tell(net, &net->nodes[0].card.id, &record, 0), -EBADMSG);
+	assert_int_equal(tell(net, &(struct node_id){ { 0 } }, &record, 0), -EBADMSG);
+	assert_int_equal(refused->messages, 3);
+	assert_memory_equal(&before, row(net, 0, 2), offsetof(struct member_info, silent_ms));
+	assert_int_equal(before.report.flags, row(net, 0, 2)->report.flags);
 	simnet_destroy(net);
 }
 
@@ -283,6 +360,7 @@ int main(void)
 		cmocka_unit_test(leaving_is_told),
 		cmocka_unit_test(reports_spread_at_once),
 		cmocka_unit_test(forged_cards_stay_out),
+		cmocka_unit_test(lies_about_members_change_nothing),
 		cmocka_unit_test(a_rolled_back_disk_is_told),
 		cmocka_unit_test(the_same_disk_is_welcome),
 	};

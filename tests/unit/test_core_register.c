@@ -538,6 +538,66 @@ static void who_said_busy_is_asked_again(void **state)
 	assert_in_range(late, 0, 2);
 }
 
+struct recording {
+	uint32_t from;
+	uint8_t bytes[CORE_MESSAGE_MAX];
+	size_t size;
+};
+
+/* Keeps the last RENEWED of one acceptor to host 0; it arrives all the same. */
+static bool record_renewed(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	struct recording *recording = hosts->watch_ctx;
+
+	if (node != recording->from || ((const uint8_t *)send->bytes)[1] != CORE_MSG_RENEWED ||
+	    simnet_index(hosts->net, &send->to) != 0)
+		return true;
+	memcpy(recording->bytes, send->bytes, send->size);
+	recording->size = send->size;
+	return true;
+}
+
+/* Acknowledgements of before, said again while the owner is cut off, extend no lease. */
+static void replayed_renewals_extend_nothing(void **state)
+{
+	struct hosts *hosts = lab(23);
+	static struct recording recordings[2];
+	const struct core_update *update;
+	uint64_t cut_ms;
+
+	(void)state;
+	for (uint32_t i = 0; i < 2; i++) {
+		recordings[i].from = i + 1;
+		hosts->watch_ctx = &recordings[i];
+		hosts->watch = record_renewed;
+		run_ms(hosts, 6000);
+		assert_true(recordings[i].size > 0);
+	}
+	run_ms(hosts, 6000);
+	assert_int_equal(core_refusals(hosts->net->nodes[0].core)->replies, 0);
+	hosts->net->nodes[0].group = 1;
+	cut_ms = hosts->net->now_ms;
+	while (hosts->net->now_ms < cut_ms + HOLD_MS) {
+		for (uint32_t i = 0; i < 2; i++) {
+			struct core_event event = {
+				.type = CORE_EV_MESSAGE,
+				.now_ms = simnet_local_ms(hosts->net, 0),
+				.node = hosts->net->nodes[i + 1].card.id,
+				.bytes = recordings[i].bytes,
+				.size = recordings[i].size,
+			};
+
+			assert_int_equal(core_step(hosts->net->nodes[0].core, &event, &update), 0);
+			for (uint32_t k = 0; k < update->notice_count; k++)
+				assert_int_not_equal(update->notices[k].type, CORE_LEASE);
+		}
+		run_ms(hosts, 500);
+	}
+	assert_true(core_refusals(hosts->net->nodes[0].core)->replies > 40);
+	assert_int_not_equal(hosts_running(hosts, JOB), 0);
+	hosts_destroy(hosts);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -558,6 +618,7 @@ int main(void)
 		cmocka_unit_test(a_clock_that_stood_still_wakes_no_dead),
 		cmocka_unit_test(every_restore_has_a_token_of_its_own),
 		cmocka_unit_test(who_said_busy_is_asked_again),
+		cmocka_unit_test(replayed_renewals_extend_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -315,9 +315,38 @@ static int greet(struct fixture *f, const uint8_t secret[32], const struct node_
 	return got;
 }
 
+static struct ov_refusals refusals_of(struct fixture *f)
+{
+	struct ov_msg msg = { .op = OV_STATS };
+
+	assert_int_equal(host_call(&f->host, &msg, -1, NULL), 0);
+	return msg.u.stats.refusals;
+}
+
+/* A member that sends, after its card, what no connection may carry. */
+static void test_member_garbage(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t bytes[2 * NET_HEADER_SIZE + sizeof(struct node_card)];
+	SSL_CTX *context = NULL;
+	struct test_host member;
+	size_t size;
+
+	host_make(&member, &f->cluster, 9);
+	size = hello_of(&member.identity.card, NET_CONTROL, bytes);
+	net_frame_header(bytes + size, 0, NET_CALL, 0);
+	assert_int_equal(refusals_of(f).frames, 0);
+	assert_int_equal(net_tls_member_context(member.identity.tls_secret, false, &context), 0);
+	(void)talk(f->host.port, context, NULL, bytes, size + NET_HEADER_SIZE);
+	SSL_CTX_free(context);
+	assert_int_equal(refusals_of(f).frames, 1);
+	host_end(&member);
+}
+
 static void test_cards(void **state)
 {
 	struct fixture *f = *state;
+	uint64_t before = refusals_of(f).strangers;
 	struct test_host member;
 	struct node_card card;
 
@@ -334,6 +363,7 @@ static void test_cards(void **state)
 	card.expires_wall_ms = now_wall_ms() - 1;
 	cluster_sign(&f->cluster, &card);
 	assert_true(greet(f, member.identity.tls_secret, &card) <= 0);
+	assert_int_equal(refusals_of(f).strangers, before + 4);
 	host_end(&member);
 }
 
@@ -454,6 +484,7 @@ int main(void)
 	const struct CMUnitTest running[] = {
 		cmocka_unit_test(test_garbage),
 		cmocka_unit_test(test_no_certificate),
+		cmocka_unit_test(test_member_garbage),
 		cmocka_unit_test(test_cards),
 		cmocka_unit_test(test_join),
 		cmocka_unit_test(test_joiner_is_no_member),
