@@ -186,14 +186,20 @@ int target_manifest(struct target *t, struct manifest **ret_manifest)
 	return r;
 }
 
+/* A host that joined anew has left an earlier id behind under the same name: the live one counts. */
 const struct member_info *target_host(const struct target *t, const char *name)
 {
+	const struct member_info *found = NULL;
 	char hex[33];
 
 	for (size_t i = 0; i < t->member_count; i++) {
-		hex_encode(&t->members[i].id, sizeof(t->members[i].id), hex);
-		if (!strcmp(t->members[i].hostname, name) || id_matches(hex, name))
-			return &t->members[i];
+		const struct member_info *m = &t->members[i];
+
+		hex_encode(&m->id, sizeof(m->id), hex);
+		if (id_matches(hex, name))
+			return m;
+		if (!strcmp(m->hostname, name) && (!found || m->state < found->state))
+			found = m;
 	}
-	return NULL;
+	return found;
 }

@@ -3,8 +3,10 @@
 """The network splits: at most one incarnation computes, and the old one never writes again."""
 
 import time
+from pathlib import Path
 
-from common import (check, check_counter, check_equal, counter_argv, main, submit, wait_for)
+from common import (check, check_counter, check_equal, counter_argv, home_of, main, submit,
+                    wait_for)
 
 STEPS = 380
 LEASE_SECONDS = 4
@@ -37,6 +39,51 @@ def test_owner_cut_off(lab):
     job.wait_collected()
     check_counter(job, STEPS)
     check(not lab.where("mark-1"), "no process is left anywhere")
+
+
+STAMPS = """\
+import sys, time
+end = time.monotonic() + float(sys.argv[2])
+with open("stamps.txt", "a") as out:
+    while time.monotonic() < end:
+        out.write(f"{time.time_ns()}\\n")
+        out.flush()
+        time.sleep(0.005)
+"""
+
+
+def stamps(host, marker):
+    """What its process on this host has written so far, as it sees the file itself."""
+    found = [Path(f"/proc/{pid}/cwd/stamps.txt") for pid in host.pids(marker)]
+    lines = next(path for path in found if path.exists()).read_text().split("\n")
+    return [int(line) for line in lines[:-1]]
+
+
+def test_never_both(lab):
+    """A job writes the time all along. Cut off, it has written its last when the new one begins."""
+    owner = lab[4]
+    job = submit(lab, owner, "stamps", ["/usr/bin/python3", "-c", STAMPS, "mark-4", "25"],
+                 "--every", "2")
+    job.wait_seq(2)
+    lab.cut(owner)
+    others = [host for host in lab.hosts if host is not owner]
+    host = job.wait_host(others, at=others[0])
+    common = set(stamps(host, "mark-4"))
+    wait_for(lambda: len(stamps(host, "mark-4")) > len(common) + 100, 10, "stamps of the new one")
+    old, new = stamps(owner, "mark-4"), stamps(host, "mark-4")
+    lost, won = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    check(lost and won, f"{len(lost)} stamps of the old one are lost, {len(won)} are new")
+    gap_ms = (won[0] - old[-1]) / 1e6
+    check(gap_ms > 0, f"the old one wrote its last {gap_ms:.0f} ms before the new one's first")
+    check_equal(stamps(owner, "mark-4"), old, "the old one has written nothing meanwhile")
+    lab.mend(owner)
+    wait_for(lambda: not owner.pids("mark-4"), 20, "end of the old incarnation")
+    lab.wait_members()
+    job.wait_collected()
+    text = owner.path(f"{home_of(job.user)}/{job.name}/stamps.txt").read_text()
+    whole = [int(line) for line in text.split()]
+    check(whole == sorted(whole) and not set(whole) & set(lost) and set(won) <= set(whole),
+          "the results are those of one incarnation at a time")
 
 
 def test_minority(lab):

@@ -171,6 +171,27 @@ class Host:
         self.end_boot()
         self.lab.save()
 
+    def copy_disk(self, name):
+        """The state directory as a power cut would leave it now; decampd stands still meanwhile."""
+        copy = self.dir / name
+        halves = [pid for pid in traces.pids_of(self.cgroup)
+                  if traces.command_of(pid).startswith(f"{self.lab.build}/decampd ")]
+        for pid in halves:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            subprocess.run(["cp", "-a", str(self.state_dir), str(copy)], check=True)
+        finally:
+            for pid in halves:
+                os.kill(pid, signal.SIGCONT)
+        return copy
+
+    def roll_back_disk(self, copy):
+        """The host is off: its state directory is what it was when that copy was made."""
+        self._power_must_be(False)
+        self.lab.event(f"disk rolled back: {self.name}")
+        shutil.rmtree(self.state_dir)
+        copy.rename(self.state_dir)
+
     def power_cut(self):
         """No process sees it coming and no peer gets a farewell: the cable goes first."""
         if not self.pid:
