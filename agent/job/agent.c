@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <json-c/json.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -13,6 +14,8 @@
 #include "agent/job/job.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+
+#define REFUSED_LOG_NS (UINT64_C(60) * 1000000000)
 
 struct job *job_ref(struct job *job)
 {
@@ -290,6 +293,18 @@ static void on_lost(struct agent *a, const struct ov_job *lost)
 		log_debug("%s: gone already", job->spec.name);
 }
 
+/* A bad seal, or no room for it. The guardian repeats itself each second, the log does not. */
+static void refuse_value(struct agent *a, int r, const char *what)
+{
+	uint64_t now_ns = now_boot_ns();
+
+	a->refused_values++;
+	if (a->refused_boot_ns && now_ns - a->refused_boot_ns < REFUSED_LOG_NS)
+		return;
+	a->refused_boot_ns = now_ns;
+	log_errno(r, "%s (refused so far: %" PRIu64 ")", what, a->refused_values);
+}
+
 static void on_grant(struct agent *a, const struct job_value *value)
 {
 	_cleanup_(job_unrefp) struct job *job = agent_find(a, &value->job);
@@ -313,7 +328,7 @@ static void on_grant(struct agent *a, const struct job_value *value)
 	}
 	r = add_from_value(a, value, ACTION_RESTORE);
 	if (r < 0)
-		log_errno(r, "a job was granted to this host but cannot be taken");
+		refuse_value(a, r, "a job was granted to this host but cannot be taken");
 }
 
 static void on_done(struct agent *a, const struct job_value *value)
@@ -325,7 +340,7 @@ static void on_done(struct agent *a, const struct job_value *value)
 		return;
 	r = add_from_value(a, value, ACTION_RESULTS);
 	if (r < 0 && r != -EEXIST)
-		log_errno(r, "results of a job cannot be fetched");
+		refuse_value(a, r, "results of a job cannot be fetched");
 }
 
 struct join_work {

@@ -199,6 +199,7 @@ struct agent {
 	uint64_t slept_ns; /* until the last warning of a shutdown or sleep */
 	atomic_bool user_present, vacating, stopping, shutting_down;
 	atomic_int order_threads;
+	uint64_t refused_values, refused_boot_ns; /* of registers; when the log heard of one */
 	pthread_mutex_t cluster_lock; /* one at a time founds, joins, invites or admits */
 
 	pthread_mutex_t lock; /* guards the rest */

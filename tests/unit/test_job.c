@@ -10,7 +10,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -310,6 +312,43 @@ static void test_order(void **state)
 	close(channel);
 }
 
+/* A register value whose seal is not this cluster's: no job comes of it, and one line of log. */
+static void test_bad_seal_refused(void **state)
+{
+	struct lab *lab = *state;
+	struct ov_msg msg = { .op = OV_EV_GRANT };
+	struct job_value *value = &msg.u.value;
+	struct secret_key key = { { 9, 8, 7 } };
+	int log = memfd_create("log", MFD_CLOEXEC), stderr_fd = dup(STDERR_FILENO);
+	struct job_spec spec;
+	char text[4096] = { 0 };
+
+	make_spec(&spec);
+	value->job.b[0] = 5;
+	value->state = JOB_STATE_HELD;
+	value->owner = value->home = lab->a->self;
+	assert_int_equal(job_seal_value(lab->a, &spec, &key, value), 0);
+	value->sealed[30] ^= 1;
+	assert_true(log >= 0 && stderr_fd >= 0);
+	assert_int_equal(dup2(log, STDERR_FILENO), STDERR_FILENO);
+	for (uint32_t i = 0; i < 500; i++)
+		agent_overlay_event(lab->a, &msg);
+	msg.op = OV_EV_DONE;
+	value->state = JOB_STATE_DONE;
+	for (uint32_t i = 0; i < 500; i++)
+		agent_overlay_event(lab->a, &msg);
+	assert_int_equal(dup2(stderr_fd, STDERR_FILENO), STDERR_FILENO);
+	assert_true(pread(log, text, sizeof(text) - 1, 0) > 0);
+	assert_non_null(strstr(text, "cannot be taken"));
+	assert_ptr_equal(strchr(text, '\n'), strrchr(text, '\n'));
+	assert_int_equal(lab->a->refused_values, 1000);
+	for (uint32_t i = 0; i < JOB_LOCAL_MAX; i++)
+		assert_null(lab->a->jobs[i]);
+	close(log);
+	close(stderr_fd);
+	job_spec_deinit(&spec);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -319,6 +358,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_interval, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_describe, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_order, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_bad_seal_refused, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
