@@ -191,6 +191,9 @@ int core_forecast_decode(const void *bytes, size_t size, struct core_forecast *r
 		f.day[i] = (uint16_t)take(&at, 2);
 		f.day_count[i] = (uint8_t)take(&at, 1);
 	}
+	while (at < (const uint8_t *)bytes + SUM_AT)
+		if (*at++)
+			return -EBADMSG;
 	if (!is_sane(&f))
 		return -EBADMSG;
 	*ret_forecast = f;
