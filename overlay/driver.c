@@ -244,7 +244,8 @@ static int open_past(struct overlay *overlay, uint64_t *ret_lost_from)
 	if (r == 0 && node_id_equal(&node, &overlay->self)) {
 		log_error(
 			"this disk is an older copy of what it was: nothing may be done under its "
-			"id again; remove the file \"identity\" and join the cluster anew");
+			"id again; unless it holds the cluster key, remove its file "
+			"\"identity\" and join the cluster anew");
 		return -ESTALE;
 	}
 	if (r == 0 || r == -ENOENT)

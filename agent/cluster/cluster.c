@@ -176,7 +176,7 @@ out:
 	return r;
 }
 
-int identity_save(struct identity *id, const char *state_dir)
+static int identity_write(struct identity *id, const char *state_dir, bool replace)
 {
 	_cleanup_close_ int dir = -1;
 	int r;
@@ -190,9 +190,14 @@ int identity_save(struct identity *id, const char *state_dir)
 	dir = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dir < 0)
 		return -errno;
-	if (faccessat(dir, "identity", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+	if (!replace && faccessat(dir, "identity", F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 		return -EEXIST;
 	return write_file_atomic_at(dir, "identity", id, sizeof(*id), 0600);
+}
+
+int identity_save(struct identity *id, const char *state_dir)
+{
+	return identity_write(id, state_dir, false);
 }
 
 static int make_identity(struct identity *id, const char *hostname, const char *room,
@@ -241,6 +246,29 @@ int cluster_init(const char *state_dir, const char *hostname, const char *room, 
 	}
 	*ret_cluster = c;
 	return 0;
+}
+
+int cluster_renew(struct cluster *c, const char *state_dir)
+{
+	const struct node_card *old = &c->id.card;
+	struct identity id = c->id;
+	uint8_t tls_public[32];
+	int r = -EPERM;
+
+	/* The id comes from the key of TLS. */
+	if (cluster_can_admit(c))
+		r = random_bytes(&id.tls_seed, sizeof(id.tls_seed));
+	if (r == 0)
+		r = sign_public(&id.tls_seed, tls_public);
+	if (r == 0)
+		r = cluster_issue_card(&id.cluster_seed, tls_public, old->sign_public,
+				       old->hostname, old->room, &id.card);
+	if (r == 0)
+		r = identity_write(&id, state_dir, true);
+	if (r == 0)
+		c->id = id;
+	key_wipe(&id, sizeof(id));
+	return r;
 }
 
 int cluster_load(const char *state_dir, struct cluster **ret_cluster)

@@ -37,6 +37,12 @@ const struct secret_key *cluster_sign_seed(const struct cluster *c);
 const uint8_t *cluster_public_key(const struct cluster *c); /* 32 bytes */
 const uint8_t *cluster_id(const struct cluster *c);	    /* 16 bytes */
 bool cluster_can_admit(const struct cluster *c);
+/*
+ * This host under a new id, for one that may not be used again; the same name, room and, but for
+ * TLS's, keys.
+ * Writes STATE/identity. -EPERM where the cluster key is not: such a host joins anew.
+ */
+int cluster_renew(struct cluster *c, const char *state_dir) _must_check_;
 /* Where this host listens and is reached, as said at init or join. */
 const char *cluster_addr(const struct cluster *c, uint16_t *ret_port);
 void cluster_overlay_identity(const struct cluster *c, struct ov_identity *ret_identity);

@@ -476,6 +476,11 @@ int agent_start_overlay(struct agent *a)
 	if (channel < 0)
 		return channel;
 	r = ov_call(channel, &msg, fd, NULL, JOB_CALL_MS);
+	/* Its id is used up; where the cluster key is, that is nobody else's business. */
+	if (r == -ESTALE && cluster_renew(a->cluster, c->state_dir) == 0) {
+		log_warn("this host goes on under a new id");
+		return agent_start_overlay(a);
+	}
 	if (r < 0)
 		return r;
 	r = cluster_invites(c->state_dir, invites, &count);

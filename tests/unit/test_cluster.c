@@ -106,6 +106,29 @@ static void test_identity_survives_a_restart(void **state)
 	assert_int_equal(cluster_load(lab->root, &again), -ENOENT);
 }
 
+/* Whose id is used up gets another, if it has the key that issues them. */
+static void test_renew(void **state)
+{
+	struct lab *lab = *state;
+	struct identity before = lab->first->id;
+	struct cluster *again;
+
+	assert_int_equal(cluster_renew(lab->first, lab->first_dir), 0);
+	assert_int_equal(cluster_load(lab->first_dir, &again), 0);
+	assert_memory_equal(&again->id.card, &lab->first->id.card, sizeof(again->id.card));
+	assert_memory_not_equal(&again->id.card.id, &before.card.id, sizeof(before.card.id));
+	assert_string_equal(again->id.card.hostname, before.card.hostname);
+	assert_string_equal(again->id.card.room, before.card.room);
+	assert_memory_equal(again->id.cluster_public, before.cluster_public, 32);
+	assert_memory_equal(&again->id.worker_key, &before.worker_key, KEY_BYTES);
+	assert_true(cluster_can_admit(again));
+	/* It knows the key no more: then it is not for it to say. */
+	again->id.flags = 0;
+	assert_int_equal(cluster_renew(again, lab->first_dir), -EPERM);
+	cluster_destroy(again);
+	key_wipe(&before, sizeof(before));
+}
+
 static void test_damaged_identity_is_refused(void **state)
 {
 	struct lab *lab = *state;
@@ -421,6 +444,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_identity_survives_a_restart),
+		TEST(test_renew),
 		TEST(test_damaged_identity_is_refused),
 		TEST(test_join),
 		TEST(test_token_is_good_once),

@@ -460,6 +460,14 @@ static void test_records(void **state)
 	/* The wall clock was set back. */
 	assert_int_equal(store_next_incarnation(f->store, 5, &second), 0);
 	assert_int_equal(second, 1001);
+	/* The host has a new id: the registers go, its own words stay. */
+	assert_int_equal(store_drop_records(f->store), 0);
+	reopen(f);
+	sum = 0;
+	assert_int_equal(store_each_record(f->store, count_records, &sum), 0);
+	assert_int_equal(sum, 0);
+	assert_int_equal(store_next_incarnation(f->store, 5, &second), 0);
+	assert_int_equal(second, 1002);
 }
 
 /* Puts for ever; says the number of each object once it is acknowledged. */
