@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The guardians of a job, five of five hosts: some die, all die, one comes back with an old disk."""
 
+import shutil
+
 from common import (check, check_counter, check_equal, counter_argv, main, note, submit, wait_for)
 
 STEPS = 260
@@ -96,6 +98,24 @@ def test_disk_rolled_back(lab):
     check(True, "and takes jobs")
     job.wait_collected()
     check_counter(job, STEPS + 200)
+
+
+def test_founder_without_registers(lab):
+    """The host with the cluster key has lost its registers, as when only its identity was kept. It
+    is told, and goes on under a new id, which it gives itself; it can still admit others."""
+    founder, asked = lab[1], lab[2]
+    founder.kill_daemon()
+    shutil.rmtree(founder.path("/var/lib/decamp/overlay/registers"))
+    founder.start_daemon()
+    wait_for(lambda: not founder.daemon.running(), 20, "the end of decampd without registers")
+    founder.start_daemon()
+    founder.wait_daemon()
+    lab.wait_members()
+    check_equal(sorted(states_of(lab, founder.name, asked)), ["alive", "left"], "it has a new id")
+    check(founder.decamp("cluster invite")["token"], "it admits others")
+    job = submit(lab, founder, "founder", counter_argv("mark-5", 60, 0.05), "--every", "2")
+    job.wait_collected()
+    check_counter(job, 60)
 
 
 def test_each_restarts_in_turn(lab):
