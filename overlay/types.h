@@ -10,6 +10,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* Limits; every one is checked where a byte comes from outside. */
@@ -25,6 +26,9 @@ enum {
 	OV_JOBS_MAX = 1024,	/* jobs whose register one node keeps */
 	OV_NAME_MAX = 64,	/* host and room names, with the NUL */
 	OV_ADDR_MAX = 48,	/* textual IPv4/IPv6 address, with the NUL */
+	OV_TAGS_MAX = 60,	/* all tags of a host, with blanks between and the NUL */
+	OV_TAG_MAX = 32,	/* one tag, with the NUL */
+	OV_NEEDS_MAX = 256,	/* bytes of a job's needs, see core/needs.h */
 };
 
 /* Issued by the cluster key at join; ring position = the id itself. All zero: nobody. */
@@ -61,6 +65,35 @@ enum job_state {
 
 enum { FENCE_STRICT = 1, FENCE_COMMIT = 2 };
 
+/* Why a host is in a job's avoid list. */
+enum avoid_reason {
+	AVOID_RESTORE_FAILED = 1,
+	AVOID_BUSY = 2,		 /* somebody sat down there, or it was being emptied */
+	AVOID_NO_CHECKPOINT = 3, /* nothing to restore, and it was submitted elsewhere */
+};
+
+/* What machine code runs on a host; 0: not known, or any. */
+enum cpu_arch {
+	CPU_ARCH_X86_64 = 1,
+	CPU_ARCH_AARCH64,
+	CPU_ARCH_RISCV64,
+	CPU_ARCH_PPC64LE,
+	CPU_ARCH_S390X,
+	CPU_ARCH_END,
+};
+
+/* Of a host's kernel and its place in the machine: what a restore can depend on. */
+enum kernel_feature {
+	KERNEL_NAMESPACES = 1 << 0, /* fresh PID, mount, IPC and UTS namespaces */
+	KERNEL_OVERLAY = 1 << 1,    /* an overlay over the root, which is none itself */
+	KERNEL_FREEZER = 1 << 2,    /* cgroup v2 with its freezer: what fence=strict relies on */
+	KERNEL_RSEQ = 1 << 3,	    /* a C library that registered rseq does so for good */
+	KERNEL_FEATURES = (1 << 4) - 1,
+};
+
+/* As in KERNEL_VERSION, without the last part: patches change nothing that a job relies on. */
+#define OV_KERNEL_VERSION(major, minor) ((uint32_t)(major) << 16 | (uint32_t)(minor))
+
 /* One committed checkpoint. seq starts at 1; seq 0: none yet. */
 struct ckpt_ref {
 	uint64_t seq;
@@ -93,6 +126,14 @@ struct job_value {
 	uint64_t mem_bytes;   /* what a host must have free to take it */
 	uint64_t cpu_need[4]; /* CPU feature words: a host must have all these bits (host/cpu) */
 	uint8_t sealed[OV_SEALED_MAX];
+	/* Values on disks of before this was added end here. */
+	uint32_t arch;	      /* enum cpu_arch */
+	uint32_t kernel_need; /* enum kernel_feature: a host must have all these bits */
+	uint32_t needs_size;  /* 0: nothing was asked for */
+	uint32_t reserved;
+	uint8_t needs[OV_NEEDS_MAX];	      /* what its user asked for, see core/needs.h */
+	uint64_t avoid_wall_ms[OV_AVOID_MAX]; /* when, by that host's clock; for people */
+	uint32_t avoid_why[OV_AVOID_MAX];     /* enum avoid_reason; for people */
 };
 
 enum member_state { MEMBER_ALIVE = 1, MEMBER_SUSPECT = 2, MEMBER_DEAD = 3, MEMBER_LEFT = 4 };
@@ -115,6 +156,11 @@ struct member_state_report {
 	uint64_t cpu_features[4];
 	uint32_t jobs;
 	uint32_t stays; /* how likely it is on for the next day: 1 + permille; 0: not known yet */
+	uint16_t arch;	/* enum cpu_arch */
+	uint16_t cores; /* that jobs may use */
+	uint32_t kernel_version; /* OV_KERNEL_VERSION() */
+	uint32_t kernel_features;
+	char tags[OV_TAGS_MAX]; /* given by its administrator: words with one blank between */
 };
 
 /* One row of the member table, as the agent sees it. */
@@ -153,5 +199,9 @@ struct node_card {
 
 _Static_assert(sizeof(struct node_card) == 8 + 16 + 64 + 16 + 128 + 64, "no padding");
 _Static_assert(sizeof(struct ckpt_ref) == 8 + 32 + 8 + 16 * OV_HOLDERS_MAX + 8, "no padding");
-_Static_assert(sizeof(struct member_state_report) == 8 + 24 + 32 + 8, "no padding");
-_Static_assert(sizeof(struct member_info) == 16 + 8 + 16 + 72 + 128 + 48 + 8, "no padding");
+_Static_assert(sizeof(struct job_value) ==
+		       offsetof(struct job_value, arch) + 16 + OV_NEEDS_MAX + 12 * OV_AVOID_MAX,
+	       "no padding");
+_Static_assert(sizeof(struct member_state_report) == 8 + 24 + 32 + 8 + 12 + OV_TAGS_MAX,
+	       "no padding");
+_Static_assert(sizeof(struct member_info) == 16 + 8 + 16 + 144 + 128 + 48 + 8, "no padding");

@@ -277,6 +277,8 @@ void job_get_value(struct job *job, struct job_value *ret_value);
 /* ---- register.c: requests on the thread's side channel ---- */
 /* The overlay half is not trusted: counts inside their arrays, a state that exists. */
 bool job_value_sane(const struct job_value *value);
+/* Of a local record, whole or of before jobs had needs. */
+int job_value_from_hex(const char *hex, struct job_value *ret_value) _must_check_;
 int job_cas(struct job *job, const struct job_value *value, int patience_ms) _must_check_;
 /* After an -ESTALE, before anything is killed: a quorum says that another incarnation is the job. */
 bool job_is_lost(struct job *job);

@@ -70,12 +70,28 @@ static int call_patiently(struct job *job, struct ov_msg *msg, int patience_ms)
 bool job_value_sane(const struct job_value *v)
 {
 	bool sane = v->history_count <= OV_HISTORY_MAX && v->avoid_count <= OV_AVOID_MAX &&
-		    v->sealed_size <= OV_SEALED_MAX && v->state >= JOB_STATE_IDLE &&
+		    v->sealed_size <= OV_SEALED_MAX && v->needs_size <= OV_NEEDS_MAX &&
+		    v->arch < CPU_ARCH_END && v->state >= JOB_STATE_IDLE &&
 		    v->state <= JOB_STATE_KILLED;
 
 	for (uint32_t i = 0; sane && i < v->history_count; i++)
 		sane = v->history[i].holder_count <= OV_HOLDERS_MAX;
 	return sane;
+}
+
+int job_value_from_hex(const char *hex, struct job_value *ret_value)
+{
+	struct job_value value = { 0 };
+	bool old = hex && strlen(hex) == 2 * offsetof(struct job_value, arch);
+	int r = hex ? hex_decode(hex, &value,
+				 old ? offsetof(struct job_value, arch) : sizeof(value)) :
+		      -EBADMSG;
+
+	if (r == 0 && !job_value_sane(&value))
+		r = -EBADMSG;
+	if (r == 0)
+		*ret_value = value;
+	return r;
 }
 
 int job_cas(struct job *job, const struct job_value *value, int patience_ms)
@@ -366,6 +382,7 @@ int agent_members(int channel, struct member_info **ret_members, size_t *ret_cou
 		members[i].hostname[OV_NAME_MAX - 1] = '\0';
 		members[i].room[OV_NAME_MAX - 1] = '\0';
 		members[i].addr[OV_ADDR_MAX - 1] = '\0';
+		members[i].report.tags[OV_TAGS_MAX - 1] = '\0';
 	}
 	*ret_members = members;
 	*ret_count = count;

@@ -47,10 +47,7 @@ static int read_record(struct agent *a, const char *hex, struct record *ret_reco
 	    !json_object_object_get_ex(json, "spec", &spec))
 		r = -EBADMSG;
 	if (r == 0)
-		r = hex_decode(json_object_get_string(value), &ret_record->value,
-			       sizeof(ret_record->value));
-	if (r == 0 && !job_value_sane(&ret_record->value))
-		r = -EBADMSG;
+		r = job_value_from_hex(json_object_get_string(value), &ret_record->value);
 	if (r == 0)
 		r = job_spec_from_json(json_object_get(spec), &ret_record->spec);
 	ret_record->frozen = record_flag(json, "frozen");

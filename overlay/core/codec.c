@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "overlay/core/forecast.h"
+#include "overlay/core/needs.h"
 #include "overlay/ipc.h"
 
 /*
@@ -18,9 +19,10 @@ struct cursor {
 	size_t size, at;
 	bool bad;
 	bool plain; /* a record of version 1: no epochs */
+	bool free;  /* a record of version 1 or 2: jobs need no more than memory and a CPU */
 };
 
-enum { WIRE_VERSION = 2, RECORD_MAGIC = 0x47524344, RECORD_VERSION = 2 };
+enum { WIRE_VERSION = 3, RECORD_MAGIC = 0x47524344, RECORD_VERSION = 3 };
 
 enum {
 	F_SEQ = 1 << 0,
@@ -191,6 +193,25 @@ static void walk_checkpoint(struct cursor *c, struct ckpt_ref *ckpt)
 	walk_u64(c, &ckpt->wall_ms);
 }
 
+/* What a host must have, and why some do not count. Came with version 3. */
+static void walk_match(struct cursor *c, struct job_value *v)
+{
+	uint32_t count;
+
+	for (uint32_t i = 0; i < v->avoid_count && !c->bad; i++) {
+		walk_u64(c, &v->avoid_wall_ms[i]);
+		walk_u32(c, &v->avoid_why[i]);
+		require(c, v->avoid_why[i] <= AVOID_NO_CHECKPOINT);
+	}
+	walk_u32(c, &v->arch);
+	require(c, v->arch < CPU_ARCH_END);
+	walk_u32(c, &v->kernel_need);
+	require(c, !(v->kernel_need & ~(uint32_t)KERNEL_FEATURES));
+	count = walk_count(c, &v->needs_size, OV_NEEDS_MAX);
+	walk_bytes(c, v->needs, count);
+	require(c, !c->bad && (!count || core_needs_valid(v->needs, count)));
+}
+
 static void walk_value(struct cursor *c, struct job_value *v)
 {
 	uint32_t count, status = (uint32_t)v->exit_status;
@@ -219,6 +240,8 @@ static void walk_value(struct cursor *c, struct job_value *v)
 	walk_u64(c, &v->mem_bytes);
 	for (size_t i = 0; i < 4; i++)
 		walk_u64(c, &v->cpu_need[i]);
+	if (!c->free)
+		walk_match(c, v);
 	count = walk_count(c, &v->sealed_size, OV_SEALED_MAX);
 	walk_bytes(c, v->sealed, count);
 	require(c, (v->state == JOB_STATE_HELD) <= !node_id_is_zero(&v->owner));
@@ -239,6 +262,18 @@ static void walk_card(struct cursor *c, struct node_card *card)
 	walk_bytes(c, card->signature, sizeof(card->signature));
 }
 
+static void walk_tags(struct cursor *c, char tags[OV_TAGS_MAX])
+{
+	uint8_t length = c->out ? (uint8_t)core_tags_length(tags) : 0;
+
+	walk_u8(c, &length);
+	require(c, !c->bad && length < OV_TAGS_MAX);
+	if (!c->out)
+		memset(tags, 0, OV_TAGS_MAX);
+	walk_bytes(c, tags, c->bad ? 0 : length);
+	require(c, !c->bad && core_tags_valid(tags, length));
+}
+
 static void walk_report(struct cursor *c, struct member_state_report *report)
 {
 	walk_u32(c, &report->flags);
@@ -251,6 +286,12 @@ static void walk_report(struct cursor *c, struct member_state_report *report)
 	walk_u32(c, &report->jobs);
 	walk_u32(c, &report->stays);
 	require(c, report->stays <= 1 + FORECAST_CERTAIN);
+	walk_u16(c, &report->arch);
+	require(c, report->arch < CPU_ARCH_END);
+	walk_u16(c, &report->cores);
+	walk_u32(c, &report->kernel_version);
+	walk_u32(c, &report->kernel_features);
+	walk_tags(c, report->tags);
 }
 
 static void walk_gossip(struct cursor *c, struct core_gossip *g)
@@ -376,6 +417,7 @@ static void walk_record(struct cursor *c, struct core_record *record)
 	walk_u32(c, &version);
 	require(c, magic == RECORD_MAGIC && version > 0 && version <= RECORD_VERSION);
 	c->plain = version == 1;
+	c->free = version < 3;
 	walk_bytes(c, &record->job, sizeof(record->job));
 	walk_u32(c, &record->epoch);
 	require(c, record->epoch < CORE_EPOCH_MAX && !(c->plain && record->epoch));

@@ -39,7 +39,7 @@
 #include "overlay/core/core.h"
 
 enum {
-	CORE_GOSSIP_RECORDS_MAX = 32, /* member records in one message */
+	CORE_GOSSIP_RECORDS_MAX = 29, /* member records in one message */
 	CORE_BUCKETS = 64,	      /* parts of the member table, by id, that are compared */
 	CORE_RECORD_BYTES_MAX = 4096, /* what an acceptor record really needs at most */
 };

@@ -6,7 +6,8 @@
 
 _Static_assert((int)CORE_RECORD_BYTES_MAX <= (int)CORE_RECORD_MAX, "a record fits its bound");
 _Static_assert(sizeof(struct core_record) <= CORE_RECORD_BYTES_MAX - 64, "and its buffer");
-_Static_assert(CORE_GOSSIP_RECORDS_MAX *(sizeof(struct core_gossip) + 8) + 64 <= CORE_MESSAGE_MAX,
+_Static_assert(CORE_GOSSIP_RECORDS_MAX *(sizeof(struct core_gossip) + 8) + 8 * CORE_BUCKETS + 64 <=
+		       CORE_MESSAGE_MAX,
 	       "a full load of gossip fits one message");
 
 /* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a good mix without a table. */

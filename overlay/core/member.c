@@ -413,12 +413,22 @@ static bool differs_much(uint64_t a, uint64_t b)
 	return step > larger >> MINOR_SHIFT;
 }
 
+/* What a host can run: known at its start, and changed by hand. */
+static bool differs_in_kind(const struct member_state_report *a,
+			    const struct member_state_report *b)
+{
+	return memcmp(a->cpu_features, b->cpu_features, sizeof(a->cpu_features)) != 0 ||
+	       a->arch != b->arch || a->cores != b->cores ||
+	       a->kernel_version != b->kernel_version || a->kernel_features != b->kernel_features ||
+	       memcmp(a->tags, b->tags, sizeof(a->tags)) != 0;
+}
+
 void core_member_report(struct core *core, const struct member_state_report *report)
 {
 	struct member *self = &core->members[0];
 	struct member_state_report old = self->info.report;
 	bool major = old.flags != report->flags || old.jobs != report->jobs ||
-		     memcmp(old.cpu_features, report->cpu_features, sizeof(old.cpu_features)) != 0;
+		     differs_in_kind(&old, report);
 
 	self->info.report = *report;
 	self->grants = 0;

@@ -7,6 +7,7 @@
  */
 #include "overlay/core/holders.h"
 #include "overlay/core/lookup.h"
+#include "overlay/core/match.h"
 #include "overlay/core/state.h"
 
 #include <errno.h>
@@ -156,25 +157,22 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 
 bool core_place_can_run(const struct member *member, const struct job_value *value)
 {
-	const struct member_state_report *report = &member->info.report;
+	struct core_match match;
 
-	for (size_t i = 0; i < 4; i++)
-		if ((report->cpu_features[i] & value->cpu_need[i]) != value->cpu_need[i])
-			return false;
-	if (report->mem_free_bytes / (1 + member->grants) < value->mem_bytes)
-		return false;
-	return value->fence != FENCE_STRICT || !(report->flags & MEMBER_LOSES_CLOCK);
+	core_match(&member->info, value, member->grants, &match);
+	return !(match.bars & MATCH_CANNOT);
 }
 
 static bool is_worker(struct core *core, struct member *member, const struct job_value *value)
 {
-	uint32_t flags = member->info.report.flags;
+	struct core_match match;
 
 	if (member->grants && core->now_ms >= member->granted_ms + GRANT_MEMORY_MS)
 		member->grants = 0;
-	return member->info.state == MEMBER_ALIVE && flags & MEMBER_TAKES_JOBS &&
-	       !(flags & MEMBER_VACATING) && core_place_can_run(member, value) &&
-	       !is_named(&member->info.id, value->avoid, value->avoid_count);
+	if (member->info.state != MEMBER_ALIVE)
+		return false;
+	core_match(&member->info, value, member->grants, &match);
+	return !match.bars;
 }
 
 /* Smaller is better; ties fall by hash, so that guardians of different jobs spread them. */

@@ -69,6 +69,7 @@ struct member {
 	struct node_card card;
 	uint64_t digest; /* what this row is in the table's digest */
 	uint64_t granted_ms;
+	uint64_t reserved[7]; /* whole lines */
 };
 _Static_assert(offsetof(struct member, info.silent_ms) <= 64 && sizeof(struct member) % 64 == 0,
 	       "the first line is enough, for every row if the table begins with a line");

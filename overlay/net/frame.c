@@ -374,7 +374,8 @@ bool net_value_sane(const struct job_value *value)
 	if (value->fence != FENCE_STRICT && value->fence != FENCE_COMMIT)
 		return false;
 	if (value->history_count > OV_HISTORY_MAX || value->avoid_count > OV_AVOID_MAX ||
-	    value->sealed_size > OV_SEALED_MAX)
+	    value->sealed_size > OV_SEALED_MAX || value->needs_size > OV_NEEDS_MAX ||
+	    value->arch >= CPU_ARCH_END)
 		return false;
 	for (uint32_t i = 0; i < value->history_count; i++) {
 		if (value->history[i].holder_count > OV_HOLDERS_MAX ||

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "overlay/core/codec.h"
+#include "overlay/core/needs.h"
 
 static struct core_message message, decoded;
 static uint8_t bytes[CORE_MESSAGE_MAX], again[CORE_MESSAGE_MAX];
@@ -28,6 +29,14 @@ static void fill_value(struct job_value *value, const struct job_id *job)
 	value->history[0].holder_count = OV_HOLDERS_MAX;
 	value->history[1].seq = 8;
 	value->avoid_count = OV_AVOID_MAX;
+	for (uint32_t i = 0; i < OV_AVOID_MAX; i++) {
+		value->avoid_wall_ms[i] = 1000 + i;
+		value->avoid_why[i] = AVOID_BUSY;
+	}
+	value->arch = CPU_ARCH_X86_64;
+	value->kernel_need = KERNEL_FREEZER | KERNEL_RSEQ;
+	value->needs_size = 4;
+	memcpy(value->needs, (const uint8_t[]){ NEEDS_TAG, 1, 'a', NEEDS_NOT }, 4);
 	value->sealed_size = OV_SEALED_MAX;
 	memset(value->sealed, 0xa5, sizeof(value->sealed));
 }
@@ -67,6 +76,12 @@ static void fill_message(uint8_t type)
 		strcpy(record->addr, "192.0.2.7");
 		record->port = 7000;
 		record->report.mem_free_bytes = 1 << 30;
+		record->report.arch = CPU_ARCH_AARCH64;
+		record->report.cores = 16;
+		record->report.kernel_version = OV_KERNEL_VERSION(6, 12);
+		record->report.kernel_features = KERNEL_OVERLAY;
+		memset(record->report.tags, 'x', OV_TAGS_MAX - 1);
+		record->report.tags[OV_TAG_MAX - 1] = ' ';
 	}
 }
 
@@ -163,6 +178,49 @@ static void every_torn_record_is_refused(void **state)
 	}
 }
 
+/* Without what came with version 3, which lies before the sealed bytes. */
+static size_t without_match(const struct job_value *value, uint8_t *record, size_t size)
+{
+	size_t match = 12 * value->avoid_count + 4 + 4 + 4 + value->needs_size;
+	size_t after = 4 + value->sealed_size + 4 + 8; /* sealed, an empty next, the sum */
+
+	memmove(record + size - after - match, record + size - after, after);
+	return size - match;
+}
+
+static void forget_match(struct job_value *value)
+{
+	memset(value->avoid_wall_ms, 0, sizeof(value->avoid_wall_ms));
+	memset(value->avoid_why, 0, sizeof(value->avoid_why));
+	value->arch = value->kernel_need = value->needs_size = 0;
+	memset(value->needs, 0, sizeof(value->needs));
+}
+
+static size_t seal(uint8_t *record, size_t size)
+{
+	uint64_t sum = core_checksum(record, size);
+
+	memcpy(record + size, &sum, sizeof(sum));
+	return size + sizeof(sum);
+}
+
+static void records_of_version_2_are_read(void **state)
+{
+	struct core_record record, back;
+	size_t size;
+
+	(void)state;
+	fill_record(&record);
+	record.next.count = 0;
+	size = core_record_encode(&record, bytes, sizeof(bytes));
+	size = without_match(&record.value, bytes, size);
+	bytes[4] = 2;
+	size = seal(bytes, size - 8);
+	assert_int_equal(core_record_decode(bytes, size, &back), 0);
+	forget_match(&record.value);
+	assert_memory_equal(&back, &record, sizeof(record));
+}
+
 /* The next bytes of a record as version 1 wrote it: neither epochs in ballots nor sets to come. */
 static uint8_t *old_ballot(uint8_t *at, uint64_t counter)
 {
@@ -176,7 +234,6 @@ static void records_of_version_1_are_read(void **state)
 {
 	struct core_record record, back;
 	uint8_t *at = bytes;
-	uint64_t sum;
 	uint32_t words[3] = { 0x47524344, 1, 0 };
 	size_t size, tail = sizeof(uint32_t), head;
 
@@ -188,6 +245,8 @@ static void records_of_version_1_are_read(void **state)
 	record.promised.epoch = record.accepted.epoch = 0;
 	size = core_record_encode(&record, again, sizeof(again));
 	assert_true(size > 0);
+	size = without_match(&record.value, again, size);
+	forget_match(&record.value);
 	/* magic, version, job, epoch, count and one id; then installed, settled, previous */
 	head = 4 + 4 + 16 + 4 + 4 + 16 + 4 + 4 + 4 + 2 * (8 + 8 + 16 + 8);
 	memcpy(at, words, 8);
@@ -197,9 +256,7 @@ static void records_of_version_1_are_read(void **state)
 	at = old_ballot(at, 4);
 	memcpy(at, again + head, size - head - tail - 8);
 	at += size - head - tail - 8;
-	sum = core_checksum(bytes, (size_t)(at - bytes));
-	memcpy(at, &sum, 8);
-	assert_int_equal(core_record_decode(bytes, (size_t)(at - bytes) + 8, &back), 0);
+	assert_int_equal(core_record_decode(bytes, seal(bytes, (size_t)(at - bytes)), &back), 0);
 	assert_int_equal(back.installed, 1);
 	assert_int_equal(back.settled, 1);
 	assert_int_equal(back.accepted.number.counter, 4);
@@ -255,14 +312,43 @@ static void impossible_values_are_refused(void **state)
 	bad.sealed_size = OV_SEALED_MAX + 1;
 	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
 	bad = good;
+	bad.needs_size = 3 + OV_NEEDS_MAX;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.needs[3] = NEEDS_AND; /* of one */
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.arch = CPU_ARCH_END;
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
+	bad.kernel_need |= KERNEL_FEATURES + 1; /* nobody would ever have it */
+	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
+	bad = good;
 	bad.history[0].holder_count = OV_HOLDERS_MAX + 1;
 	assert_int_equal(core_value_normalize(&bad, &out), -EINVAL);
 
 	/* What lies beyond a count does not make two values differ. */
 	bad = good;
 	bad.history[3].seq = 77;
+	bad.needs[4] = 77;
 	assert_int_equal(core_value_normalize(&bad, &out), 0);
 	assert_memory_equal(&good, &out, sizeof(out));
+}
+
+static void impossible_reports_are_refused(void **state)
+{
+	struct member_state_report *report = &message.records[0].report;
+
+	(void)state;
+	fill_message(CORE_MSG_GOSSIP);
+	report->tags[OV_TAGS_MAX - 1] = 'x';
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_message(CORE_MSG_GOSSIP);
+	report->tags[OV_TAG_MAX - 1] = 'x'; /* one tag, too long */
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+	fill_message(CORE_MSG_GOSSIP);
+	report->arch = CPU_ARCH_END;
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
 }
 
 static void lives_order_equal_ballots(void **state)
@@ -289,6 +375,8 @@ int main(void)
 		cmocka_unit_test(every_flipped_byte_is_handled),
 		cmocka_unit_test(every_torn_record_is_refused),
 		cmocka_unit_test(records_of_version_1_are_read),
+		cmocka_unit_test(records_of_version_2_are_read),
+		cmocka_unit_test(impossible_reports_are_refused),
 		cmocka_unit_test(impossible_epochs_are_refused),
 		cmocka_unit_test(impossible_values_are_refused),
 		cmocka_unit_test(lives_order_equal_ballots),

@@ -8,6 +8,8 @@
 #include <cmocka.h>
 
 #include "overlay/core/holders.h"
+#include "overlay/core/match.h"
+#include "overlay/core/needs.h"
 #include "overlay/core/state.h"
 #include "tests/sim/simnet.h"
 
@@ -177,6 +179,92 @@ static void workers_must_fit(void **state)
 	simnet_destroy(net);
 }
 
+/* Tags and kernels come with the report, needs with the value; a takeover by hand obeys them too. */
+static void workers_must_have_what_is_asked_for(void **state)
+{
+	static const uint8_t gpu[] = { NEEDS_TAG, 3, 'g', 'p', 'u' };
+	struct simnet *net = lab();
+	struct job_value value = { .fence = FENCE_STRICT, .needs_size = sizeof(gpu) };
+	const struct member *lab3;
+
+	(void)state;
+	memcpy(value.needs, gpu, sizeof(gpu));
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	strcpy(net->nodes[3].report.tags, "big gpu");
+	strcpy(net->nodes[4].report.tags, "gpus");
+	for (uint32_t i = 0; i < HOSTS; i++)
+		net->nodes[i].report.arch = CPU_ARCH_X86_64;
+	net->nodes[3].report.kernel_features = KERNEL_FREEZER | KERNEL_OVERLAY;
+	change(net);
+	lab3 = core_member_find(net->nodes[0].core, &net->nodes[3].card.id);
+	assert_int_equal(worker(net, &value, false), 3);
+	value.arch = CPU_ARCH_X86_64;
+	value.kernel_need = KERNEL_FREEZER;
+	assert_int_equal(worker(net, &value, false), 3);
+	assert_true(core_place_can_run(lab3, &value));
+	value.kernel_need = KERNEL_FREEZER | KERNEL_RSEQ;
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	assert_false(core_place_can_run(lab3, &value));
+	value.kernel_need = 0;
+	value.arch = CPU_ARCH_AARCH64;
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	value.arch = 0;
+	value.needs[2] = 'c';
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	value.needs[2] = ' '; /* no program */
+	assert_int_equal(worker(net, &value, false), SIMNET_NODES_MAX);
+	simnet_destroy(net);
+}
+
+/* What was granted to a host and not reported yet counts for needs as it does for memory. */
+static void grants_count_against_needs(void **state)
+{
+	uint8_t mem[3 + 8] = { NEEDS_COMPARE, NEEDS_MEM, NEEDS_GE };
+	struct member_info host = { .state = MEMBER_ALIVE };
+	struct job_value value = { .fence = FENCE_COMMIT, .needs_size = sizeof(mem) };
+	struct core_match match;
+
+	(void)state;
+	mem[3 + 3] = 0x40; /* 1 GiB */
+	memcpy(value.needs, mem, sizeof(mem));
+	host.report.flags = MEMBER_TAKES_JOBS;
+	host.report.mem_free_bytes = UINT64_C(3) << 30;
+	for (uint32_t grants = 0; grants < 5; grants++) {
+		core_match(&host, &value, grants, &match);
+		assert_int_equal(match.bars, grants < 3 ? 0 : MATCH_NEEDS);
+		assert_int_equal(match.needs_blame, grants < 3 ? 0 : 1);
+	}
+}
+
+/* All that bars a host is told, and what is amiss in each. */
+static void every_bar_is_told(void **state)
+{
+	struct member_info host = { .id = { { 9 } }, .state = MEMBER_DEAD };
+	struct job_value value = { .fence = FENCE_STRICT,
+				   .mem_bytes = 1,
+				   .cpu_need = { 0, 5, 0, 0 },
+				   .arch = CPU_ARCH_RISCV64,
+				   .kernel_need = KERNEL_OVERLAY | KERNEL_RSEQ,
+				   .needs_size = 3,
+				   .needs = { NEEDS_TAG, 1, 'a' },
+				   .avoid_count = 2,
+				   .avoid = { { { 8 } }, { { 9 } } } };
+	struct core_match match;
+
+	(void)state;
+	host.report.flags = MEMBER_VACATING | MEMBER_LOSES_CLOCK;
+	host.report.cpu_features[1] = 4;
+	host.report.kernel_features = KERNEL_RSEQ;
+	core_match(&host, &value, 0, &match);
+	assert_int_equal(match.bars, MATCH_AWAY | MATCH_VACATING | MATCH_AVOIDED | MATCH_CANNOT);
+	assert_int_equal(match.avoid_index, 1);
+	assert_int_equal(match.kernel_lacks, KERNEL_OVERLAY);
+	assert_int_equal(match.cpu_lacks[1], 1);
+	host.report.flags = 0;
+	core_match(&host, &value, 0, &match);
+	assert_true(match.bars & MATCH_TAKES_NONE);
+}
+
 static void a_lossy_clock_takes_commit_jobs_only(void **state)
 {
 	struct simnet *net = lab();
@@ -223,6 +311,9 @@ int main(void)
 		cmocka_unit_test(free_room_draws_objects),
 		cmocka_unit_test(forecasts_steer_objects),
 		cmocka_unit_test(workers_must_fit),
+		cmocka_unit_test(workers_must_have_what_is_asked_for),
+		cmocka_unit_test(grants_count_against_needs),
+		cmocka_unit_test(every_bar_is_told),
 		cmocka_unit_test(a_lossy_clock_takes_commit_jobs_only),
 		cmocka_unit_test(acceptors_are_the_same_everywhere),
 	};

@@ -138,6 +138,28 @@ static void test_value_sane(void **state)
 	assert_false(job_value_sane(&value));
 	value = (struct job_value){ .state = JOB_STATE_IDLE, .sealed_size = OV_SEALED_MAX + 1 };
 	assert_false(job_value_sane(&value));
+	value = (struct job_value){ .state = JOB_STATE_IDLE, .needs_size = OV_NEEDS_MAX + 1 };
+	assert_false(job_value_sane(&value));
+}
+
+/* Jobs that ran when decampd was upgraded are taken up again. */
+static void test_old_record(void **state)
+{
+	static struct job_value value = { .state = JOB_STATE_HELD, .sealed = { 7 }, .arch = 1 };
+	static char hex[2 * sizeof(value) + 1];
+	struct job_value back;
+
+	(void)state;
+	hex_encode(&value, sizeof(value), hex);
+	assert_int_equal(job_value_from_hex(hex, &back), 0);
+	assert_memory_equal(&back, &value, sizeof(value));
+	hex[2 * offsetof(struct job_value, arch)] = '\0';
+	assert_int_equal(job_value_from_hex(hex, &back), 0);
+	value.arch = 0;
+	assert_memory_equal(&back, &value, sizeof(value));
+	hex[2 * offsetof(struct job_value, arch) - 2] = '\0';
+	assert_true(job_value_from_hex(hex, &back) < 0);
+	assert_true(job_value_from_hex(NULL, &back) < 0);
 }
 
 static void test_interval(void **state)
@@ -355,6 +377,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_seal, setup, teardown),
 		cmocka_unit_test(test_spec_refused),
 		cmocka_unit_test(test_value_sane),
+		cmocka_unit_test(test_old_record),
 		cmocka_unit_test_setup_teardown(test_interval, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_describe, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_order, setup, teardown),
