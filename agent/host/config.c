@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "agent/util/io.h"
-#include "overlay/types.h"
+#include "overlay/core/needs.h"
 
 enum {
 	FILE_BYTES_MAX = 64 << 10,
@@ -30,7 +30,8 @@ enum key_type {
 	KEY_SIZE,
 	KEY_BOOL,
 	KEY_ENGINE,
-	KEY_HOURS
+	KEY_HOURS,
+	KEY_TAGS
 };
 
 struct key {
@@ -56,6 +57,7 @@ static const struct key keys[] = {
 	{ "capture_path", KEY_PATH, FIELD(capture_path), 1, 0 },
 	{ "engine", KEY_ENGINE, FIELD(engine), 1, 0 },
 	{ "closed_hours", KEY_HOURS, FIELD(closed_hours), 0, 0 },
+	{ "tags", KEY_TAGS, FIELD(tags), 0, 0 },
 	{ "every_s", KEY_UINT, FIELD(every_s), 0, 7 * 86400 },
 	{ "copies", KEY_UINT, FIELD(copies), 1, OV_HOLDERS_MAX },
 	{ "probe_ms", KEY_UINT, FIELD(probe_ms), 20, 60000 },
@@ -254,6 +256,41 @@ static int set_hours(struct parser *p, const struct key *key, const char *value)
 	return 0;
 }
 
+/* "gpu, matlab" or "gpu matlab": kept as words with one blank between them. */
+static int set_tags(struct parser *p, const struct key *key, const char *value)
+{
+	char tags[OV_TAGS_MAX] = "";
+	size_t used = 0;
+
+	for (;;) {
+		size_t length;
+
+		value += strspn(value, " \t,");
+		length = strcspn(value, " \t,");
+		if (!length)
+			break;
+		if (!core_tag_valid(value, length))
+			return fail(p, key->name,
+				    "\"%.*s\" is no tag (letters, digits, '.', '_' and '-', at "
+				    "most %d)",
+				    length > 40 ? 40 : (int)length, value, OV_TAG_MAX - 1);
+		if (core_needs_key(value, length))
+			return fail(p, key->name, "\"%.*s\" has a meaning of its own", (int)length,
+				    value);
+		if (core_tags_have(tags, value, length))
+			return fail(p, key->name, "\"%.*s\" is there twice", (int)length, value);
+		if (used + (used > 0) + length >= sizeof(tags))
+			return fail(p, key->name, "more than %zu letters", sizeof(tags) - 1);
+		if (used)
+			tags[used++] = ' ';
+		memcpy(tags + used, value, length);
+		used += length;
+		value += length;
+	}
+	memcpy((char *)&p->config + key->offset, tags, sizeof(tags));
+	return 0;
+}
+
 static const char *wrong_text(const struct key *key, const char *value)
 {
 	uint8_t addr[16];
@@ -356,6 +393,8 @@ static int parse_line(struct parser *p, char *line)
 		return set_bool(p, key, value);
 	case KEY_HOURS:
 		return set_hours(p, key, value);
+	case KEY_TAGS:
+		return set_tags(p, key, value);
 	default:
 		return set_text(p, key, value);
 	}

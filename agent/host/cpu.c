@@ -8,6 +8,27 @@
 
 #define BIT(n) (UINT32_C(1) << (n))
 
+const char *host_cpu_feature_name(unsigned int bit)
+{
+	static const struct {
+		unsigned int bit;
+		const char *name;
+	} names[] = {
+		{ 32 + 0, "sse3" },	   { 32 + 9, "ssse3" },	     { 32 + 12, "fma" },
+		{ 32 + 19, "sse4.1" },	   { 32 + 20, "sse4.2" },    { 32 + 23, "popcnt" },
+		{ 32 + 25, "aes" },	   { 32 + 28, "avx" },	     { 64 + 3, "bmi1" },
+		{ 64 + 5, "avx2" },	   { 64 + 8, "bmi2" },	     { 64 + 11, "rtm" },
+		{ 64 + 16, "avx512f" },	   { 64 + 29, "sha" },	     { 64 + 30, "avx512bw" },
+		{ 64 + 31, "avx512vl" },   { 96 + 3, "pku" },	     { 96 + 7, "shstk" },
+		{ 96 + 11, "avx512vnni" }, { 128 + 24, "amx-tile" }, { 224 + 4, "avx-vnni" },
+	};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (names[i].bit == bit)
+			return names[i].name;
+	return NULL;
+}
+
 enum { XCR0_BITS = 0xffffff, XSAVE_VARIANTS = 0x1f };
 
 /* FPU TSC CX8 CMOV CLFSH MMX FXSR SSE SSE2 */
@@ -83,6 +104,12 @@ void host_cpu_features(uint64_t ret_words[4])
 
 #else
 #include <sys/auxv.h>
+
+const char *host_cpu_feature_name(unsigned int bit)
+{
+	(void)bit;
+	return NULL;
+}
 
 void host_cpu_features(uint64_t ret_words[4])
 {

@@ -24,4 +24,6 @@
 
 #include <stdint.h>
 
+/* Of a bit counted through the four words; NULL for one that few people know by name. */
+const char *host_cpu_feature_name(unsigned int bit);
 void host_cpu_features(uint64_t ret_words[4]);

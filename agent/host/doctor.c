@@ -18,6 +18,7 @@
 
 #include "agent/host/probe.h"
 #include "agent/util/io.h"
+#include "overlay/types.h"
 
 extern char **environ;
 
@@ -240,6 +241,33 @@ static bool fs_magic(const char *path, unsigned long *ret_magic)
 	return true;
 }
 
+/* An overlay over the root works, and the root is none itself. */
+static bool root_takes_overlay(const char *folder)
+{
+	unsigned long magic;
+
+	return probe_overlay(folder, "/") &&
+	       (!fs_magic("/", &magic) || magic != OVERLAYFS_SUPER_MAGIC);
+}
+
+uint32_t host_kernel_features(const struct host_config *config)
+{
+	char folder[256], cgroup[1024];
+	uint32_t features = 0;
+
+	if (!existing_parent(config->state_dir, folder, sizeof(folder)))
+		snprintf(folder, sizeof(folder), "/");
+	if (probe_namespaces())
+		features |= KERNEL_NAMESPACES;
+	if (root_takes_overlay(folder))
+		features |= KERNEL_OVERLAY;
+	if (host_cgroup_base(cgroup, sizeof(cgroup)) == 0 && probe_cgroup_freeze(cgroup))
+		features |= KERNEL_FREEZER;
+	if (probe_rseq())
+		features |= KERNEL_RSEQ;
+	return features;
+}
+
 static void examine_files(struct doctor *d)
 {
 	const char *state = d->config->state_dir, *run = d->config->run_dir;
@@ -292,6 +320,8 @@ static void examine_capabilities(struct doctor *d)
 	if (!resource)
 		warn(d, "CAP_SYS_RESOURCE is missing: hard resource limits above decampd's own "
 			"are lowered when a job is restored here");
+	feature(d, "rseq", probe_rseq(), probe_rseq() ? "yes" : "jobs that use it go elsewhere",
+		"a C library registers restartable sequences at its start, and for good");
 	feature(d, "CAP_CHECKPOINT_RESTORE", restore, restore ? "yes" : "CAP_SYS_ADMIN",
 		"choosing the PIDs of restored processes");
 }

@@ -37,6 +37,7 @@ struct host_config {
 	char capture_path[256];	  /* /usr/lib/decamp/decamp-capture */
 	char engine[16];	  /* auto, native, criu */
 	uint8_t closed_hours[21]; /* a bit per local hour of the week, from Thursday 00:00 */
+	char tags[60];		  /* words with one blank between; as long as OV_TAGS_MAX */
 	uint32_t every_s;	  /* 0: adaptive (Young) */
 	uint32_t copies;	  /* 3 */
 	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* 1000 5000 5000 20000 22000 */
@@ -61,8 +62,11 @@ struct host_resources {
 	uint32_t cpus;
 	uint64_t cpu_features[4]; /* agent/host/cpu.h says which bits; a host must have them all */
 	char arch[16], kernel[64], hostname[64];
+	uint32_t kernel_version; /* OV_KERNEL_VERSION(), overlay/types.h; 0: not known */
 };
 int host_resources(struct host_resources *ret_resources) _must_check_;
+/* enum kernel_feature (overlay/types.h), each tried out: some ms, and short-lived children. */
+uint32_t host_kernel_features(const struct host_config *config);
 
 /* cgroup v2: the folder under which jobs' cgroups are made ("…/decamp"), made if missing;
  * -EOPNOTSUPP without a v2 tree. Works in hybrid set-ups and inside a cgroup namespace. */

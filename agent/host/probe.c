@@ -195,6 +195,12 @@ bool probe_namespaces(void)
 	return in_child(unshare_all, NULL);
 }
 
+bool probe_rseq(void)
+{
+	/* No thread registers an area of this size: it is refused, or unknown. */
+	return syscall(SYS_rseq, NULL, 0, 0, 0) == 0 || errno != ENOSYS;
+}
+
 struct overlay_place {
 	char upper[320], work[320], merged[320], options[1400];
 };

@@ -29,5 +29,7 @@ bool probe_namespaces(void);
  * layer, in a private mount namespace.
  */
 bool probe_overlay(const char *dir, const char *lower);
+/* Restartable sequences: rseq(2) is there. */
+bool probe_rseq(void);
 /* Freeze and thaw of an empty cgroup below base. */
 bool probe_cgroup_freeze(const char *base);

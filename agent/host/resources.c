@@ -13,6 +13,7 @@
 #include "agent/host/cpu.h"
 #include "agent/host/probe.h"
 #include "agent/util/io.h"
+#include "overlay/types.h"
 
 enum { PROC_TEXT_MAX = 64 << 10 };
 
@@ -47,6 +48,7 @@ int host_resources(struct host_resources *ret_resources)
 {
 	struct host_resources res = { 0 };
 	struct utsname uts;
+	unsigned int major, minor;
 	double load;
 	int r = read_mem_free(&res.mem_free_bytes);
 
@@ -60,6 +62,9 @@ int host_resources(struct host_resources *ret_resources)
 	host_cpu_features(res.cpu_features);
 	snprintf(res.arch, sizeof(res.arch), "%.15s", uts.machine);
 	snprintf(res.kernel, sizeof(res.kernel), "%.63s", uts.release);
+	if (sscanf(uts.release, "%5u.%5u", &major, &minor) == 2 && major <= UINT16_MAX &&
+	    minor <= UINT16_MAX)
+		res.kernel_version = OV_KERNEL_VERSION(major, minor);
 	snprintf(res.hostname, sizeof(res.hostname), "%.63s", uts.nodename);
 	*ret_resources = res;
 	return 0;

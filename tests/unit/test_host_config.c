@@ -68,6 +68,7 @@ static void values_are_read(void **state)
 				   "renew_ms = 700\n"
 				   "hold_ms = 3504\n"
 				   "takes_jobs = no\n"
+				   "tags = gpu,matlab-2024 ,\t R4.3\n"
 				   "remote_logins = yes\n"
 				   "copies = 5";
 	struct host_config config;
@@ -87,6 +88,7 @@ static void values_are_read(void **state)
 	assert_int_equal(config.hold_ms, 3504);
 	assert_true(!config.takes_jobs && config.remote_logins);
 	assert_int_equal(config.copies, 5);
+	assert_string_equal(config.tags, "gpu matlab-2024 R4.3");
 }
 
 static bool is_closed(const uint8_t *hours, unsigned int day, unsigned int hour)
@@ -144,6 +146,15 @@ static void errors_name_the_place(void **state)
 		{ "closed_hours = mon 8",
 		  ":1: closed_hours: \"mon 8\" is no list like mon-fri 20-8, "
 		  "sat-sun 0-24" },
+		{ "tags = gpu, a+b", ":1: tags: \"a+b\" is no tag (letters, digits, '.', '_' and "
+				     "'-', at most 31)" },
+		{ "tags = gpu mem", ":1: tags: \"mem\" has a meaning of its own" },
+		{ "tags = gpu big gpu", ":1: tags: \"gpu\" is there twice" },
+		{ "tags = abcdefghijklmnopqrstuvwxyz0123 abcdefghijklmnopqrstuvwxyz012",
+		  ":1: tags: more than 59 letters" },
+		{ "tags = abcdefghijklmnopqrstuvwxyz012345",
+		  ":1: tags: \"abcdefghijklmnopqrstuvwxyz012345\" is no tag (letters, digits, "
+		  "'.', '_' and '-', at most 31)" },
 		{ "copies = 6", ":1: copies: 6 is not within 1..5" },
 		{ "copies = 0", ":1: copies: 0 is not within 1..5" },
 		{ "quota_bytes = 1KB", ":1: quota_bytes: \"1KB\" is no size (digits, then K, M, G "
@@ -229,6 +240,7 @@ static void resources_make_sense(void **state)
 	assert_int_equal(host_resources(&res), 0);
 	assert_true(res.mem_free_bytes > 1 << 20);
 	assert_true(res.cpus >= 1);
+	assert_true(res.kernel_version >= 0x30000); /* 3.0 */
 	assert_true(res.arch[0] && res.kernel[0] && res.hostname[0]);
 #ifdef __x86_64__
 	/* Every x86-64 has SSE2 (leaf 1, EDX bit 26), and x87 and SSE state where it has xsave. */
