@@ -373,6 +373,7 @@ static int start(struct agent *a, const char *config_path, pid_t *ret_overlay)
 	if (host_criu_path(&a->config, a->criu, sizeof(a->criu)) < 0)
 		a->criu[0] = '\0';
 	a->has_sys_resource = host_has_sys_resource();
+	a->kernel_features = host_kernel_features(&a->config);
 	r = host_cgroup_base(a->cgroup_base, sizeof(a->cgroup_base));
 	if (r < 0) {
 		a->cgroup_base[0] = '\0';

@@ -12,6 +12,7 @@
 #include <sys/statvfs.h>
 
 #include "agent/job/job.h"
+#include "agent/job/needs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -493,16 +494,14 @@ int agent_start_overlay(struct agent *a)
 	return r;
 }
 
-uint32_t agent_report(struct agent *a)
+int agent_look(struct agent *a, struct member_state_report *ret_report)
 {
-	struct ov_msg msg = { .op = OV_REPORT };
-	struct member_state_report *report = &msg.u.report;
+	struct member_state_report own = { .flags = MEMBER_STORES_PACKS }, *report = &own;
 	struct host_resources res;
-	int r;
+	int r = host_resources(&res);
 
-	if (!a->cluster || host_resources(&res) < 0)
-		return 0;
-	report->flags = MEMBER_STORES_PACKS;
+	if (r < 0)
+		return r;
 	if (a->config.takes_jobs && a->criu[0] && !a->user_present && !a->vacating && !a->stopping)
 		report->flags |= MEMBER_TAKES_JOBS;
 	if (a->user_present)
@@ -512,6 +511,23 @@ uint32_t agent_report(struct agent *a)
 	report->load_milli = res.load_milli;
 	report->mem_free_bytes = res.mem_free_bytes;
 	memcpy(report->cpu_features, res.cpu_features, sizeof(report->cpu_features));
+	report->arch = (uint16_t)needs_arch_of(res.arch, strlen(res.arch));
+	report->cores = res.cpus > UINT16_MAX ? UINT16_MAX : (uint16_t)res.cpus;
+	report->kernel_version = res.kernel_version;
+	report->kernel_features = a->kernel_features;
+	memcpy(report->tags, a->config.tags, sizeof(report->tags));
+	*ret_report = own;
+	return 0;
+}
+
+uint32_t agent_report(struct agent *a)
+{
+	struct ov_msg msg = { .op = OV_REPORT };
+	struct member_state_report *report = &msg.u.report;
+	int r;
+
+	if (!a->cluster || agent_look(a, report) < 0)
+		return 0;
 	pthread_mutex_lock(&a->lock);
 	sweep(a);
 	for (int i = 0; i < JOB_LOCAL_MAX; i++)

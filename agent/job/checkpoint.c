@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "agent/job/job.h"
+#include "agent/job/needs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -187,6 +188,16 @@ static void remember_objects(struct job *job, uint64_t seq)
 	job->kept[0].seq = seq;
 }
 
+/* What it may rely on from now on is what it has found here. */
+static uint32_t kernel_need(const struct job *job)
+{
+	uint32_t use = KERNEL_NAMESPACES | KERNEL_OVERLAY | KERNEL_RSEQ;
+
+	if (job->value.fence == FENCE_STRICT)
+		use |= KERNEL_FREEZER;
+	return use & job->agent->kernel_features;
+}
+
 /* ADVANCE (or DONE): the register's history gets ref in front. */
 static int commit(struct job *job, const struct ckpt_ref *ref, uint32_t state, int exit_status,
 		  uint64_t mem_bytes)
@@ -203,10 +214,15 @@ static int commit(struct job *job, const struct ckpt_ref *ref, uint32_t state, i
 	value.exit_status = exit_status;
 	value.avoid_count = 0; /* it runs: whoever failed to restore an older one may try again */
 	memset(value.avoid, 0, sizeof(value.avoid));
+	memset(value.avoid_wall_ms, 0, sizeof(value.avoid_wall_ms));
+	memset(value.avoid_why, 0, sizeof(value.avoid_why));
 	if (mem_bytes)
 		value.mem_bytes = mem_bytes + mem_bytes / 4 + (64 << 20);
-	if (host_resources(&res) == 0 && state == JOB_STATE_HELD)
+	if (host_resources(&res) == 0 && state == JOB_STATE_HELD) {
 		memcpy(value.cpu_need, res.cpu_features, sizeof(value.cpu_need));
+		value.arch = needs_arch_of(res.arch, strlen(res.arch));
+		value.kernel_need = kernel_need(job);
+	}
 	return job_cas(job, &value, COMMIT_PATIENCE_MS);
 }
 

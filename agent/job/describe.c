@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#include "agent/job/job.h"
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
 static void add_text(struct json_object *json, const char *key, const char *text)
@@ -301,6 +301,8 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 	hex_encode(&value->token.node, sizeof(value->token.node), hex);
 	snprintf(token, sizeof(token), "%llu.%.8s", (unsigned long long)value->token.counter, hex);
 	add_text(detail, "token", token);
+	why_add_needs(detail, value);
+	why_add_stuck(detail, value, members, member_count);
 	add_text(detail, "fence", value->fence == FENCE_STRICT ? "strict" : "commit");
 	for (uint32_t i = 0; value->history_count && i < newest->holder_count; i++)
 		json_object_array_add(holders,

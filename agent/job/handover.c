@@ -12,6 +12,7 @@
 #include "agent/job/job.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+#include "overlay/core/match.h"
 
 enum { RELEASE_PATIENCE_MS = 60000 };
 
@@ -81,16 +82,10 @@ static void leave(struct job *job, const char *reason)
 
 static bool can_take(const struct job *job, const struct member_info *m)
 {
-	const struct job_value *v = &job->value;
-	bool fits = !m->is_self && m->state == MEMBER_ALIVE &&
-		    (m->report.flags & MEMBER_TAKES_JOBS) &&
-		    m->report.mem_free_bytes >= v->mem_bytes;
+	struct core_match match;
 
-	for (size_t i = 0; fits && i < ARRAY_SIZE(v->cpu_need); i++)
-		fits = (m->report.cpu_features[i] & v->cpu_need[i]) == v->cpu_need[i];
-	for (uint32_t i = 0; fits && i < v->avoid_count; i++)
-		fits = !node_id_equal(&v->avoid[i], &m->id);
-	return fits;
+	core_match(m, &job->value, 0, &match);
+	return !m->is_self && !match.bars;
 }
 
 /* The least loaded other host that fits; zero if there is none. The guardian has the last word. */

@@ -189,6 +189,7 @@ struct agent {
 	char criu[512];
 	char cgroup_base[512]; /* empty: none */
 	bool has_sys_resource;
+	uint32_t kernel_features;	    /* as found at the start */
 	struct rlimit limits[RLIM_NLIMITS]; /* as decampd was started with: those of jobs */
 	int main_channel;
 	int boot_lock_fd;
@@ -217,6 +218,8 @@ int job_resume(struct job *job) _must_check_;
 void agent_stop_jobs(struct agent *a);		       /* leaves all jobs running */
 int agent_start_overlay(struct agent *a) _must_check_; /* OV_CLUSTER_START if there is an identity */
 void agent_overlay_event(struct agent *a, const struct ov_msg *msg);
+/* What this host is like now, but for its jobs and its store. */
+int agent_look(struct agent *a, struct member_state_report *ret_report) _must_check_;
 /* Tells the cluster what this host is like now; returns how many jobs are here. */
 uint32_t agent_report(struct agent *a);
 void agent_user_came(struct agent *a, const char *who);

@@ -179,7 +179,7 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 }
 
 /* Not here: give it back, and say that this host could not. */
-static void give_back(struct job *job, const char *reason)
+static void give_back(struct job *job, enum avoid_reason why, const char *reason)
 {
 	struct job_value value = job->value;
 	int r;
@@ -190,7 +190,9 @@ static void give_back(struct job *job, const char *reason)
 	value.state = JOB_STATE_IDLE;
 	if (value.avoid_count == OV_AVOID_MAX) /* all failed once: start over */
 		value.avoid_count = 0;
-	value.avoid[value.avoid_count++] = job->agent->self;
+	value.avoid[value.avoid_count] = job->agent->self;
+	value.avoid_why[value.avoid_count] = why;
+	value.avoid_wall_ms[value.avoid_count++] = now_wall_ms();
 	r = job_cas(job, &value, RELEASE_MS);
 	if (r < 0 && r != -ESTALE)
 		log_errno(r, "%s: give back", job->spec.name);
@@ -283,7 +285,8 @@ static int takeover_from_nothing(struct job *job)
 	int r;
 
 	if (!node_id_equal(&job->value.home, &job->agent->self)) {
-		give_back(job, "it has no checkpoint yet and was submitted elsewhere");
+		give_back(job, AVOID_NO_CHECKPOINT,
+			  "it has no checkpoint yet and was submitted elsewhere");
 		return abandon(job, -ENOENT);
 	}
 	r = start_again(job);
@@ -329,7 +332,7 @@ int job_takeover(struct job *job)
 	if (r < 0)
 		return abandon(job, r);
 	if (job->agent->user_present || job->agent->vacating) {
-		give_back(job, "somebody uses this host, or it is being emptied");
+		give_back(job, AVOID_BUSY, "somebody uses this host, or it is being emptied");
 		return abandon(job, -EBUSY);
 	}
 	job_end_leftover(job);
@@ -342,7 +345,7 @@ int job_takeover(struct job *job)
 	r = restore_newest(&t, reason);
 	if (r < 0) {
 		if (!job->lost && !job->agent->stopping)
-			give_back(job, reason[0] ? reason : strerror(-r));
+			give_back(job, AVOID_RESTORE_FAILED, reason[0] ? reason : strerror(-r));
 		return abandon(job, r);
 	}
 	takeover_done(job);

@@ -32,10 +32,25 @@ int target_forward(struct target *t, const char *verb, const struct api_call *ca
 int target_manifest(struct target *t, struct manifest **ret_manifest) _must_check_;
 const struct member_info *target_host(const struct target *t, const char *name);
 
+/* ---- why.c ---- */
+enum {
+	WHY_TEXT_MAX = 1024, /* all reasons against one host */
+	WHY_LINES_MAX = 16,  /* hosts of which a summary tells */
+};
+/* Why the job may not go there, of the bars asked for (overlay/core/match.h); false: it may. */
+bool why_not(const struct member_info *host, const struct job_value *value, uint32_t asked,
+	     char text[WHY_TEXT_MAX]);
+/* "waits_for" and "refusals" of a job that nobody has and nobody can take; else nothing. */
+void why_add_stuck(struct json_object *json, const struct job_value *value,
+		   const struct member_info *members, size_t count);
+/* "needs" as text, if there are any. */
+void why_add_needs(struct json_object *json, const struct job_value *value);
+
 int verb_run(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ps(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_show(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_why(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_history(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "agent/job/needs.h"
 #include "agent/job/verbs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
@@ -106,6 +107,19 @@ static const char *member_state_name(uint32_t state)
 	}
 }
 
+/* What jobs' needs are matched against, besides memory. */
+static void add_kind(struct json_object *json, const struct member_state_report *report)
+{
+	char kernel[16];
+
+	snprintf(kernel, sizeof(kernel), "%u.%u", report->kernel_version >> 16,
+		 report->kernel_version & 0xffff);
+	json_object_object_add(json, "arch", json_object_new_string(needs_arch_name(report->arch)));
+	json_object_object_add(json, "cores", json_object_new_int(report->cores));
+	json_object_object_add(json, "kernel", json_object_new_string(kernel));
+	json_object_object_add(json, "tags", json_object_new_string(report->tags));
+}
+
 static struct json_object *describe_member(const struct member_info *m)
 {
 	struct json_object *json = json_object_new_object();
@@ -119,6 +133,7 @@ static struct json_object *describe_member(const struct member_info *m)
 	json_object_object_add(json, "state", json_object_new_string(member_state_name(m->state)));
 	json_object_object_add(json, "addr", json_object_new_string(addr));
 	add_flags(json, m);
+	add_kind(json, &m->report);
 	json_object_object_add(json, "load", json_object_new_double(m->report.load_milli / 1000.0));
 	json_object_object_add(json, "mem_free",
 			       json_object_new_int64((int64_t)m->report.mem_free_bytes));
@@ -377,6 +392,7 @@ const struct api_route agent_routes[] = {
 	{ "adopt", false, verb_adopt },
 	{ "ps", false, verb_ps },
 	{ "show", false, verb_show },
+	{ "why", false, verb_why },
 	{ "history", false, verb_history },
 	{ "logs", false, verb_logs },
 	{ "ls", false, verb_ls },

@@ -8,6 +8,7 @@
 
 #include "agent/job/verbs.h"
 #include "agent/util/io.h"
+#include "overlay/core/match.h"
 
 enum {
 	STEER_MS = 60000,
@@ -164,6 +165,7 @@ static int wished_host(struct target *t, const struct api_call *call, struct nod
 		       struct api_reply *reply)
 {
 	const struct member_info *host;
+	char reasons[WHY_TEXT_MAX];
 	const char *name;
 	int r = api_get_string(call, "host", OV_NAME_MAX, &name);
 
@@ -182,6 +184,11 @@ static int wished_host(struct target *t, const struct api_call *call, struct nod
 				 "that host takes no jobs now%s",
 				 host->report.flags & MEMBER_USER_PRESENT ? ": somebody uses it" :
 									    "");
+	/* Where it runs now there is room for it, though not for it once more. */
+	if (!node_id_equal(&host->id, &t->value.owner) &&
+	    why_not(host, &t->value, MATCH_CANNOT, reasons))
+		return api_error(reply, -EOPNOTSUPP, "does-not-fit", name,
+				 "decamp why JOB tells which hosts fit", "%.400s", reasons);
 	*ret_node = host->id;
 	return 0;
 }

@@ -11,9 +11,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "agent/job/needs.h"
 #include "agent/job/verbs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+#include "overlay/core/match.h"
 
 enum { GROUPS_MAX = 256, LAUNCH_MS = 60000, COMMAND_MAX = 200 };
 
@@ -141,7 +143,37 @@ struct submission {
 	uid_t uid;
 	gid_t gid;
 	uint32_t fence;
+	uint8_t needs[OV_NEEDS_MAX];
+	size_t needs_size;
 };
+
+static int submission_needs(struct submission *s)
+{
+	char error[NEEDS_ERROR_MAX];
+	const char *needs;
+
+	if (api_get_string(s->call, "needs", NEEDS_TEXT_MAX - 1, &needs) < 0)
+		return api_error(s->reply, -EINVAL, "bad-needs", "needs", "see decamp(1)",
+				 "must be a text of at most %d bytes", NEEDS_TEXT_MAX - 1);
+	if (!needs || needs_compile(needs, s->needs, &s->needs_size, error) == 0)
+		return 0;
+	return api_error(s->reply, -EINVAL, "bad-needs", "needs", "see NEEDS in decamp(1)", "%s",
+			 error);
+}
+
+/* It starts here whatever it needs: only its next host is chosen by that. */
+static void note_misfit(struct submission *s, const struct job_value *value,
+			struct json_object *json)
+{
+	struct member_info self = { .id = s->agent->self, .state = MEMBER_ALIVE };
+	char reasons[WHY_TEXT_MAX], note[WHY_TEXT_MAX + 100];
+
+	if (agent_look(s->agent, &self.report) < 0 || !why_not(&self, value, MATCH_NEEDS, reasons))
+		return;
+	snprintf(note, sizeof(note),
+		 "this host is none that fits (%s); it runs here until it has to move", reasons);
+	json_object_object_add(json, "note", json_object_new_string(note));
+}
 
 static int submission_begin(struct submission *s, const char *program)
 {
@@ -182,6 +214,9 @@ static int submission_begin(struct submission *s, const char *program)
 	if (name_taken(s->agent, s->name, s->uid))
 		return api_error(s->reply, -EEXIST, "name-taken", s->name, "choose another --name",
 				 "you have a job of that name here");
+	r = submission_needs(s);
+	if (r < 0)
+		return r;
 	user_name(s->uid, user, sizeof(user));
 	s->fence = fence && !strcmp(fence, "commit") ? FENCE_COMMIT : FENCE_STRICT;
 	s->spec = json_object_new_object();
@@ -215,6 +250,8 @@ static int submission_commit(struct submission *s, struct job **ret_job)
 	value->state = JOB_STATE_HELD;
 	value->fence = s->fence;
 	value->submit_wall_ms = now_wall_ms();
+	memcpy(value->needs, s->needs, s->needs_size);
+	value->needs_size = (uint32_t)s->needs_size;
 	r = random_bytes(&key, sizeof(key));
 	if (r == 0)
 		r = job_seal_value(a, &spec, &key, value);
@@ -261,6 +298,7 @@ static int submission_start(struct submission *s, struct action *action)
 {
 	_cleanup_(job_unrefp) struct job *job = NULL;
 	char message[JOB_MESSAGE_MAX];
+	struct job_value value;
 	struct json_object *json;
 	int r = submission_commit(s, &job);
 
@@ -286,7 +324,9 @@ static int submission_start(struct submission *s, struct action *action)
 			json_object_object_add(
 				json, key, json_object_new_string(json_object_get_string(path)));
 	}
+	value = job->value;
 	pthread_mutex_unlock(&job->lock);
+	note_misfit(s, &value, json);
 	s->reply->json = json;
 	return 0;
 }
