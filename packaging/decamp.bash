@@ -14,8 +14,8 @@ _decamp_options()
 	local common='--json --socket --help'
 
 	case $1 in
-	run) echo "--name --every --fence --cwd --no-cwd --input --env --stdin --wait $common" ;;
-	adopt) echo "--name --every --fence $common" ;;
+	run) echo "--name --every --fence --needs --file --cwd --no-cwd --input --env --stdin --wait $common" ;;
+	adopt) echo "--name --every --fence --needs $common" ;;
 	ps) echo "--all $common" ;;
 	logs) echo "--follow --stderr $common" ;;
 	restore) echo "--on $common" ;;
@@ -30,7 +30,7 @@ _decamp_options()
 _decamp()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i word
-	local verbs='run adopt ps show logs history wait ckpt migrate restore freeze thaw kill ls
+	local verbs='run adopt ps show why logs history wait ckpt migrate restore freeze thaw kill ls
 		cat check nodes vacate doctor cluster version help'
 	local after=0
 
@@ -52,12 +52,12 @@ _decamp()
 	done
 
 	case $prev in
-	--socket | --input | --stdin) _decamp_files -f; return ;;
+	--socket | --input | --stdin | --file) _decamp_files -f; return ;;
 	--cwd) _decamp_files -d; return ;;
 	--fence) mapfile -t COMPREPLY < <(compgen -W 'strict commit' -- "$cur"); return ;;
 	--on) mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column nodes)" -- "$cur"); return ;;
 	-s | --signal) mapfile -t COMPREPLY < <(compgen -A signal -- "$cur"); return ;;
-	--name | --every | --env | --room | --addr | --port | --ttl) return ;;
+	--name | --every | --needs | --env | --room | --addr | --port | --ttl) return ;;
 	esac
 
 	if [[ -z $verb ]]; then
@@ -90,7 +90,7 @@ _decamp_words()
 	case $1 in
 	run) if [[ $cur == */* ]]; then _decamp_files -f; else
 		mapfile -t COMPREPLY < <(compgen -c -- "$cur"); fi ;;
-	show | logs | history | wait | ckpt | restore | freeze | thaw | kill | ls | cat)
+	show | why | logs | history | wait | ckpt | restore | freeze | thaw | kill | ls | cat)
 		mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column ps -a)" -- "$cur") ;;
 	migrate)
 		if (($2 == 1)); then

@@ -79,6 +79,13 @@ int cli_usage(const struct cli *cli, const char *fmt, ...) _printf_(2, 3);
 /* A decimal number; CLI_USAGE (told) beyond the limits. text NULL leaves *ret_value as it is. */
 int cli_number(const struct cli *cli, const char *what, const char *text, int64_t min, int64_t max,
 	       int64_t *ret_value) _must_check_;
+void cli_list_add(struct cli_list *list, const char *item);
+/*
+ * Options from a file of "name = value" lines, those of the command line first; path NULL: none.
+ * The values lie in *ret_text, which the caller frees. CLI_USAGE (told) if it cannot be read.
+ */
+int cli_job_file(const struct cli *cli, const struct cli_option *options, const char *path,
+		 char **ret_text) _must_check_;
 void cli_list_done(struct cli_list *list);
 /* The path as seen from the current folder, always absolute; the caller frees it. */
 char *cli_absolute(const char *path);
@@ -210,6 +217,7 @@ int verb_run(struct cli *cli, int argc, char **argv);
 int verb_adopt(struct cli *cli, int argc, char **argv);
 int verb_ps(struct cli *cli, int argc, char **argv);
 int verb_show(struct cli *cli, int argc, char **argv);
+int verb_why(struct cli *cli, int argc, char **argv);
 int verb_logs(struct cli *cli, int argc, char **argv);
 int verb_history(struct cli *cli, int argc, char **argv);
 int verb_ckpt(struct cli *cli, int argc, char **argv);

@@ -22,6 +22,8 @@ static const struct cli_verb verbs[] = {
 	{ "ps", "", "List your jobs (root: everyone's).", "decamp ps -a", 0, 0, false, verb_ps },
 	{ "show", "JOB", "Tell all about a job: where it is and how safe its work is.",
 	  "decamp show sim1", 1, 1, false, verb_show },
+	{ "why", "JOB", "Tell for each machine why a job may not go there, and what it waits for.",
+	  "decamp why sim1", 1, 1, false, verb_why },
 	{ "logs", "JOB", "Print what a job wrote.", "decamp logs -f sim1", 1, 1, false, verb_logs },
 	{ "history", "JOB", "List a job's checkpoints and moves.", "decamp history sim1", 1, 1,
 	  false, verb_history },

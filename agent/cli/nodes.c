@@ -15,6 +15,7 @@ static const struct table_column node_columns[] = {
 	{ .title = "JOBS", .right = true },
 	{ .title = "ADDRESS" },
 	{ .title = "FLAGS", .flexible = true },
+	{ .title = "TAGS", .flexible = true }, /* if any machine has one */
 };
 
 static void add_node(struct table *t, struct json_object *node)
@@ -38,6 +39,7 @@ static void add_node(struct table *t, struct json_object *node)
 	table_cell(t, COLOUR_NONE, "%lld", (long long)js_int(node, "jobs", 0));
 	table_cell(t, COLOUR_NONE, "%s", js_text(node, "addr", ""));
 	table_cell(t, COLOUR_NONE, "%s", flags);
+	table_cell(t, COLOUR_NONE, "%s", js_text(node, "tags", ""));
 }
 
 int verb_nodes(struct cli *cli, int argc, char **argv)
@@ -45,6 +47,7 @@ int verb_nodes(struct cli *cli, int argc, char **argv)
 	_cleanup_reply_ struct cli_reply reply = { 0 };
 	_cleanup_(table_deinit) struct table t = { 0 };
 	struct json_object *nodes;
+	bool tags = false;
 	int r = cli_parse(cli, NULL, argc, argv);
 
 	if (r >= 0)
@@ -57,7 +60,9 @@ int verb_nodes(struct cli *cli, int argc, char **argv)
 		return CLI_OK;
 	}
 	nodes = js_member(reply.json, "nodes");
-	table_init(&t, node_columns, ARRAY_SIZE(node_columns));
+	for (size_t i = 0; i < js_length(nodes); i++)
+		tags |= *js_text(js_item(nodes, i), "tags", "") != '\0';
+	table_init(&t, node_columns, ARRAY_SIZE(node_columns) - !tags);
 	for (size_t i = 0; i < js_length(nodes); i++)
 		add_node(&t, js_item(nodes, i));
 	table_print(&t, cli);

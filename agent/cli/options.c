@@ -63,14 +63,7 @@ static void store(const struct cli_option *option, const char *value)
 	} else if (option->value) {
 		*option->value = value;
 	} else {
-		struct cli_list *list = option->list;
-		const char **items =
-			reallocarray(list->items, list->count + 1, sizeof(*list->items));
-
-		if (!items)
-			cli_out_of_memory();
-		items[list->count++] = value;
-		list->items = items;
+		cli_list_add(option->list, value);
 	}
 }
 
@@ -171,6 +164,16 @@ int cli_number(const struct cli *cli, const char *what, const char *text, int64_
 				 (long long)min, (long long)max);
 	*ret_value = value;
 	return CLI_OK;
+}
+
+void cli_list_add(struct cli_list *list, const char *item)
+{
+	const char **items = reallocarray(list->items, list->count + 1, sizeof(*list->items));
+
+	if (!items)
+		cli_out_of_memory();
+	items[list->count++] = item;
+	list->items = items;
 }
 
 void cli_list_done(struct cli_list *list)

@@ -10,7 +10,7 @@ enum { EVERY_MAX_S = 30 * 86400 };
 
 /* Options that run and adopt share. */
 struct terms {
-	const char *name, *every, *fence;
+	const char *name, *every, *fence, *needs;
 };
 
 #define NAME_OPTION(t)                                                            \
@@ -28,6 +28,12 @@ struct terms {
 			.value = &(t).fence                                             \
 	}
 
+#define NEEDS_OPTION(t)                                                                     \
+	{                                                                                   \
+		"needs", 0, "EXPR", "go on only where this holds, as \"gpu && mem >= 8G\"", \
+			.value = &(t).needs                                                 \
+	}
+
 static int put_terms(const struct cli *cli, const struct terms *terms, struct json_object *body)
 {
 	int64_t every = 0;
@@ -42,6 +48,7 @@ static int put_terms(const struct cli *cli, const struct terms *terms, struct js
 	if (terms->every)
 		js_put_int(body, "every_s", every);
 	js_put_text(body, "fence", terms->fence);
+	js_put_text(body, "needs", terms->needs);
 	return CLI_OK;
 }
 
@@ -118,6 +125,8 @@ static int started(const struct cli *cli, const struct cli_reply *reply, bool wa
 		js_print(reply->json);
 	else if (!cli->json)
 		puts(name);
+	if (!cli->json && js_has(reply->json, "note"))
+		cli_complain(name, js_text(reply->json, "note", ""), NULL);
 	if (cli->err_tty && !cli->json)
 		fprintf(stderr, "See its output with \"decamp logs -f %s\".\n", name);
 	fflush(stdout);
@@ -140,13 +149,15 @@ int verb_run(struct cli *cli, int argc, char **argv)
 	_cleanup_(cli_list_done) struct cli_list env = { 0 };
 	_cleanup_(cli_list_done) struct cli_list inputs = { 0 };
 	_cleanup_reply_ struct cli_reply reply = { 0 };
-	const char *cwd = ".", *input = NULL;
+	_cleanup_free_ char *file_text = NULL;
+	const char *cwd = NULL, *input = NULL, *file = NULL;
 	bool no_cwd = false, wait = false;
 	struct terms terms = { 0 };
 	const struct cli_option options[] = {
 		NAME_OPTION(terms),
 		EVERY_OPTION(terms),
 		FENCE_OPTION(terms),
+		NEEDS_OPTION(terms),
 		{ "cwd", 0, "DIR", "start in this folder; default: the current one",
 		  .value = &cwd },
 		{ "no-cwd", 0, NULL, "do not take the start folder's files along",
@@ -154,6 +165,8 @@ int verb_run(struct cli *cli, int argc, char **argv)
 		{ "input", 0, "PATH", "take this file or folder along; may be repeated",
 		  .list = &inputs },
 		{ "env", 0, "NAME=VALUE", "set a variable; may be repeated", .list = &env },
+		{ "file", 0, "FILE", "a job file: these options, one a line as \"name = value\"",
+		  .value = &file },
 		{ "stdin", 0, "FILE", "standard input; default: empty", .value = &input },
 		{ "wait", 'w', NULL, "wait for the end and exit with the job's code",
 		  .flag = &wait },
@@ -165,11 +178,14 @@ int verb_run(struct cli *cli, int argc, char **argv)
 
 	if (r >= 0)
 		return r;
+	r = cli_job_file(cli, options, file, &file_text);
+	if (r != CLI_OK)
+		return r;
 	body = js_new();
 	mask = umask(0);
 	umask(mask);
 	js_put_list(body, "argv", (const char *const *)cli->args, (size_t)cli->arg_count);
-	put_path(body, "cwd", cwd);
+	put_path(body, "cwd", cwd ? cwd : ".");
 	put_path(body, "stdin", input);
 	put_inputs(body, &inputs);
 	js_put_bool(body, "carry_cwd", !no_cwd);
@@ -189,6 +205,7 @@ int verb_adopt(struct cli *cli, int argc, char **argv)
 		NAME_OPTION(terms),
 		EVERY_OPTION(terms),
 		FENCE_OPTION(terms),
+		NEEDS_OPTION(terms),
 		{ 0 },
 	};
 	struct json_object *body;

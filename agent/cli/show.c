@@ -21,7 +21,7 @@ static void __attribute__((format(printf, 2, 3))) line(const char *key, const ch
 	text_clean(value);
 	if (!*value)
 		return;
-	snprintf(left, sizeof(left), "%s:", key);
+	snprintf(left, sizeof(left), *key ? "%s:" : "%s", key);
 	printf("%-*s %s\n", KEY_COLUMNS, left, value);
 }
 
@@ -34,9 +34,23 @@ static void show_identity(struct json_object *job, struct json_object *detail)
 	line("job", "%s", js_text(job, "job", ""));
 	line("user", "%s", js_text(job, "user", ""));
 	line("command", "%s", js_text(job, "command", argv));
+	line("needs", "%s", js_text(detail, "needs", ""));
 	line("folder", "%s", js_text(detail, "cwd", ""));
 	if (submitted)
 		line("submitted", "%s on %s", text_when(submitted).s, js_text(job, "home", "?"));
+}
+
+/* Nobody has it and nobody can take it. */
+static void show_refusals(struct json_object *detail)
+{
+	struct json_object *refusals = js_member(detail, "refusals");
+
+	line("waits for", "%s", js_text(detail, "waits_for", ""));
+	for (size_t i = 0; i < js_length(refusals); i++) {
+		const char *refusal = json_object_get_string(js_item(refusals, i));
+
+		line(i ? "" : "does not fit", "%s", refusal ? refusal : "");
+	}
 }
 
 static void show_place(struct json_object *job, struct json_object *detail)
@@ -53,6 +67,7 @@ static void show_place(struct json_object *job, struct json_object *detail)
 		line("state", "waiting: no machine has it now");
 	else
 		line("state", "%s", state);
+	show_refusals(detail);
 	if (*step && total > 0)
 		line("under way", "%s, %.0f %%", step,
 		     100 * js_double(job, "step_done", 0) / (double)total);

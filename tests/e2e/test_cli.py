@@ -218,6 +218,39 @@ class TestRun(Case):
         self.assertIs(body["carry_cwd"], False)
         self.assertEqual([e for e in body["env"] if e.startswith(("A=", "B="))], ["B=", "A=2"])
 
+    def test_job_file(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("# a job\n\n name = n2 \nneeds=gpu && mem >= 8G\nevery = 7\nenv = A=1\n"
+                       "input = in.csv\nno-cwd = yes\nwait = no\n")
+            file.flush()
+            self.decamp("run", "--file", file.name, "--every", "9", "--env", "B=2", "--", "a",
+                        cwd="/usr")
+            body = self.asked("run")
+            self.assertEqual((body["name"], body["needs"], body["every_s"], body["cwd"]),
+                             ("n2", "gpu && mem >= 8G", 9, "/usr"))
+            self.assertEqual(body["inputs"], ["/usr/in.csv"])
+            self.assertIs(body["carry_cwd"], False)
+            self.assertLessEqual({"A=1", "B=2"}, set(body["env"]))
+            for line, error in (("needs", "is not \"name = value\""), ("nam = x", "no option"),
+                                ("file = x", "no option"), ("wait = 1", "neither yes nor no"),
+                                ("json = yes", "no option"), ("name = a\0b", "NUL")):
+                file.write(line + "\n")
+                file.flush()
+                _, err = self.decamp("run", "--file", file.name, "a", code=2)
+                self.assertIn(error, err)
+                if "NUL" not in error:
+                    self.assertIn(f"{file.name}:10: ", err)
+                os.truncate(file.name, os.path.getsize(file.name) - len(line) - 1)
+                file.seek(0, os.SEEK_END)
+        _, err = self.decamp("run", "--file", "/nonexistent", "a", code=2)
+        self.assertIn("No such file", err)
+
+    def test_note(self):
+        self.answer("run", dict(self.reply, note="no tag gpu here"))
+        out, err = self.decamp("run", "--needs", "gpu", "a")
+        self.assertEqual((out, err), ("sim1\n", "decamp: sim1: no tag gpu here\n"))
+        self.assertEqual(self.asked("run")["needs"], "gpu")
+
     def test_json(self):
         self.passthrough_before("run", "true")
 
@@ -349,6 +382,32 @@ class TestTables(Case):
                                    r" +9\.0 GiB +2  10\.0\.0\.7:7431  takes-jobs$")
         self.assertRegex(lines[2], r"^lab-08 .* suspect +0 s ago ")
         self.passthrough(answer, "nodes")
+
+    def test_tags_of_nodes(self):
+        self.answer("nodes", {"nodes": [NODE, dict(NODE, name="lab-08", tags="gpu big")]})
+        lines = self.decamp("nodes")[0].splitlines()
+        self.assertRegex(lines[0], r"FLAGS +TAGS$")
+        self.assertRegex(lines[2], r"takes-jobs +gpu big$")
+
+    def test_why(self):
+        answer = dict(SUMMARY, waits_for="a host\x1b[2J that fits", needs="gpu && !slow", fitting=1,
+                      hosts=[{"host": "lab-01", "fits": False, "owner": False,
+                              "reasons": ["is being vacated", "no tag gpu"]},
+                             {"host": "lab-02", "fits": False, "owner": True,
+                              "reasons": ["no tag gpu"]},
+                             {"host": "lab-03", "fits": True, "owner": False, "reasons": []},
+                             {"host": "lab-04", "fits": True, "owner": True, "reasons": []}, None])
+        self.answer("why", answer)
+        out, _ = self.decamp("why", "sim1")
+        self.assertEqual(out, "sim1 waits for a host?[2J that fits\n"
+                              "It needs gpu && !slow\n"
+                              "host lab-01: is being vacated; no tag gpu\n"
+                              "host lab-02: has the job; no tag gpu\n"
+                              "host lab-03: fits\n"
+                              "host lab-04: has the job\n"
+                              "host ?: \n")
+        self.assertEqual(self.asked("why"), {"job": "sim1"})
+        self.passthrough(answer, "why", "sim1")
 
     def test_doctor(self):
         answer = {"features": [{"name": "criu", "have": True, "use": "criu 4.2", "why": "restores"},
@@ -625,7 +684,7 @@ class TestErrors(Case):
             self.decamp(*args, code=2)
 
 
-VERBS = ("run", "adopt", "ps", "show", "logs", "history", "wait", "ckpt", "migrate", "restore",
+VERBS = ("run", "adopt", "ps", "show", "why", "logs", "history", "wait", "ckpt", "migrate", "restore",
          "freeze", "thaw", "kill", "ls", "cat", "check", "nodes", "vacate", "doctor",
          "cluster init", "cluster invite", "cluster join", "version", "help")
 
