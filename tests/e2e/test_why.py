@@ -1,0 +1,106 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A job's needs decide where it goes on, and decamp says why it is not elsewhere."""
+
+from common import (Job, check, check_counter, check_equal, counter_argv, main, make_folder, refused,
+                    submit, wait_for)
+
+STEPS = 200
+TAGS = {"host2": "gpu, slow", "host4": "gpu big"}
+JOB_FILE = """\
+# where it may go on
+needs = gpu && !slow && mem >= 1M && arch != s390x
+every = 2
+"""
+
+
+def reasons(job, at):
+    """For each host, what stands between it and the job."""
+    answer = job.ask("why", job.name, at=at)
+    return answer, {host["host"]: "fits" if host["fits"] else "; ".join(host["reasons"])
+                    for host in answer["hosts"]}
+
+
+def test_tags_are_known(lab):
+    """What an administrator calls his hosts is known to all of them."""
+    for host in lab.hosts:
+        host.settings["tags"] = TAGS.get(host.name, "")
+    lab.start_daemons()
+    lab.make_cluster()
+    lab.user = lab.job_user()
+    nodes = {node["name"]: node for node in lab[1].decamp("nodes")["nodes"]}
+    check_equal([nodes[f"host{i}"]["tags"] for i in range(1, 5)], ["", "gpu slow", "", "gpu big"],
+                "decamp nodes tells them")
+    check(nodes["host2"]["cores"] > 0 and "." in nodes["host2"]["kernel"]
+          and nodes["host2"]["arch"] != "?", "and what the machine is")
+
+
+def test_wrong_needs(lab):
+    """What cannot be understood is refused with the place and what could stand there."""
+    text = refused(lambda: submit(lab, lab[1], "bad", ["/bin/true"], "--needs", "gpu && mem => 8G"))
+    check("character 12" in text and "a relation is expected" in text, text.splitlines()[0])
+    lab[1].write("/root/job", "every = 5\n\nneed = gpu\n")
+    text = refused(lambda: lab[1].decamp("run", "--file", "/root/job", "--", "/bin/true"))
+    check('/root/job:3: "need" is no option of a job' in text, text.splitlines()[0])
+
+
+def test_needs_choose_the_host(lab):
+    """The one host that fits takes the job over; of the others decamp tells what they lack."""
+    home = lab[1]
+    folder = make_folder(home, "picky", lab.user)
+    home.write(folder + "/job", JOB_FILE)
+    job = submit(lab, home, "picky", counter_argv("mark-1", STEPS, 0.08), "--file", "job",
+                 cwd=folder)
+    job.wait_seq(2)
+    answer, why = reasons(job, lab[2])
+    check_equal(answer["needs"], "gpu && !slow && mem >= 1M && arch != s390x",
+                "the needs are those of the job file")
+    check_equal(why["host2"], "has the tag slow", "host2: " + why["host2"])
+    check_equal(why["host3"], "no tag gpu", "host3: " + why["host3"])
+    check_equal(why["host4"], "fits", "host4: fits")
+    check_equal(answer["waits_for"], "nothing: host1 has it", answer["waits_for"])
+    refused(lambda: job.ask("migrate", job.name, "host3"), "no tag gpu")
+    home.power_cut()
+    job.wait_host([lab[4]], at=lab[2])
+    check(lab[4].pids("mark-1"), "it goes on where the tag is")
+
+
+def test_nobody_fits(lab):
+    """Its only host is emptied: it waits, and both show and why say for what."""
+    job = the_same(lab)
+    lab[4].decamp("vacate")
+    job.wait_state("waiting", at=lab[2])
+    answer, why = reasons(job, lab[2])
+    check("is being vacated" in why["host4"], "host4: " + why["host4"])
+    check("does not answer" in why["host1"] and "no tag gpu" in why["host1"],
+          "host1: " + why["host1"])
+    check_equal(answer["waits_for"], "a host that fits", "it waits for a host that fits")
+    check_equal(answer["fitting"], 0, "none does")
+    detail = job.show(at=lab[3])["detail"]
+    check_equal(len(detail["refusals"]), 4, "decamp show tells the same")
+    text = lab[2].run([lab.build / "decamp", "why", job.name], user=lab.user).stdout
+    check(f"{job.name} waits for a host that fits\n" in text and "host host3: no tag gpu\n" in text,
+          "one line for each host")
+    shown = lab[3].run([lab.build / "decamp", "show", job.name], user=lab.user).stdout
+    check("waits for:" in shown and "host3: no tag gpu" in shown, "and in decamp show")
+    lab[4].decamp("vacate", "--undo")
+    job.wait_host([lab[4]], at=lab[2])
+    check(True, "it goes on when its host is back")
+    lab[1].boot()
+    lab[1].start_daemon()
+    lab[1].wait_daemon()
+    lab.wait_members()
+    job.wait_collected()
+    check_counter(job, STEPS)
+
+
+def the_same(lab):
+    """The job of the test before, as another host knows it."""
+    job = Job(lab, lab[1], "picky", lab.user)
+    job.marker = "mark-1"
+    wait_for(lambda: job.show(at=lab[2])["host"] == "host4", 10, "that host4 has it")
+    return job
+
+
+if __name__ == "__main__":
+    main(globals(), hosts=4, cluster=False)
