@@ -346,6 +346,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 
 void driver_stop(struct overlay *overlay)
 {
+	trim_stop(overlay);
 	repair_stop(overlay);
 	sd_event_source_disable_unref(overlay->core_timer);
 	free(overlay->core);
@@ -383,13 +384,17 @@ void driver_report(struct overlay *overlay)
 {
 	struct core_event event = { .type = CORE_EV_REPORT, .report = &overlay->report };
 	struct store_stats stats;
+	uint64_t surplus;
 
 	if (!overlay->core || !overlay->reported)
 		return;
 	/* The store's numbers are this half's to say. */
 	store_get_stats(overlay->store, &stats);
-	overlay->report.store_used_bytes = stats.object_bytes;
-	overlay->report.store_free_bytes = store_room_bytes(overlay->store);
+	surplus = overlay->trim.surplus_bytes;
+	if (surplus > stats.object_bytes)
+		surplus = stats.object_bytes; /* some was dropped since it was looked at */
+	overlay->report.store_used_bytes = stats.object_bytes - surplus;
+	overlay->report.store_free_bytes = store_room_bytes(overlay->store) + surplus;
 	overlay->report.stays = habits_stays(overlay);
 	overlay->report_ms = net_now_ms();
 	(void)step(overlay, &event);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The inside of the overlay half, shared by overlay/{overlay,channel,driver,objects,relay,serve}.c.
+ * The inside of the overlay half, shared by the sources in overlay/ itself.
  *
  *   channel.c  datagrams of the agent: channels, requests in flight, answers
  *   driver.c   events into the core, updates out of it
  *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
  *   habits.c   when this host is on             repair.c   copies that are missing
+ *   trim.c     copies that are too many
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *   refusals.c what is refused: counted, and told rarely
  *
@@ -42,6 +43,7 @@ enum {
 	OVERLAY_HEARD_MAX = 128,
 	OVERLAY_TELLS_MAX = 256,
 	OVERLAY_REFUSALS_MS = 60 * 1000,
+	OVERLAY_PINS_MAX = 256,
 };
 
 /* call_id of an order to ourselves, which has no peer to answer. */
@@ -105,6 +107,27 @@ struct repair {
 	uint32_t tell_count;
 };
 
+struct surplus {
+	struct core_repair_item rank;
+	struct ov_object object;
+};
+
+/* A copy that another host counts on while it gives up its own. */
+struct pin {
+	struct job_id job;
+	struct object_hash hash;
+	uint64_t until_ms;
+};
+
+/* One copy at a time is given up. */
+struct trim {
+	struct surplus *items; /* of repair's last round, in order */
+	uint32_t count, at;
+	uint64_t surplus_bytes; /* of those that are left */
+	struct trim_op *op;
+	struct pin pins[OVERLAY_PINS_MAX];
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -131,6 +154,7 @@ struct overlay {
 	struct repair repair;
 	struct ov_refusals refusals_told;
 	uint64_t refusals_ms; /* when they were told, 0: never */
+	struct trim trim;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -181,6 +205,14 @@ void repair_stop(struct overlay *overlay);
 void repair_tell(struct overlay *overlay, const struct ov_object *object);
 /* A peer says who has an object of which this host keeps a copy. Dropped if too many say so. */
 void repair_heard(struct overlay *overlay, const struct ov_object *object);
+
+/* trim.c */
+/* Which of all that lies here is surplus: once a round. */
+void trim_look(struct overlay *overlay, const struct store_item *items, uint32_t count);
+void trim_tick(struct overlay *overlay, uint64_t now_ms);
+void trim_stop(struct overlay *overlay);
+/* Not to be given up for a while. -EBUSY: it is being given up; -EAGAIN: too many are kept so. */
+int trim_pin(struct overlay *overlay, const struct job_id *job, const struct object_hash *hash);
 
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;

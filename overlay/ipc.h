@@ -106,7 +106,7 @@ struct ov_start {
 	uint64_t reserve_bytes;	       /* free disk that is never touched */
 	uint8_t closed_hours[168 / 8]; /* a bit per local hour of the week, from Thursday 00:00 */
 	uint8_t reserved2[3];
-	/* Repair of others' packs; 0: 2 MB/s, 5 minutes, an hour, a day. */
+	/* Repair of others' packs; 0: 2 MB/s, 5 minutes, half an hour, a day. */
 	uint64_t repair_bytes_s;
 	uint32_t repair_round_ms, repair_lazy_ms, repair_gone_ms;
 	uint32_t reserved3;

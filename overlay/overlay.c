@@ -25,8 +25,10 @@ static int on_sweep(sd_event_source *source, uint64_t usec, void *arg)
 	/* The store fills without the agent's knowledge. */
 	if (overlay->reported && now - overlay->report_ms >= REPORT_MS)
 		driver_report(overlay);
-	if (overlay->core)
+	if (overlay->core) {
 		repair_tick(overlay, now);
+		trim_tick(overlay, now);
+	}
 	refusals_tick(overlay, now);
 	if (sd_event_source_set_time_relative(source, SWEEP_MS * 1000) < 0)
 		return -EIO;

@@ -350,6 +350,7 @@ static void list_done(struct store_task *task)
 			log_errno(list->status, "repair: list");
 		free(list->items);
 	} else {
+		trim_look(list->overlay, list->items, list->count);
 		rank_items(list->overlay, list);
 	}
 	free(list);

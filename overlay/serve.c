@@ -20,6 +20,7 @@ struct service {
 	struct ov_retain retain;
 	uint8_t *hashes;
 	size_t hashes_size;
+	struct job_id job;
 	struct object_hash hash;
 	int fd, status;
 	uint32_t size;
@@ -45,6 +46,9 @@ static void service_run(struct store_task *task)
 		break;
 	case NET_OP_GET:
 		service->status = store_get(store, &service->hash, &service->fd, &service->size);
+		break;
+	case NET_OP_VOUCH:
+		service->status = store_vouch(store, &service->job, &service->hash);
 		break;
 	default:
 		service->status = store_retain(store, &service->retain,
@@ -144,6 +148,24 @@ static int serve_retain(struct overlay *overlay, uint64_t served, const struct n
 	return r;
 }
 
+static int serve_vouch(struct overlay *overlay, uint64_t served, const struct net_call *call)
+{
+	struct service *service;
+	int r = trim_pin(overlay, &call->object.job, &call->object.hash);
+
+	if (r < 0)
+		return r;
+	service = service_new(overlay, served, call->op);
+	if (!service)
+		return -ENOMEM;
+	service->job = call->object.job;
+	service->hash = call->object.hash;
+	r = store_worker_submit(overlay->worker, &service->task);
+	if (r < 0)
+		service_free(service);
+	return r;
+}
+
 static int serve_list(struct overlay *overlay, uint64_t served)
 {
 	_cleanup_close_ int fd = -1;
@@ -189,6 +211,8 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_order(overlay, served, from, call);
 	case NET_OP_LIST:
 		return serve_list(overlay, served);
+	case NET_OP_VOUCH:
+		return serve_vouch(overlay, served, call);
 	case NET_OP_HOLDERS:
 		repair_heard(overlay, &call->object);
 		net_reply(overlay->net, served, 0, NULL, 0, -1, 0);

@@ -203,3 +203,12 @@ uint32_t core_place_repair(const struct core *core, const struct core_place_rule
 			   const struct object_hash *hash, uint64_t size,
 			   const struct node_id *holders, uint32_t count, uint32_t *ret_there,
 			   struct node_id *ret_nodes);
+
+/*
+ * This host is a holder: may it give its copy up if room is needed? ret_stable: copies that are
+ * there on hosts that stay, for core_give_up_before(). vouched, unless it is NULL: of the holders
+ * those whose bit is not set count as away.
+ */
+bool core_place_surplus(const struct core *core, const struct core_place_rule *rule,
+			const struct node_id *holders, uint32_t count, const uint32_t *vouched,
+			uint32_t *ret_stable);

@@ -18,7 +18,7 @@ enum {
 const struct core_place_rule core_place_rule_default = { .copies = 3,
 							 .stable = 2,
 							 .low = 2,
-							 .lazy_ms = 3600 * 1000,
+							 .lazy_ms = 1800 * 1000,
 							 .gone_ms = 24 * 3600 * 1000 };
 
 static uint64_t word_at(const uint8_t *bytes)
@@ -266,6 +266,24 @@ bool core_repair_before(const struct core_repair_item *a, const struct core_repa
 	if (a->there != b->there)
 		return a->there < b->there;
 	return a->committed_ms > b->committed_ms;
+}
+
+uint32_t core_copies_stable(const struct core_copy *copies, uint32_t count)
+{
+	uint32_t stable = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		stable += !copies[i].away_ms && is_stable(copies[i].holder.stays);
+	return stable;
+}
+
+bool core_give_up_before(const struct core_repair_item *a, const struct core_repair_item *b)
+{
+	if (a->there != b->there)
+		return a->there > b->there;
+	if (a->newest != b->newest)
+		return b->newest;
+	return a->committed_ms < b->committed_ms;
 }
 
 bool core_bucket_take(struct core_bucket *bucket, uint64_t now_ms, uint64_t bytes)

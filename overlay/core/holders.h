@@ -13,9 +13,15 @@
  * three of those the object's key is salted anew (PAST's file diversion). Of the hosts' free
  * store a first choice takes at most 1/10, a later one 1/20.
  *
- * Repair: lazy. A host that is away for less than lazy_ms counts as there. A copy is made if fewer
- * than `low` are there, or if fewer than `stable` are left whose holders may stay on, as far as one
- * knows (FORECAST_LEAVES): before a closing, not after it. Copies that return are kept; a full store gives up surplus ones.
+ * Repair: lazy. A host that is away for less than lazy_ms counts as there. A copy is made if fewer than `low` are there, or if fewer than `stable` are
+ * left whose holders may stay on, as far as one knows (FORECAST_LEAVES): before a closing, not after
+ * it. Copies that return are kept.
+ *
+ * Trimming: a surplus copy is a cache. Its bytes count as free, so nobody is refused for its sake,
+ * and it goes when less than 1/CORE_TRIM_SHARE of the store is really free: of an object with most
+ * copies first. So full stores end up with copies that are spread evenly over the objects; a fixed
+ * level at which everything surplus goes would have repair make again what was just given up.
+ *
  * Rate: a token bucket per host that sends. Order: core_repair_before().
  *
  * Threading: pure functions.
@@ -48,7 +54,7 @@ struct core_place_rule {
 	uint32_t lazy_ms, gone_ms; /* away: not there any more; not coming back */
 };
 
-/* Three copies, two of them stable; an hour, a day. */
+/* Three copies, two of them stable; half an hour, a day. */
 extern const struct core_place_rule core_place_rule_default;
 
 /*
@@ -95,6 +101,17 @@ struct core_repair_item {
 
 /* The newest checkpoints first; of those, who has fewer copies; then the later one. */
 bool core_repair_before(const struct core_repair_item *a, const struct core_repair_item *b);
+
+enum { CORE_TRIM_SHARE = 32 };
+
+/* Copies that are there now on hosts that stay. */
+uint32_t core_copies_stable(const struct core_copy *copies, uint32_t count);
+
+/*
+ * Which of two surplus copies goes first; `there` is core_copies_stable() here. Who has more; of
+ * those, what no newest checkpoint was put with; then the earlier one.
+ */
+bool core_give_up_before(const struct core_repair_item *a, const struct core_repair_item *b);
 
 /* Bytes that repair may send: rate per second, saved up to burst. */
 struct core_bucket {

@@ -307,3 +307,27 @@ uint32_t core_place_repair(const struct core *core, const struct core_place_rule
 		ret_nodes[i] = core->members[rows[i]].info.id;
 	return chosen;
 }
+
+bool core_place_surplus(const struct core *core, const struct core_place_rule *rule,
+			const struct node_id *holders, uint32_t count, const uint32_t *vouched,
+			uint32_t *ret_stable)
+{
+	struct core_copy copies[OV_HOLDERS_MAX + 1];
+	uint32_t self = CORE_NONE;
+
+	if (count > OV_HOLDERS_MAX)
+		return false;
+	for (uint32_t i = 0; i < count; i++) {
+		copies[i] = copy_at(core, &holders[i]);
+		if (node_id_equal(&holders[i], core_self(core)))
+			self = i;
+		else if (vouched && !(*vouched & 1u << i))
+			copies[i].away_ms = UINT64_MAX;
+	}
+	if (self == CORE_NONE) {
+		self = count++;
+		copies[self] = copy_at(core, core_self(core));
+	}
+	*ret_stable = core_copies_stable(copies, count);
+	return core_repair_surplus(rule, copies, count, self);
+}

@@ -244,6 +244,11 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 	case NET_OP_HOLDERS:
 		good = take_holders(&in, &call);
 		break;
+	case NET_OP_VOUCH:
+		take_bytes(&in, &call.object.job, sizeof(call.object.job));
+		take_bytes(&in, &call.object.hash, sizeof(call.object.hash));
+		good = call.stream_size == 0;
+		break;
 	default:
 		good = false;
 	}
@@ -313,6 +318,10 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 		p = add32(p, call->object.holder_count);
 		p = add_bytes(p, call->object.holders,
 			      call->object.holder_count * sizeof(call->object.holders[0]));
+		break;
+	case NET_OP_VOUCH:
+		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
+		p = add_bytes(p, &call->object.hash, sizeof(call->object.hash));
 		break;
 	default:
 		break;

@@ -17,6 +17,8 @@
  *   ORDER  = u32 timeout_ms, u32 size, bytes; the reply's inline bytes are the answer
  *   LIST   = nothing; the reply's stream is struct job_value[]
  *   HOLDERS = job, token, hash, u32 count, count ids: who has this object, of which you keep a copy
+ *   VOUCH  = job, hash: you keep this object for the job, and will not give it up for want of room
+ *            within 10 minutes: the caller is about to
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -68,7 +70,8 @@ enum net_op {
 	NET_OP_RETAIN,
 	NET_OP_ORDER,
 	NET_OP_LIST,
-	NET_OP_HOLDERS
+	NET_OP_HOLDERS,
+	NET_OP_VOUCH,
 };
 
 struct net_frame {
@@ -81,7 +84,7 @@ struct net_call {
 	uint64_t call;
 	uint16_t op; /* enum net_op; says which fields count */
 	uint32_t stream_size;
-	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash; HOLDERS: its own */
+	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash; others: see above */
 	struct ov_retain retain;
 	uint32_t order_timeout_ms, order_size;
 	const uint8_t *order_bytes;

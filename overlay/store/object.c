@@ -8,6 +8,7 @@
 #include <sys/statvfs.h>
 
 #include "agent/util/io.h"
+#include "overlay/core/holders.h"
 #include "overlay/store/internal.h"
 
 enum { IO_BYTES = 256 << 10, DAY_MS = 24 * 3600 * 1000 };
@@ -37,6 +38,20 @@ uint64_t store_room_bytes(struct store *store)
 	}
 	pthread_mutex_unlock(&store->lock);
 	return room;
+}
+
+uint64_t store_short_bytes(struct store *store)
+{
+	uint64_t room = store_room_bytes(store), margin;
+
+	pthread_mutex_lock(&store->lock);
+	margin = store->quota_bytes / 8;
+	if (margin > OV_PACK_MAX)
+		margin = OV_PACK_MAX;
+	if (margin < store->quota_bytes / CORE_TRIM_SHARE)
+		margin = store->quota_bytes / CORE_TRIM_SHARE;
+	pthread_mutex_unlock(&store->lock);
+	return room < margin ? margin - room : 0;
 }
 
 /* Room for `size` more bytes, counted as taken until arriving_done(). */

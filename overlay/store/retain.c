@@ -219,6 +219,59 @@ static void unlink_dropped(struct store *store, const struct key_list *list, uin
 	pthread_mutex_unlock(&store->lock);
 }
 
+static bool has_file(struct store *store, const struct object_hash *hash, uint32_t size)
+{
+	char path[3 + 64 + 1];
+	struct stat st;
+
+	store_object_path(hash, path);
+	return fstatat(store->objects_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       S_ISREG(st.st_mode) && st.st_size == size;
+}
+
+int store_vouch(struct store *store, const struct job_id *job, const struct object_hash *hash)
+{
+	struct ref_key name = { .job = *job, .hash = *hash };
+	MDB_val key = { sizeof(name), &name }, hash_key = { sizeof(*hash), (void *)hash }, value;
+	struct object_row row;
+	MDB_txn *txn = NULL;
+	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, MDB_RDONLY, &txn));
+
+	if (r < 0)
+		return r;
+	r = store_lmdb_errno(mdb_get(txn, store->refs, &key, &value));
+	if (r == 0)
+		r = store_lmdb_errno(mdb_get(txn, store->objects, &hash_key, &value));
+	if (r == 0 && value.mv_size != sizeof(row))
+		r = -EIO;
+	if (r == 0) {
+		memcpy(&row, value.mv_data, sizeof(row));
+		r = has_file(store, hash, row.size) ? 0 : -ENOENT;
+	}
+	mdb_txn_abort(txn);
+	return r;
+}
+
+int store_give_up(struct store *store, const struct job_id *job, const struct object_hash *hash)
+{
+	struct ref_key name = { .job = *job, .hash = *hash };
+	struct key_list list = { .keys = &name, .count = 1, .room = 1 };
+	uint64_t bytes = 0;
+	MDB_txn *txn = NULL;
+	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
+
+	if (r < 0)
+		return r;
+	r = drop_references(store, txn, &list, &bytes);
+	if (r < 0)
+		mdb_txn_abort(txn);
+	else
+		r = store_lmdb_errno(mdb_txn_commit(txn));
+	if (r == 0)
+		unlink_dropped(store, &list, bytes);
+	return r;
+}
+
 int store_retain(struct store *store, const struct ov_retain *retain,
 		 const struct object_hash *hashes, uint32_t *ret_dropped)
 {
@@ -290,16 +343,6 @@ static int sweep_folder(struct store *store, MDB_txn *txn, const char *folder)
 			return -errno;
 	}
 	return 0;
-}
-
-static bool has_file(struct store *store, const struct object_hash *hash, uint32_t size)
-{
-	char path[3 + 64 + 1];
-	struct stat st;
-
-	store_object_path(hash, path);
-	return fstatat(store->objects_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-	       S_ISREG(st.st_mode) && st.st_size == size;
 }
 
 /* Counts the objects; lists rows whose file is missing or has another size. */

@@ -46,6 +46,11 @@ void store_set_limits(struct store *store, uint64_t quota_bytes, uint64_t reserv
 void store_get_stats(struct store *store, struct store_stats *ret_stats);
 /* What another put could have: the smaller of quota and disk. */
 uint64_t store_room_bytes(struct store *store);
+/*
+ * How many bytes the free room is below what should be free: 1/CORE_TRIM_SHARE of the quota, and as
+ * much as one object may need, unless that is more than 1/8. 0 before limits are set.
+ */
+uint64_t store_short_bytes(struct store *store);
 /* A peer sent an object with a wrong hash that never came to this store. */
 void store_count_bad(struct store *store);
 
@@ -84,6 +89,13 @@ struct store_item {
 };
 
 enum { STORE_LIST_MAX = 65536 };
+
+/* The job has this object here, and its file is whole by size. -ENOENT. */
+int store_vouch(struct store *store, const struct job_id *job, const struct object_hash *hash)
+	__attribute__((warn_unused_result));
+/* Drops the job's reference to one object, and the object if it was the last. -ENOENT. */
+int store_give_up(struct store *store, const struct job_id *job, const struct object_hash *hash)
+	__attribute__((warn_unused_result));
 
 /* At most STORE_LIST_MAX; the caller frees. */
 int store_list_held(struct store *store, struct store_item **ret_items, uint32_t *ret_count)

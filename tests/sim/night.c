@@ -155,7 +155,9 @@ void night_run(const struct night_setup *setup, struct night_result *ret_result)
 			commit_due(n);
 		if (setup->repair && n->now_s % REPAIR_S == 0)
 			night_store_repair(n);
-		if (n->now_s % TRIM_S == 0)
+		if (n->now_s % SURPLUS_S == 0)
+			night_store_surplus(n);
+		if (n->now_s % 60 == 0)
 			night_store_trim(n);
 	}
 	judge(n);

@@ -11,6 +11,7 @@
  * Knowledge: none; the truth; or what each host learned of itself from nothing but its own past and
  * says in its report every 10 minutes. First choice, diversion, forecast, repair, its order, its
  * bucket and the giving up of surplus copies are the product's (overlay/core/forecast.h, holders.h).
+ * What is surplus is counted every 30 minutes and goes when room is short, looked at every minute.
  * Network: a transfer gets an equal share of its sender's and of its receiver's link, the smaller
  * of both; it fails when one of them goes. Steps of 10 s; repair is looked at every 5 minutes.
  * Judge: a checkpoint is unavailable while none of its copies is on a host that is on; lost when

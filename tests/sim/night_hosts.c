@@ -99,7 +99,7 @@ static void say(struct night *n, struct host *host)
 	uint8_t closed[FORECAST_CLOSED_BYTES];
 	bool closes = will_close(n, host);
 
-	host->said_free_bytes = n->set.quota_bytes - host->used_bytes;
+	host->said_free_bytes = n->set.quota_bytes - host->used_bytes + host->surplus_bytes;
 	switch (n->set.knowledge) {
 	case NIGHT_BLIND:
 		break;
@@ -164,7 +164,7 @@ static void wipe(struct night *n, uint32_t i)
 	core_forecast_note(&host->forecast, n->now_s, 0);
 	host->noted_s = n->now_s;
 	host->stays = 0;
-	host->used_bytes = 0;
+	host->used_bytes = host->surplus_bytes = 0;
 }
 
 void night_hosts_step(struct night *n)

@@ -11,7 +11,7 @@ enum {
 	FLOWS_MAX = 4096,
 	NOTE_S = 600,	/* a host counts its time and reports */
 	REPAIR_S = 300, /* repair is looked at */
-	TRIM_S = 3600,	/* space is looked at */
+	SURPLUS_S = 1800, /* what could be given up is counted */
 	HOUR = 3600,
 	DAY = 24 * HOUR,
 };
@@ -24,7 +24,7 @@ struct host {
 	uint64_t flips_s, wiped_s, off_since_s, noted_s;
 	struct core_forecast forecast;
 	uint32_t stays; /* as it said last */
-	uint64_t used_bytes, said_free_bytes;
+	uint64_t used_bytes, said_free_bytes, surplus_bytes;
 	struct core_bucket bucket;
 	uint32_t flows_out, flows_in;
 };
@@ -78,6 +78,7 @@ void night_store_went(struct night *n, uint32_t host);
 void night_store_wiped(struct night *n, uint32_t host);
 void night_store_repair(struct night *n);
 void night_store_flows(struct night *n);
+void night_store_surplus(struct night *n);
 void night_store_trim(struct night *n);
 
 /* night.c: the judge */

@@ -5,7 +5,7 @@
 
 #include "tests/sim/night_internal.h"
 
-enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4, FULL_PERCENT = 87, TRIM_PERCENT = 85 };
+enum { DIVERT_MAX = 12, OUT_MAX = 4, IN_MAX = 4 };
 
 struct chooser {
 	const struct night *n;
@@ -330,14 +330,40 @@ void night_store_flows(struct night *n)
 	}
 }
 
-static void trim_host(struct night *n, uint32_t host)
+/* Surplus counts as free, and is what goes when room is needed: see core_give_up_before(). */
+void night_store_surplus(struct night *n)
 {
-	uint64_t low = n->set.quota_bytes / 100 * TRIM_PERCENT;
 	struct core_copy copies[COPIES_MAX];
 
-	for (uint32_t i = 0; i < n->set.objects && n->hosts[host].used_bytes > low; i++) {
+	for (uint32_t i = 0; i < n->set.hosts; i++)
+		n->hosts[i].surplus_bytes = 0;
+	for (uint32_t i = 0; i < n->set.objects; i++) {
+		struct object *object = &n->objects[i];
+		uint32_t count;
+
+		if (!object->committed)
+			continue;
+		count = describe_copies(n, object, copies);
+		for (uint32_t k = 0; k < count; k++)
+			if (!object->copies[k].wiped && !object->copies[k].arriving &&
+			    core_repair_surplus(&n->set.rule, copies, count, k))
+				n->hosts[object->copies[k].host].surplus_bytes +=
+					n->set.object_bytes;
+	}
+}
+
+/* The object that host can best do without, or set.objects. */
+static uint32_t worst_of(struct night *n, uint32_t host)
+{
+	struct core_copy copies[COPIES_MAX];
+	struct core_repair_item worst = { 0 };
+	uint32_t found = n->set.objects;
+
+	for (uint32_t i = 0; i < n->set.objects; i++) {
 		struct object *object = &n->objects[i];
 		struct copy *copy = object->committed ? copy_at(object, host) : NULL;
+		struct core_repair_item item = { .newest = i % 2 == 0,
+						 .committed_ms = object->commit_s };
 		uint32_t count;
 
 		if (!copy)
@@ -346,7 +372,26 @@ static void trim_host(struct night *n, uint32_t host)
 		if (!core_repair_surplus(&n->set.rule, copies, count,
 					 (uint32_t)(copy - object->copies)))
 			continue;
-		drop_copy(n, object, (uint32_t)(copy - object->copies));
+		item.there = core_copies_stable(copies, count);
+		if (found == n->set.objects || core_give_up_before(&item, &worst)) {
+			found = i;
+			worst = item;
+		}
+	}
+	return found;
+}
+
+static void trim_host(struct night *n, uint32_t host)
+{
+	uint64_t margin = n->set.quota_bytes / CORE_TRIM_SHARE;
+
+	while (n->hosts[host].used_bytes + margin > n->set.quota_bytes) {
+		uint32_t index = worst_of(n, host);
+		struct object *object = &n->objects[index];
+
+		if (index == n->set.objects)
+			return;
+		drop_copy(n, object, (uint32_t)(copy_at(object, host) - object->copies));
 		object->there--;
 		n->result.given_up++;
 	}
@@ -355,7 +400,6 @@ static void trim_host(struct night *n, uint32_t host)
 void night_store_trim(struct night *n)
 {
 	for (uint32_t i = 0; i < n->set.hosts; i++)
-		if (n->hosts[i].on &&
-		    n->hosts[i].used_bytes > n->set.quota_bytes / 100 * FULL_PERCENT)
+		if (n->hosts[i].on)
 			trim_host(n, i);
 }

@@ -132,7 +132,7 @@ static void sensitivity(struct output *out, const struct night_setup *base)
 	set = *base;
 	set.name = "learned-one-more-closes";
 	set.change_day = set.learn_days + 7;
-	run(out, &set, RIVAL);
+	run(out, &set, KEEPS);
 	set.name = "learned-two-rooms-swap";
 	set.swap = true;
 	run(out, &set, RIVAL);

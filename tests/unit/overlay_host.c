@@ -20,8 +20,10 @@
 #include <cmocka.h>
 
 #include "agent/util/io.h"
+#include "overlay/core/forecast.h"
 #include "overlay/net/tls.h"
 #include "overlay/overlay.h"
+#include "overlay/store/store.h"
 
 enum { TEST_UID = 65534, CALL_MS = 20000 };
 
@@ -99,6 +101,45 @@ void host_make(struct test_host *host, const struct test_cluster *cluster, uint8
 		assert_int_equal(chown(host->dir, TEST_UID, TEST_UID), 0);
 }
 
+static int save_habits(const struct test_host *host)
+{
+	struct core_forecast forecast = { 0 };
+	uint8_t bytes[FORECAST_BYTES];
+	struct store *store;
+	struct tm tm;
+	time_t now = time(NULL);
+	uint64_t local_s;
+	int r;
+
+	localtime_r(&now, &tm);
+	local_s = (uint64_t)(now + tm.tm_gmtoff);
+	for (uint64_t t = local_s - 21 * 86400; t <= local_s; t += 600)
+		core_forecast_note(&forecast, t, 600);
+	core_forecast_encode(&forecast, bytes);
+	r = store_open(host->dir, &store);
+	if (r == 0) {
+		r = store_own_save(store, "habits", bytes, sizeof(bytes));
+		store_close(store);
+	}
+	return r;
+}
+
+void host_be_stable(struct test_host *host)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		/* The half that reads it runs as this user. */
+		if (geteuid() == 0 && (setgid(TEST_UID) < 0 || setuid(TEST_UID) < 0))
+			_exit(2);
+		_exit(save_habits(host) < 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 void host_run(struct test_host *host)
 {
 	int pair[2];
@@ -150,7 +191,7 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	start->renew_ms = 300;
 	start->lease_ms = 2000;
 	start->hold_ms = 2600;
-	start->quota_bytes = 1 << 30;
+	start->quota_bytes = host->quota_bytes ? host->quota_bytes : 1 << 30;
 	start->repair_round_ms = host->repair_round_ms;
 	start->repair_lazy_ms = host->repair_lazy_ms;
 	r = host_call(host, &msg, fd, NULL);

@@ -19,6 +19,7 @@ struct test_host {
 	uint16_t port;
 	char dir[64];
 	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
+	uint64_t quota_bytes;			  /* 0: 1 GiB */
 	struct ov_identity identity;
 };
 
@@ -26,6 +27,8 @@ void cluster_make(struct test_cluster *cluster);
 void cluster_sign(const struct test_cluster *cluster, struct node_card *card);
 /* A host with a key, a card and a free port; not running. `number` makes its id. */
 void host_make(struct test_host *host, const struct test_cluster *cluster, uint8_t number);
+/* Before host_run(): it has been on for three weeks, as far as it knows. */
+void host_be_stable(struct test_host *host);
 void host_run(struct test_host *host);
 /* Serve and gossip; seed may be NULL. Returns the answer's status. */
 int host_start(struct test_host *host, const struct test_host *seed);

@@ -10,7 +10,7 @@
 #include "overlay/core/forecast.h"
 #include "overlay/core/holders.h"
 
-enum { HOSTS = 20, ROOMS = 5, MIB = 1 << 20, HOUR_MS = 3600 * 1000 };
+enum { HOSTS = 20, ROOMS = 5, MIB = 1 << 20, LAZY_MS = 1800 * 1000, HOUR_MS = 3600 * 1000 };
 
 struct lab {
 	struct core_holder holders[HOSTS];
@@ -229,10 +229,10 @@ static void repair_is_lazy(void **state)
 	(void)state;
 	lab_init(&lab);
 	copies[0] = copy(&lab, 0, 0);
-	copies[1] = copy(&lab, 1, HOUR_MS - 1);
+	copies[1] = copy(&lab, 1, LAZY_MS - 1);
 	copies[2] = copy(&lab, 2, 23 * HOUR_MS);
 	assert_int_equal(missing(copies, 3), 0);
-	copies[1].away_ms = HOUR_MS;
+	copies[1].away_ms = LAZY_MS;
 	assert_int_equal(missing(copies, 3), 2);
 	copies[2].away_ms = 1;
 	assert_int_equal(missing(copies, 3), 0);
@@ -323,6 +323,27 @@ static void the_newest_are_repaired_first(void **state)
 	assert_false(core_repair_before(&few, &few));
 }
 
+static void most_copies_are_given_up_first(void **state)
+{
+	struct core_repair_item three = { .newest = true, .there = 3, .committed_ms = 1 };
+	struct core_repair_item four = { .newest = true, .there = 4, .committed_ms = 9 };
+	struct core_repair_item old = { .there = 3, .committed_ms = 9 };
+	struct core_repair_item early = { .there = 3, .committed_ms = 8 };
+	struct core_copy copies[3];
+	struct lab lab;
+
+	(void)state;
+	assert_true(core_give_up_before(&four, &old) && !core_give_up_before(&old, &four));
+	assert_true(core_give_up_before(&old, &three) && !core_give_up_before(&three, &old));
+	assert_true(core_give_up_before(&early, &old) && !core_give_up_before(&old, &early));
+	assert_false(core_give_up_before(&old, &old));
+	lab_init(&lab);
+	copies[0] = copy(&lab, 0, 0);
+	copies[1] = copy(&lab, 1, 1);
+	copies[2] = copy(&lab, 2, 0); /* closes at night */
+	assert_int_equal(core_copies_stable(copies, 3), 1);
+}
+
 static void the_bucket_limits_the_rate(void **state)
 {
 	struct core_bucket b = { .rate_bytes = 1000, .burst_bytes = 5000, .level_bytes = 5000 };
@@ -353,6 +374,7 @@ int main(void)
 		cmocka_unit_test(repair_comes_before_the_closing),
 		cmocka_unit_test(a_full_store_gives_up_what_is_surplus),
 		cmocka_unit_test(the_newest_are_repaired_first),
+		cmocka_unit_test(most_copies_are_given_up_first),
 		cmocka_unit_test(the_bucket_limits_the_rate),
 	};
 

@@ -136,6 +136,35 @@ static void forecasts_steer_objects(void **state)
 	simnet_destroy(net);
 }
 
+/* Space is short at host 4: its copy is surplus if others that stay have theirs. */
+static void surplus_is_what_others_have(void **state)
+{
+	struct simnet *net = lab();
+	struct node_id holders[OV_HOLDERS_MAX];
+	const struct core_place_rule *rule = &core_place_rule_default;
+	uint32_t all = ~0u, without_2 = ~2u, stable = 0;
+	struct core *core = net->nodes[4].core;
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++)
+		net->nodes[i].report.stays = i == 1 || i == 2 || i == 4 ? 901 : 11;
+	change(net);
+	for (uint32_t i = 0; i < 4; i++)
+		holders[i] = net->nodes[i + 1].card.id;
+	assert_true(core_place_surplus(core, rule, holders, 4, NULL, &stable));
+	assert_int_equal(stable, 3);
+	assert_true(core_place_surplus(core, rule, holders, 4, &all, &stable));
+	assert_false(core_place_surplus(core, rule, holders, 4, &without_2, &stable));
+	assert_int_equal(stable, 2);
+	/* Who fell off a list that is full has a copy all the same. */
+	assert_true(core_place_surplus(core, rule, holders, 3, NULL, &stable));
+	assert_false(core_place_surplus(core, rule, holders, OV_HOLDERS_MAX + 1, NULL, &stable));
+	net->nodes[2].report.flags |= MEMBER_VACATING;
+	change(net);
+	assert_false(core_place_surplus(core, rule, holders, 4, NULL, &stable));
+	simnet_destroy(net);
+}
+
 static uint32_t worker(struct simnet *net, const struct job_value *value, bool lapsed)
 {
 	struct node_id id;
@@ -310,6 +339,7 @@ int main(void)
 		cmocka_unit_test(unfit_peers_get_no_objects),
 		cmocka_unit_test(free_room_draws_objects),
 		cmocka_unit_test(forecasts_steer_objects),
+		cmocka_unit_test(surplus_is_what_others_have),
 		cmocka_unit_test(workers_must_fit),
 		cmocka_unit_test(workers_must_have_what_is_asked_for),
 		cmocka_unit_test(grants_count_against_needs),

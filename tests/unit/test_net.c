@@ -121,6 +121,15 @@ static void test_calls(void **state)
 	assert_int_equal(net_call_decode(body, size, &back), -EBADMSG);
 	call.object.holder_count = 0;
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_VOUCH };
+	call.object.job.b[15] = 9;
+	call.object.hash.b[31] = 1;
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
+	call.stream_size = 1;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
 	call = (struct net_call){ .op = NET_OP_LIST };
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
 	call.op = 77;

@@ -64,11 +64,38 @@ static void class_blind_placement_fails(void **state)
 	assert_true(result.by_night > 100 * TARGET);
 }
 
+/*
+ * One more room closes for good, and the stores of those that are left are full: what is given up
+ * is not what is made again, and nights get well while they stay full.
+ */
+static void full_stores_do_not_chase_their_own_tail(void **state)
+{
+	struct night_setup set = night_default(1, HOSTS, 16, 2 * OBJECTS);
+	struct night_result result;
+	double late = 0;
+
+	(void)state;
+	set.name = "one-more-closes";
+	set.knowledge = NIGHT_LEARNED;
+	set.change_day = set.learn_days + 3;
+	run(&set, &result);
+	for (uint32_t day = set.change_day + 5; day + 1 < set.learn_days + set.days; day++)
+		late += result.nightly[day] / (set.days - 9);
+	printf("%s: from the 6th night on %.2e, given up %llu\n", set.name, late,
+	       (unsigned long long)result.given_up);
+	assert_true(result.given_up > 1000); /* they were full */
+	assert_true(result.by_night < TARGET);
+	assert_true(late < 1.5 * TARGET);
+	assert_true(result.repairs < 0.6);
+	assert_int_equal(result.lost, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_learned_keeps_checkpoints_there),
 		cmocka_unit_test(class_blind_placement_fails),
+		cmocka_unit_test(full_stores_do_not_chase_their_own_tail),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -531,6 +531,52 @@ static void test_kill(void **state)
 	open_store(f);
 }
 
+/* A copy that others count on, and one that goes for want of room. */
+static void test_give_up(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 9000, 1, 1, 5), b = put_new(f->store, 8000, 2, 1, 5);
+	struct ov_object shared = a;
+	uint8_t bytes[9000];
+	char path[256];
+
+	fill(bytes, sizeof(bytes), 1);
+	shared.job.b[0] = 2;
+	assert_int_equal(put(f->store, &shared, bytes), 0);
+	assert_int_equal(store_vouch(f->store, &a.job, &a.hash), 0);
+	assert_int_equal(store_vouch(f->store, &shared.job, &b.hash), -ENOENT);
+	/* The other job has it still. */
+	assert_int_equal(store_give_up(f->store, &a.job, &a.hash), 0);
+	assert_int_equal(store_vouch(f->store, &a.job, &a.hash), -ENOENT);
+	assert_int_equal(store_vouch(f->store, &shared.job, &a.hash), 0);
+	assert_int_equal(store_give_up(f->store, &a.job, &a.hash), -ENOENT);
+	assert_int_equal(get(f->store, &a), 0);
+	assert_int_equal(store_give_up(f->store, &shared.job, &a.hash), 0);
+	assert_int_equal(get(f->store, &a), -ENOENT);
+	assert_int_equal(stats_of(f->store).objects, 1);
+	assert_int_equal(stats_of(f->store).object_bytes, 8000);
+	reopen(f);
+	assert_int_equal(stats_of(f->store).objects, 1);
+	/* Nobody vouches for a file that is gone. */
+	path_of(f, &b, path);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(store_vouch(f->store, &b.job, &b.hash), -ENOENT);
+}
+
+static void test_short(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t margin = QUOTA / 8, room = QUOTA; /* less than the largest object */
+
+	assert_int_equal(store_short_bytes(f->store), 0);
+	for (uint32_t i = 0; room >= margin; i++) {
+		assert_int_equal(store_short_bytes(f->store), 0);
+		(void)put_new(f->store, 3 << 20, i, 1, 1);
+		room -= 3 << 20;
+	}
+	assert_int_equal(store_short_bytes(f->store), margin - room);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -544,6 +590,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_rot, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reconcile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_give_up, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_short, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
 	};
 
