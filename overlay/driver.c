@@ -29,8 +29,13 @@ static bool verify_card(void *ctx, const struct node_card *card)
 
 static void answer(struct overlay *overlay, const struct core_answer *row)
 {
-	struct request *request = request_find(overlay, row->request_id);
+	struct request *request;
 
+	if (row->request_id == OVERLAY_PULL_ID) {
+		pull_answer(overlay, row->status, row->has_value ? &row->value : NULL);
+		return;
+	}
+	request = request_find(overlay, row->request_id);
 	if (!request)
 		return;
 	if (request->msg.op == OV_JOB_HOLD) {
@@ -339,6 +344,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 	store_set_limits(overlay->store, start->quota_bytes, start->reserve_bytes);
 	habits_start(overlay, start->closed_hours);
 	repair_start(overlay, start);
+	pull_start(overlay, start);
 	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
 		 identity->seed_count);
 	return step(overlay, &tick);
@@ -346,6 +352,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 
 void driver_stop(struct overlay *overlay)
 {
+	pull_stop(overlay);
 	trim_stop(overlay);
 	repair_stop(overlay);
 	sd_event_source_disable_unref(overlay->core_timer);
@@ -378,6 +385,17 @@ void driver_request(struct request *request, enum core_request kind)
 	request = request_find(overlay, id);
 	if (request)
 		request_finish(request, r, -1);
+}
+
+void driver_pull(struct overlay *overlay, const struct job_id *job)
+{
+	struct job_value value = { .job = *job };
+	struct core_event event = { .type = CORE_EV_REQUEST,
+				    .request = CORE_REQ_GET,
+				    .request_id = OVERLAY_PULL_ID,
+				    .value = &value };
+
+	(void)step(overlay, &event);
 }
 
 void driver_report(struct overlay *overlay)

@@ -33,8 +33,6 @@ static void leg_done(void *ctx, int status, const uint8_t *bytes, size_t size)
 	struct fan_leg *leg = ctx;
 	struct fan *fan = leg->fan;
 
-	(void)bytes;
-	(void)size;
 	/* An idle connection may have been gone for long without a sign: once more on a new one. */
 	if (status == -ECONNRESET && !leg->retried) {
 		leg->retried = true;
@@ -43,6 +41,8 @@ static void leg_done(void *ctx, int status, const uint8_t *bytes, size_t size)
 	}
 	leg->active = false;
 	fan->active--;
+	if (status == 0 && fan->ops->answer)
+		fan->ops->answer(leg, bytes, size);
 	if (fan->ops->result(leg, status))
 		fan->yes++;
 	fan_pump(fan);

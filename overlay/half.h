@@ -6,7 +6,7 @@
  *   driver.c   events into the core, updates out of it
  *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
  *   habits.c   when this host is on             repair.c   copies that are missing
- *   trim.c     copies that are too many
+ *   trim.c     copies that are too many         pull.c     jobs that are over
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *   refusals.c what is refused: counted, and told rarely
  *
@@ -44,10 +44,13 @@ enum {
 	OVERLAY_TELLS_MAX = 256,
 	OVERLAY_REFUSALS_MS = 60 * 1000,
 	OVERLAY_PINS_MAX = 256,
+	OVERLAY_RING_MAX = 32, /* members asked whether they buried a job */
 };
 
 /* call_id of an order to ourselves, which has no peer to answer. */
 #define OVERLAY_LOCAL_CALL (UINT64_C(1) << 63)
+/* request_id of the one read of a register that is pull's own. */
+#define OVERLAY_PULL_ID (UINT64_C(1) << 62)
 
 struct queued_msg {
 	STAILQ_ENTRY(queued_msg) next;
@@ -128,6 +131,16 @@ struct trim {
 	struct pin pins[OVERLAY_PINS_MAX];
 };
 
+/* One job at a time is asked for. */
+struct pull {
+	uint32_t round_ms, forget_ms;
+	uint64_t round_at_ms, next_ms;
+	uint64_t asked_ms, between_ms; /* the last round's start; to that from the one before */
+	struct store_job *jobs;	       /* of this round */
+	uint32_t count, at;
+	struct pull_op *op;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -155,6 +168,7 @@ struct overlay {
 	struct ov_refusals refusals_told;
 	uint64_t refusals_ms; /* when they were told, 0: never */
 	struct trim trim;
+	struct pull pull;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -181,6 +195,8 @@ void driver_greet(struct overlay *overlay, const struct node_card *card, const c
 void driver_message(struct overlay *overlay, const struct node_id *from, const void *bytes,
 		    size_t size);
 void driver_stop(struct overlay *overlay);
+/* Reads a register for pull_answer(). */
+void driver_pull(struct overlay *overlay, const struct job_id *job);
 /* Other members that may be alive, best first; returns the count. The caller frees. */
 uint32_t driver_live_peers(struct overlay *overlay, struct node_id **ret_nodes);
 /* The registers kept here, as a memfd of struct job_value[]. */
@@ -214,6 +230,13 @@ void trim_stop(struct overlay *overlay);
 /* Not to be given up for a while. -EBUSY: it is being given up; -EAGAIN: too many are kept so. */
 int trim_pin(struct overlay *overlay, const struct job_id *job, const struct object_hash *hash);
 
+/* pull.c: from driver_start() on. */
+void pull_start(struct overlay *overlay, const struct ov_start *start);
+void pull_tick(struct overlay *overlay, uint64_t now_ms);
+void pull_stop(struct overlay *overlay);
+/* The register's answer to driver_pull(); value may be NULL. */
+void pull_answer(struct overlay *overlay, int status, const struct job_value *value);
+
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;
 
@@ -230,6 +253,8 @@ struct fan_ops {
 	int (*data)(struct fan_leg *leg, uint32_t total, const uint8_t *bytes, size_t size);
 	/* Another try starts on this leg: forget the last one's data; optional. */
 	void (*begin)(struct fan_leg *leg);
+	/* The inline bytes of a good reply; optional, comes before result. */
+	void (*answer)(struct fan_leg *leg, const uint8_t *bytes, size_t size);
 	/* One target answered or failed; true counts as a yes. */
 	bool (*result)(struct fan_leg *leg, int status);
 	/* All over; may free the fan with fan_free(). Never called from within fan_start(). */

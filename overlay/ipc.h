@@ -109,7 +109,9 @@ struct ov_start {
 	/* Repair of others' packs; 0: 2 MB/s, 5 minutes, half an hour, a day. */
 	uint64_t repair_bytes_s;
 	uint32_t repair_round_ms, repair_lazy_ms, repair_gone_ms;
-	uint32_t reserved3;
+	/* Asking for jobs of which nothing is heard; 0: an hour, 7 days. */
+	uint32_t pull_round_ms, pull_forget_ms;
+	uint32_t reserved3[2];
 };
 
 struct ov_job {

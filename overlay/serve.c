@@ -22,6 +22,7 @@ struct service {
 	size_t hashes_size;
 	struct job_id job;
 	struct object_hash hash;
+	struct store_verdict verdict;
 	int fd, status;
 	uint32_t size;
 };
@@ -47,6 +48,9 @@ static void service_run(struct store_task *task)
 	case NET_OP_GET:
 		service->status = store_get(store, &service->hash, &service->fd, &service->size);
 		break;
+	case NET_OP_VERDICT:
+		service->status = store_verdict(store, &service->job, &service->verdict);
+		break;
 	case NET_OP_VOUCH:
 		service->status = store_vouch(store, &service->job, &service->hash);
 		break;
@@ -57,6 +61,17 @@ static void service_run(struct store_task *task)
 	}
 }
 
+static void reply_verdict(struct service *service)
+{
+	struct net_verdict verdict = { .tombstone = service->verdict.tombstone,
+				       .heard_ago_ms = service->verdict.heard_ago_ms };
+	uint8_t bytes[NET_VERDICT_MAX];
+	size_t size = service->status < 0 ? 0 : net_verdict_encode(&verdict, bytes);
+
+	net_reply(service->overlay->net, service->served, service->status, bytes, (uint32_t)size,
+		  -1, 0);
+}
+
 static void service_done(struct store_task *task)
 {
 	struct service *service = container_of(task, struct service, task);
@@ -64,7 +79,9 @@ static void service_done(struct store_task *task)
 
 	if (service->op == NET_OP_GET)
 		overlay->reads--;
-	if (!task->cancelled)
+	if (!task->cancelled && service->op == NET_OP_VERDICT)
+		reply_verdict(service);
+	else if (!task->cancelled)
 		net_reply(overlay->net, service->served, service->status, NULL, 0, service->fd,
 			  service->size);
 	service_free(service);
@@ -148,6 +165,20 @@ static int serve_retain(struct overlay *overlay, uint64_t served, const struct n
 	return r;
 }
 
+static int serve_verdict(struct overlay *overlay, uint64_t served, const struct net_call *call)
+{
+	struct service *service = service_new(overlay, served, call->op);
+	int r;
+
+	if (!service)
+		return -ENOMEM;
+	service->job = call->object.job;
+	r = store_worker_submit(overlay->worker, &service->task);
+	if (r < 0)
+		service_free(service);
+	return r;
+}
+
 static int serve_vouch(struct overlay *overlay, uint64_t served, const struct net_call *call)
 {
 	struct service *service;
@@ -211,6 +242,8 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_order(overlay, served, from, call);
 	case NET_OP_LIST:
 		return serve_list(overlay, served);
+	case NET_OP_VERDICT:
+		return serve_verdict(overlay, served, call);
 	case NET_OP_VOUCH:
 		return serve_vouch(overlay, served, call);
 	case NET_OP_HOLDERS:

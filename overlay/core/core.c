@@ -116,6 +116,16 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 	return notice;
 }
 
+static void add_tombstone(const struct job *job, struct core_write *write)
+{
+	write->is_over = true;
+	write->tombstone.state = job->known_value.state;
+	write->tombstone.token = job->known_value.token;
+	write->tombstone.acceptor_count = job->acceptors.count;
+	memcpy(write->tombstone.acceptors, job->acceptors.ids,
+	       job->acceptors.count * sizeof(job->acceptors.ids[0]));
+}
+
 static void outbox_flush_writes(struct core *core)
 {
 	for (uint32_t i = 0; i < core->scratch->dirty_count; i++) {
@@ -126,6 +136,9 @@ static void outbox_flush_writes(struct core *core)
 
 		job->dirty = false;
 		*write = (struct core_write){ .job = job->id, .bytes = core->scratch->records[i] };
+		if (!job->has_record && job->buried)
+			add_tombstone(job, write);
+		job->buried = false;
 		if (!job->has_record)
 			continue;
 		memset(&record, 0, sizeof(record));

@@ -107,10 +107,20 @@ struct core_send {
 	const void *bytes;
 };
 
+/* What is left of a job that is over: its acceptors were these when one of them forgot it. */
+struct core_tombstone {
+	uint32_t state; /* JOB_STATE_COLLECTED or JOB_STATE_KILLED */
+	uint32_t acceptor_count;
+	struct fence_token token;
+	struct node_id acceptors[OV_REPLICAS_MAX];
+};
+
 struct core_write { /* replace (size > 0) or delete (size 0) the record of this job */
 	struct job_id job;
 	size_t size;
 	const void *bytes;
+	bool is_over; /* with size 0: its chosen end is why; in the same transaction as that */
+	struct core_tombstone tombstone;
 };
 
 struct core_answer {
@@ -212,3 +222,14 @@ uint32_t core_place_repair(const struct core *core, const struct core_place_rule
 bool core_place_surplus(const struct core *core, const struct core_place_rule *rule,
 			const struct node_id *holders, uint32_t count, const uint32_t *vouched,
 			uint32_t *ret_stable);
+
+/* Live members, this host included, in the order in which they are named as a job's acceptors. */
+uint32_t core_ring(const struct core *core, const struct job_id *job, uint32_t max,
+		   struct node_id *ret_nodes);
+
+/*
+ * Peers' tombstones of a job: true if a majority of the acceptors that one of them names have one.
+ * says[i] is what nodes[i] has; state 0: nothing. An end that was chosen is final, so more than that
+ * one acceptor knew it is not needed for the truth of it; it is for not going by one host's word.
+ */
+bool core_is_over(const struct core_tombstone *says, const struct node_id *nodes, uint32_t count);

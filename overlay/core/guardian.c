@@ -121,6 +121,8 @@ static void bury(struct core *core, struct job *job)
 		core_arm(core, core->now_ms);
 		return;
 	}
+	/* The value stays in the row until the update is out, see outbox_flush_writes(). */
+	job->buried = job->over && job->known;
 	job->has_record = job->installed = job->known = job->attempted = false;
 	job->unknown_since_ms = 0;
 }

@@ -331,3 +331,33 @@ bool core_place_surplus(const struct core *core, const struct core_place_rule *r
 	*ret_stable = core_copies_stable(copies, count);
 	return core_repair_surplus(rule, copies, count, self);
 }
+
+uint32_t core_ring(const struct core *core, const struct job_id *job, uint32_t max,
+		   struct node_id *ret_nodes)
+{
+	struct lookup_walk walk = { .key = lookup_job_key(job) };
+	const struct member_info *info;
+	uint32_t count = 0;
+
+	while (count < max && lookup_walk_next(core, &walk, &info))
+		ret_nodes[count++] = info->id;
+	return count;
+}
+
+bool core_is_over(const struct core_tombstone *says, const struct node_id *nodes, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		const struct core_tombstone *named = &says[i];
+		uint32_t agree = 0;
+
+		if (!named->state || !named->acceptor_count ||
+		    named->acceptor_count > OV_REPLICAS_MAX)
+			continue;
+		for (uint32_t k = 0; k < count; k++)
+			agree += says[k].state &&
+				 is_named(&nodes[k], named->acceptors, named->acceptor_count);
+		if (agree > named->acceptor_count / 2)
+			return true;
+	}
+	return false;
+}

@@ -100,7 +100,8 @@ struct lease {
 
 struct job {
 	bool used, has_record, dirty, known, attempted, lost_pending;
-	bool over; /* an end that nothing can follow is chosen: no record is made any more */
+	bool over;   /* an end that nothing can follow is chosen: no record is made any more */
+	bool buried; /* the write that is due deletes the record of such an end */
 	struct job_id id;
 	/*
 	 * The newest epoch this host knows to stand, or that it is installed in; count 0: none yet.

@@ -244,6 +244,10 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 	case NET_OP_HOLDERS:
 		good = take_holders(&in, &call);
 		break;
+	case NET_OP_VERDICT:
+		take_bytes(&in, &call.object.job, sizeof(call.object.job));
+		good = call.stream_size == 0;
+		break;
 	case NET_OP_VOUCH:
 		take_bytes(&in, &call.object.job, sizeof(call.object.job));
 		take_bytes(&in, &call.object.hash, sizeof(call.object.hash));
@@ -319,6 +323,9 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 		p = add_bytes(p, call->object.holders,
 			      call->object.holder_count * sizeof(call->object.holders[0]));
 		break;
+	case NET_OP_VERDICT:
+		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
+		break;
 	case NET_OP_VOUCH:
 		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
 		p = add_bytes(p, &call->object.hash, sizeof(call->object.hash));
@@ -354,6 +361,50 @@ size_t net_reply_encode(const struct net_reply *reply, uint8_t body[static NET_R
 	p = add32(p, reply->stream_size);
 	p = add_bytes(p, reply->inline_bytes, reply->inline_size);
 	return (size_t)(p - body);
+}
+
+/* Only an end, and then with its acceptors; nothing at all otherwise. */
+static bool tombstone_sane(const struct core_tombstone *tombstone)
+{
+	static const struct core_tombstone none;
+
+	if (!tombstone->state)
+		return memcmp(tombstone, &none, sizeof(none)) == 0;
+	return (tombstone->state == JOB_STATE_COLLECTED || tombstone->state == JOB_STATE_KILLED) &&
+	       tombstone->acceptor_count > 0;
+}
+
+int net_verdict_decode(const uint8_t *bytes, size_t size, struct net_verdict *ret_verdict)
+{
+	struct reader in = { .p = bytes, .left = size };
+	struct net_verdict verdict = { 0 };
+	struct core_tombstone *tombstone = &verdict.tombstone;
+
+	tombstone->state = take32(&in);
+	take_token(&in, &tombstone->token);
+	tombstone->acceptor_count = take32(&in);
+	if (tombstone->acceptor_count > OV_REPLICAS_MAX)
+		return -EBADMSG;
+	for (uint32_t i = 0; i < tombstone->acceptor_count; i++)
+		take_bytes(&in, &tombstone->acceptors[i], sizeof(tombstone->acceptors[i]));
+	verdict.heard_ago_ms = take64(&in);
+	if (in.bad || in.left > 0 || !tombstone_sane(tombstone))
+		return -EBADMSG;
+	*ret_verdict = verdict;
+	return 0;
+}
+
+size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[static NET_VERDICT_MAX])
+{
+	const struct core_tombstone *tombstone = &verdict->tombstone;
+	uint8_t *p = add32(bytes, tombstone->state);
+
+	p = add_token(p, &tombstone->token);
+	p = add32(p, tombstone->acceptor_count);
+	p = add_bytes(p, tombstone->acceptors,
+		      tombstone->acceptor_count * sizeof(tombstone->acceptors[0]));
+	p = add64(p, verdict->heard_ago_ms);
+	return (size_t)(p - bytes);
 }
 
 static bool text_sane(const char *text, size_t room)

@@ -19,6 +19,8 @@
  *   HOLDERS = job, token, hash, u32 count, count ids: who has this object, of which you keep a copy
  *   VOUCH  = job, hash: you keep this object for the job, and will not give it up for want of room
  *            within 10 minutes: the caller is about to
+ *   VERDICT = job; the reply's inline bytes: u32 state, token, u32 count, count acceptors, u64
+ *            heard_ago_ms. state 0: no tombstone here, and the fields up to count are zero
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -38,6 +40,7 @@ enum {
 	NET_REPLY_MAX = 16 + NET_INLINE_MAX,
 	NET_BODY_MAX = NET_CHUNK_MAX + 8,
 	NET_STREAM_MAX = OV_PACK_MAX,
+	NET_VERDICT_MAX = 4 + 24 + 4 + OV_REPLICAS_MAX * 16 + 8,
 };
 
 enum net_frame_type {
@@ -72,6 +75,7 @@ enum net_op {
 	NET_OP_LIST,
 	NET_OP_HOLDERS,
 	NET_OP_VOUCH,
+	NET_OP_VERDICT,
 };
 
 struct net_frame {
@@ -114,6 +118,14 @@ uint64_t net_u64_decode(const uint8_t *body);
 void net_u64_encode(uint64_t value, uint8_t *body);
 int32_t net_status_decode(const uint8_t *body); /* 0 or -errno, -EBADMSG for anything else */
 void net_status_encode(int32_t status, uint8_t *body);
+
+/* What a peer knows of a job: did it bury it, when did it hear of its owner? */
+struct net_verdict {
+	struct core_tombstone tombstone;
+	uint64_t heard_ago_ms;
+};
+int net_verdict_decode(const uint8_t *bytes, size_t size, struct net_verdict *ret_verdict);
+size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[static NET_VERDICT_MAX]);
 
 /* A card's form: version, reserved, texts end inside their arrays and are printable. */
 bool net_card_sane(const struct node_card *card);

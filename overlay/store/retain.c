@@ -8,34 +8,6 @@
 #include "agent/util/io.h"
 #include "overlay/store/internal.h"
 
-int store_fence_check(struct store *store, MDB_txn *txn, const struct job_id *job,
-		      const struct fence_token *token, bool remember)
-{
-	MDB_val key = { sizeof(*job), (void *)job }, value;
-	struct fence_token seen;
-	int r;
-
-	/* Objects may be sent before the job's register exists; they carry no token yet. */
-	if (token->counter == 0)
-		return 0;
-	r = mdb_get(txn, store->fences, &key, &value);
-	if (r && r != MDB_NOTFOUND)
-		return store_lmdb_errno(r);
-	if (!r) {
-		if (value.mv_size != sizeof(seen))
-			return -EIO;
-		memcpy(&seen, value.mv_data, sizeof(seen));
-		if (fence_token_compare(token, &seen) < 0)
-			return -ESTALE;
-		if (fence_token_compare(token, &seen) == 0)
-			return 0;
-	}
-	if (!remember)
-		return 0;
-	value = (MDB_val){ sizeof(*token), (void *)token };
-	return store_lmdb_errno(mdb_put(txn, store->fences, &key, &value, 0));
-}
-
 int store_unref(struct store *store, MDB_txn *txn, const struct object_hash *hash,
 		bool *ret_dropped, uint32_t *ret_size)
 {
@@ -272,6 +244,55 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 	return r;
 }
 
+int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
+		   uint32_t *ret_dropped)
+{
+	const struct ov_retain all = { .job = *job, .upto_seq = UINT64_MAX };
+	const struct object_hash none = { 0 };
+	struct key_list list = { 0 };
+	struct job_row row = { 0 };
+	uint64_t bytes = 0;
+	MDB_txn *txn = NULL;
+	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
+
+	if (r < 0)
+		return r;
+	r = store_job_read(store, txn, job, &row);
+	if (r == -ENOENT)
+		r = 0;
+	row.over = is_over;
+	if (r == 0)
+		r = store_job_write(store, txn, job, &row);
+	if (r == 0)
+		r = list_unwanted(store, txn, &all, &none, &list);
+	if (r == 0)
+		r = drop_references(store, txn, &list, &bytes);
+	if (r < 0)
+		mdb_txn_abort(txn);
+	else
+		r = store_lmdb_errno(mdb_txn_commit(txn));
+	if (r == 0) {
+		unlink_dropped(store, &list, bytes);
+		*ret_dropped = list.count;
+	}
+	free(list.keys);
+	return r;
+}
+
+/* Who speaks for the job lives, or says that it has ended: all that was ever put may go. */
+static int note_retain(struct store *store, MDB_txn *txn, const struct ov_retain *retain)
+{
+	struct job_row row = { 0 };
+	int r = store_job_read(store, txn, &retain->job, &row);
+
+	if (r < 0 && r != -ENOENT)
+		return r;
+	row.heard_wall_ms = now_wall_ms();
+	row.quiet_ms = 0;
+	row.over = retain->count == 0 && retain->upto_seq == UINT64_MAX;
+	return store_job_write(store, txn, &retain->job, &row);
+}
+
 int store_retain(struct store *store, const struct ov_retain *retain,
 		 const struct object_hash *hashes, uint32_t *ret_dropped)
 {
@@ -293,6 +314,8 @@ int store_retain(struct store *store, const struct ov_retain *retain,
 	if (r < 0)
 		return r;
 	r = store_fence_check(store, txn, &retain->job, &retain->token, true);
+	if (r == 0)
+		r = note_retain(store, txn, retain);
 	if (r == 0)
 		r = list_unwanted(store, txn, retain, kept, &list);
 	if (r == 0)

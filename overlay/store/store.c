@@ -86,6 +86,8 @@ static int open_tables(struct store *store)
 	r = mdb_dbi_open(txn, "records", MDB_CREATE, &store->records);
 	if (!r)
 		r = mdb_dbi_open(txn, "meta", MDB_CREATE, &store->meta);
+	if (!r)
+		r = mdb_dbi_open(txn, "tombs", MDB_CREATE, &store->tombs);
 	if (r) {
 		mdb_txn_abort(txn);
 		return store_lmdb_errno(r);
@@ -143,6 +145,8 @@ int store_open(const char *state_dir, struct store **ret_store)
 		r = open_tables(store);
 	if (r == 0)
 		r = store_reconcile(store);
+	if (r == 0)
+		r = store_tombs_expire(store);
 	if (r < 0) {
 		store_close(store);
 		return r;
@@ -208,6 +212,8 @@ int store_write_records(struct store *store, const struct core_write *writes, ui
 			if (r == MDB_NOTFOUND)
 				r = 0;
 		}
+		if (!r && writes[i].is_over)
+			r = store_tomb_write(store, txn, &writes[i]);
 	}
 	if (r) {
 		mdb_txn_abort(txn);

@@ -6,7 +6,7 @@
  *   <state_dir>/objects/<2 hex>/<64 hex>   one file per object, content only, named by SHA-256
  *   <state_dir>/objects/tmp/               objects that are still arriving; emptied at open
  *   <state_dir>/index/                     LMDB: objects, refs and holders (job + hash), fences (job)
- *   <state_dir>/registers/                 LMDB: records (job), meta
+ *   <state_dir>/registers/                 LMDB: records and tombs (job), meta
  *
  * An object stays while any job refers to it. A put is answered only after file, folder and
  * index are on the disk; a record likewise. Every read hashes the whole object again: a rotten
@@ -14,7 +14,7 @@
  *
  * Limits: OV_PACK_MAX bytes per object, quota_bytes in all (those still arriving included), and
  * reserve_bytes of the file system stay free. Errors: -ENOSPC refused for one of these,
- * -ESTALE the token is older than one seen for the job, -EBADMSG wrong hash, -ENOENT, -EIO.
+ * -ESTALE the token is older than one seen for the job, or the job is over, -EBADMSG wrong hash, -ENOENT, -EIO.
  * Threading: all functions may be called from any thread; one struct store_put by one thread at
  * a time. The registers have an environment of their own, so that a record never waits for the
  * disk behind a pack.
@@ -99,6 +99,34 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 
 /* At most STORE_LIST_MAX; the caller frees. */
 int store_list_held(struct store *store, struct store_item **ret_items, uint32_t *ret_count)
+	__attribute__((warn_unused_result));
+
+/* A job of which something is kept here. */
+struct store_job {
+	struct job_id job;
+	uint64_t heard_wall_ms; /* of its owner or that its register still is; 0: never */
+	uint64_t quiet_ms; /* asked for in vain for so long, this host's own time; 0: never yet */
+};
+
+/* The longest quiet first; at most STORE_LIST_MAX; the caller frees. */
+int store_list_jobs(struct store *store, struct store_job **ret_jobs, uint32_t *ret_count)
+	__attribute__((warn_unused_result));
+/* Its register still is: what was asked in vain before does not count. */
+int store_job_heard(struct store *store, const struct job_id *job)
+	__attribute__((warn_unused_result));
+/* Nobody knows the job; quiet_ms is the new sum. */
+int store_job_quiet(struct store *store, const struct job_id *job, uint64_t quiet_ms)
+	__attribute__((warn_unused_result));
+/* Drops all that is kept for the job; is_over: and takes nothing of it any more. */
+int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
+		   uint32_t *ret_dropped) __attribute__((warn_unused_result));
+
+/* What this host can say of a job to one that asks. */
+struct store_verdict {
+	struct core_tombstone tombstone; /* state 0: none */
+	uint64_t heard_ago_ms;		 /* of its owner, by the wall clock; UINT64_MAX: never */
+};
+int store_verdict(struct store *store, const struct job_id *job, struct store_verdict *ret_verdict)
 	__attribute__((warn_unused_result));
 
 /* All writes of one core update in one durable transaction. */

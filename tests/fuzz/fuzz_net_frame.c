@@ -8,6 +8,16 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
+static void decode_verdict(const uint8_t *bytes, size_t size)
+{
+	uint8_t again[NET_VERDICT_MAX];
+	struct net_verdict verdict;
+
+	if (net_verdict_decode(bytes, size, &verdict) == 0 &&
+	    (net_verdict_encode(&verdict, again) != size || memcmp(again, bytes, size) != 0))
+		abort();
+}
+
 static void decode_body(const struct net_frame *frame)
 {
 	uint8_t again[NET_CALL_MAX > NET_REPLY_MAX ? NET_CALL_MAX : NET_REPLY_MAX];
@@ -30,6 +40,8 @@ static void decode_body(const struct net_frame *frame)
 		if (net_reply_decode(frame->body, frame->size, &reply) == 0 &&
 		    net_reply_encode(&reply, again) != frame->size)
 			abort();
+		if (net_reply_decode(frame->body, frame->size, &reply) == 0)
+			decode_verdict(reply.inline_bytes, reply.inline_size);
 		break;
 	default:
 		break;
@@ -39,6 +51,8 @@ static void decode_body(const struct net_frame *frame)
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
 	struct job_value value;
+
+	decode_verdict(bytes, size);
 
 	for (int phase = 0; phase < NET_PHASE_COUNT; phase++) {
 		size_t used = 0;

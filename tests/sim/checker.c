@@ -284,6 +284,22 @@ static void judge_seals(struct checker *checker, struct checker_job *job, uint32
 	}
 }
 
+/* Others will drop all that is kept of the job, by this word and those of a majority. */
+static void check_tombstone(struct checker *checker, struct checker_job *job,
+			    const struct core_write *write)
+{
+	const struct core_tombstone *tombstone = &write->tombstone;
+	const struct job_value *value = checker_current(checker, &write->job);
+
+	if (write->size || !value || value->state != tombstone->state ||
+	    (value->state != JOB_STATE_COLLECTED && value->state != JOB_STATE_KILLED) ||
+	    fence_token_compare(&value->token, &tombstone->token) != 0)
+		checker_fail(checker, &job->id, "I4: a tombstone of a job that is not over");
+	if (!tombstone->acceptor_count)
+		checker_fail(checker, &job->id, "a tombstone that names nobody");
+	job->tombstones++;
+}
+
 void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write)
 {
 	struct checker_job *job = job_of(checker, &write->job);
@@ -293,6 +309,8 @@ void checker_wrote(struct checker *checker, uint32_t node, const struct core_wri
 	uint32_t at, bit;
 	bool base;
 
+	if (write->is_over)
+		check_tombstone(checker, job, write);
 	if (!write->size)
 		return;
 	if (core_record_decode(write->bytes, write->size, &record) < 0)

@@ -9,6 +9,7 @@
  *       its seal holds, chosen
  *   I4  tokens strictly increase along it, a checkpoint number never falls, an end is final
  *   I6  nobody answers for an epoch that he was not installed in
+ *   a tombstone (core_write.is_over) is only of a job whose end is chosen
  *   a takeover keeps the whole history: what was committed stays readable
  */
 #pragma once
@@ -39,6 +40,7 @@ struct checker_job {
 	uint32_t epoch_count, epoch_room;
 	struct checker_ballot *ballots; /* sorted */
 	uint32_t count, room;
+	uint32_t tombstones; /* written, by whomever */
 };
 
 struct checker {

@@ -124,20 +124,49 @@ static int save_habits(const struct test_host *host)
 	return r;
 }
 
-void host_be_stable(struct test_host *host)
+static int write_burial(const struct test_host *host, const struct core_write *write)
 {
-	int status = -1;
+	struct store *store;
+	int r = store_open(host->dir, &store);
+
+	if (r == 0) {
+		r = store_write_records(store, write, 1);
+		store_close(store);
+	}
+	return r;
+}
+
+/* Into the host's store, as the user that its half runs as. write: NULL for its habits. */
+static void prepare(struct test_host *host, const struct core_write *write)
+{
+	int status = -1, r;
 	pid_t pid = fork();
 
 	assert_true(pid >= 0);
 	if (pid == 0) {
-		/* The half that reads it runs as this user. */
 		if (geteuid() == 0 && (setgid(TEST_UID) < 0 || setuid(TEST_UID) < 0))
 			_exit(2);
-		_exit(save_habits(host) < 0);
+		r = write ? write_burial(host, write) : save_habits(host);
+		_exit(r < 0);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
+}
+
+void host_be_stable(struct test_host *host)
+{
+	prepare(host, NULL);
+}
+
+void host_bury(struct test_host *host, const struct job_id *job, const struct node_id *acceptors,
+	       uint32_t count)
+{
+	struct core_write write = { .job = *job, .is_over = true };
+
+	write.tombstone.state = JOB_STATE_KILLED;
+	write.tombstone.acceptor_count = count;
+	memcpy(write.tombstone.acceptors, acceptors, count * sizeof(*acceptors));
+	prepare(host, &write);
 }
 
 void host_run(struct test_host *host)
@@ -192,6 +221,8 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	start->lease_ms = 2000;
 	start->hold_ms = 2600;
 	start->quota_bytes = host->quota_bytes ? host->quota_bytes : 1 << 30;
+	start->pull_round_ms = host->pull_round_ms;
+	start->pull_forget_ms = host->pull_forget_ms;
 	start->repair_round_ms = host->repair_round_ms;
 	start->repair_lazy_ms = host->repair_lazy_ms;
 	r = host_call(host, &msg, fd, NULL);

@@ -19,6 +19,7 @@ struct test_host {
 	uint16_t port;
 	char dir[64];
 	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
+	uint32_t pull_round_ms, pull_forget_ms;	  /* likewise */
 	uint64_t quota_bytes;			  /* 0: 1 GiB */
 	struct ov_identity identity;
 };
@@ -29,6 +30,9 @@ void cluster_sign(const struct test_cluster *cluster, struct node_card *card);
 void host_make(struct test_host *host, const struct test_cluster *cluster, uint8_t number);
 /* Before host_run(): it has been on for three weeks, as far as it knows. */
 void host_be_stable(struct test_host *host);
+/* While it does not run: it was one of these acceptors of a job that was killed, and forgot it. */
+void host_bury(struct test_host *host, const struct job_id *job, const struct node_id *acceptors,
+	       uint32_t count);
 void host_run(struct test_host *host);
 /* Serve and gossip; seed may be NULL. Returns the answer's status. */
 int host_start(struct test_host *host, const struct test_host *seed);

@@ -165,6 +165,52 @@ static void surplus_is_what_others_have(void **state)
 	simnet_destroy(net);
 }
 
+/* A majority of the acceptors that one of the tombstones names, and nobody else's word. */
+static void a_majority_buries_a_job(void **state)
+{
+	struct core_tombstone says[6] = { 0 }, stone = { .state = JOB_STATE_KILLED };
+	struct node_id nodes[6];
+
+	(void)state;
+	for (uint8_t i = 0; i < 6; i++)
+		nodes[i] = (struct node_id){ { (uint8_t)(i + 1) } };
+	stone.acceptor_count = 5;
+	memcpy(stone.acceptors, nodes, 5 * sizeof(*nodes));
+	assert_false(core_is_over(says, nodes, 6));
+	says[0] = says[1] = says[5] = stone; /* the last was none of them */
+	assert_false(core_is_over(says, nodes, 6));
+	says[4] = stone;
+	assert_true(core_is_over(says, nodes, 6));
+	assert_false(core_is_over(says, nodes, 4)); /* it did not answer */
+	/* Who names himself alone is believed: he was the only one. */
+	memset(says, 0, sizeof(says));
+	says[5] = stone;
+	says[5].acceptor_count = 1;
+	assert_false(core_is_over(says, nodes, 6)); /* not when he names another */
+	says[5].acceptors[0] = nodes[5];
+	assert_true(core_is_over(says, nodes, 6));
+	says[5].acceptor_count = OV_REPLICAS_MAX + 1;
+	assert_false(core_is_over(says, nodes, 6));
+}
+
+static void the_ring_is_as_acceptors_are_named(void **state)
+{
+	struct simnet *net = lab();
+	struct job_id id = { { 8 } };
+	struct node_id nodes[HOSTS + 1];
+	struct core_acceptors set;
+
+	(void)state;
+	core_place_acceptors(net->nodes[0].core, &id, &set);
+	assert_int_equal(core_ring(net->nodes[1].core, &id, HOSTS + 1, nodes), HOSTS);
+	for (uint32_t i = 0; i < HOSTS; i++)
+		for (uint32_t k = 0; k < i; k++)
+			assert_false(node_id_equal(&nodes[i], &nodes[k]));
+	assert_memory_equal(&nodes[0], &set.ids[0], sizeof(nodes[0]));
+	assert_int_equal(core_ring(net->nodes[1].core, &id, 2, nodes), 2);
+	simnet_destroy(net);
+}
+
 static uint32_t worker(struct simnet *net, const struct job_value *value, bool lapsed)
 {
 	struct node_id id;
@@ -340,6 +386,8 @@ int main(void)
 		cmocka_unit_test(free_room_draws_objects),
 		cmocka_unit_test(forecasts_steer_objects),
 		cmocka_unit_test(surplus_is_what_others_have),
+		cmocka_unit_test(a_majority_buries_a_job),
+		cmocka_unit_test(the_ring_is_as_acceptors_are_named),
 		cmocka_unit_test(workers_must_fit),
 		cmocka_unit_test(workers_must_have_what_is_asked_for),
 		cmocka_unit_test(grants_count_against_needs),

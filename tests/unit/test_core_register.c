@@ -316,8 +316,10 @@ static void results_wait_for_home(void **state)
 	assert_int_equal(record_count(hosts), HOSTS);
 	run_ms(hosts, 9 * 60000); /* a tombstone first, then nothing */
 	assert_int_equal(record_count(hosts), HOSTS);
+	assert_int_equal(hosts->checker.jobs[JOB].tombstones, 0);
 	run_ms(hosts, 3 * 60000);
 	assert_int_equal(record_count(hosts), 0);
+	assert_int_equal(hosts->checker.jobs[JOB].tombstones, HOSTS); /* on the store's side */
 	assert_int_equal(get(hosts, 3), -ENOENT);
 	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);
 	hosts_destroy(hosts);
@@ -335,6 +337,7 @@ static void the_dead_stay_dead(void **state)
 	hosts_kill(hosts, 1, JOB);
 	run_ms(hosts, 12 * 60000);
 	assert_int_equal(record_count(hosts), 1);
+	assert_int_equal(hosts->checker.jobs[JOB].tombstones, 4);
 	hosts->net->nodes[4].group = 0;
 	run_ms(hosts, 5 * 60000);
 	assert_int_equal(hosts_running(hosts, JOB), SIMNET_NODES_MAX);

@@ -130,10 +130,47 @@ static void test_calls(void **state)
 	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
 	call.stream_size = 1;
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_VERDICT };
+	call.object.job.b[15] = 9;
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
 	call = (struct net_call){ .op = NET_OP_LIST };
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
 	call.op = 77;
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+}
+
+static void test_verdicts(void **state)
+{
+	struct net_verdict verdict = { .heard_ago_ms = 77 }, back;
+	uint8_t bytes[NET_VERDICT_MAX + 1] = { 0 };
+	size_t size;
+
+	(void)state;
+	assert_int_equal(net_verdict_decode(bytes, net_verdict_encode(&verdict, bytes), &back), 0);
+	assert_memory_equal(&back, &verdict, sizeof(back));
+	verdict.tombstone.state = JOB_STATE_COLLECTED;
+	/* Whose acceptors are nobody is not over. */
+	assert_int_equal(net_verdict_decode(bytes, net_verdict_encode(&verdict, bytes), &back),
+			 -EBADMSG);
+	verdict.tombstone.token.counter = 3;
+	verdict.tombstone.acceptor_count = OV_REPLICAS_MAX;
+	verdict.tombstone.acceptors[4].b[15] = 1;
+	size = net_verdict_encode(&verdict, bytes);
+	assert_int_equal(size, NET_VERDICT_MAX);
+	assert_int_equal(net_verdict_decode(bytes, size, &back), 0);
+	assert_memory_equal(&back, &verdict, sizeof(back));
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(net_verdict_decode(bytes, i, &back), -EBADMSG);
+	assert_int_equal(net_verdict_decode(bytes, size + 1, &back), -EBADMSG);
+	bytes[28] = OV_REPLICAS_MAX + 1;
+	assert_int_equal(net_verdict_decode(bytes, size, &back), -EBADMSG);
+	/* A job that still lives has none. */
+	verdict.tombstone.state = JOB_STATE_DONE;
+	size = net_verdict_encode(&verdict, bytes);
+	assert_int_equal(net_verdict_decode(bytes, size, &back), -EBADMSG);
 }
 
 static void test_replies(void **state)
@@ -485,9 +522,8 @@ static void test_joiner_is_no_member(void **state)
 int main(void)
 {
 	const struct CMUnitTest pure[] = {
-		cmocka_unit_test(test_frame_limits),
-		cmocka_unit_test(test_calls),
-		cmocka_unit_test(test_replies),
+		cmocka_unit_test(test_frame_limits), cmocka_unit_test(test_calls),
+		cmocka_unit_test(test_verdicts),     cmocka_unit_test(test_replies),
 		cmocka_unit_test(test_card_check),
 	};
 	const struct CMUnitTest running[] = {

@@ -563,6 +563,79 @@ static void test_give_up(void **state)
 	assert_int_equal(store_vouch(f->store, &b.job, &b.hash), -ENOENT);
 }
 
+static struct core_write burial(uint8_t job, uint32_t state)
+{
+	struct core_write write = { .job.b[0] = job, .is_over = true };
+
+	write.tombstone.state = state;
+	write.tombstone.acceptor_count = 1;
+	write.tombstone.acceptors[0].b[2] = 7;
+	return write;
+}
+
+/* Jobs that are over: what others are told, and that nothing of them is taken again. */
+static void test_jobs(void **state)
+{
+	struct core_write write = burial(3, JOB_STATE_COLLECTED);
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 5000, 1, 3, 5);
+	struct ov_object b = put_new(f->store, 5000, 2, 4, 5);
+	struct ov_retain retain = { .job = b.job, .token.counter = 10, .upto_seq = 9, .count = 1 };
+	struct store_verdict verdict;
+	struct store_job *jobs = NULL;
+	uint32_t count = 0, dropped = 0;
+	uint8_t bytes[5000];
+
+	(void)put_new(f->store, 5000, 3, 4, 6);
+	assert_int_equal(store_verdict(f->store, &a.job, &verdict), 0);
+	assert_int_equal(verdict.tombstone.state, 0);
+	assert_true(verdict.heard_ago_ms == UINT64_MAX); /* a PUT may be a repairer's */
+	assert_int_equal(store_retain(f->store, &retain, &b.hash, &dropped), 0);
+	assert_int_equal(dropped, 1);
+	assert_int_equal(store_verdict(f->store, &b.job, &verdict), 0);
+	assert_true(verdict.heard_ago_ms < 60000);
+
+	assert_int_equal(store_job_quiet(f->store, &a.job, 1000), 0);
+	reopen(f);
+	assert_int_equal(store_list_jobs(f->store, &jobs, &count), 0);
+	assert_int_equal(count, 2);
+	assert_memory_equal(&jobs[0].job, &a.job, sizeof(a.job)); /* the quiet one */
+	assert_int_equal(jobs[0].quiet_ms, 1000);
+	assert_int_equal(jobs[0].heard_wall_ms, 0);
+	assert_true(jobs[1].heard_wall_ms > 0);
+	free(jobs);
+	assert_int_equal(store_job_heard(f->store, &a.job), 0);
+	assert_int_equal(store_list_jobs(f->store, &jobs, &count), 0);
+	assert_int_equal(jobs[0].quiet_ms, 0);
+	free(jobs);
+
+	assert_int_equal(store_write_records(f->store, &write, 1), 0);
+	reopen(f);
+	assert_int_equal(store_verdict(f->store, &a.job, &verdict), 0);
+	assert_memory_equal(&verdict.tombstone, &write.tombstone, sizeof(write.tombstone));
+	/* Dropped, but not known to be over: it may come back. */
+	assert_int_equal(store_drop_job(f->store, &a.job, false, &dropped), 0);
+	assert_int_equal(dropped, 1);
+	assert_int_equal(get(f->store, &a), -ENOENT);
+	assert_int_equal(get(f->store, &b), 0);
+	a = put_new(f->store, 5000, 1, 3, 5);
+	assert_int_equal(store_drop_job(f->store, &a.job, true, &dropped), 0);
+	fill(bytes, sizeof(bytes), 1);
+	assert_int_equal(put(f->store, &a, bytes), -ESTALE);
+	a.token.counter = 0;
+	assert_int_equal(put(f->store, &a, bytes), -ESTALE);
+	reopen(f);
+	assert_int_equal(put(f->store, &a, bytes), -ESTALE);
+	/* The owner's last word: a repair that comes late brings nothing back. */
+	retain.count = 0;
+	retain.upto_seq = UINT64_MAX;
+	assert_int_equal(store_retain(f->store, &retain, NULL, &dropped), 0);
+	assert_int_equal(dropped, 1);
+	fill(bytes, sizeof(bytes), 2);
+	assert_int_equal(put(f->store, &b, bytes), -ESTALE);
+	assert_int_equal(stats_of(f->store).objects, 0);
+}
+
 static void test_short(void **state)
 {
 	struct fixture *f = *state;
@@ -591,6 +664,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_reconcile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_give_up, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_short, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
 	};

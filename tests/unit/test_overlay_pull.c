@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Five overlay halves that ask for jobs of which they hear nothing: what goes, and what stays. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay_host.h"
+
+enum { HOSTS = 5, ROUND_MS = 1000, FORGET_MS = 2500, SIZE = 300000 };
+
+struct fixture {
+	struct test_cluster cluster;
+	struct test_host hosts[HOSTS];
+};
+
+static void start(struct fixture *f, int i)
+{
+	host_run(&f->hosts[i]);
+	assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
+}
+
+static void start_all(struct fixture *f)
+{
+	for (int i = 0; i < HOSTS; i++)
+		start(f, i);
+	for (int i = 0; i < HOSTS; i++)
+		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 15000);
+	host_sleep_ms(1000);
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	cluster_make(&f->cluster);
+	for (int i = 0; i < HOSTS; i++) {
+		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
+		f->hosts[i].pull_round_ms = ROUND_MS;
+		f->hosts[i].pull_forget_ms = FORGET_MS;
+	}
+	start_all(f);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	for (int i = 0; i < HOSTS; i++)
+		host_end(&f->hosts[i]);
+	free(f);
+	return 0;
+}
+
+static uint64_t copies(struct fixture *f)
+{
+	uint64_t count = 0;
+
+	for (int i = 0; i < HOSTS; i++) {
+		struct ov_msg stats = { .op = OV_STATS };
+
+		if (f->hosts[i].pid <= 0)
+			continue;
+		assert_int_equal(host_call(&f->hosts[i], &stats, -1, NULL), 0);
+		count += stats.u.stats.objects;
+	}
+	return count;
+}
+
+static void wait_copies(struct fixture *f, uint64_t count, int timeout_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+
+	while (copies(f) != count) {
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(100);
+	}
+}
+
+static int index_of(const struct fixture *f, const struct node_id *id)
+{
+	for (int i = 0; i < HOSTS; i++)
+		if (node_id_equal(&f->hosts[i].identity.card.id, id))
+			return i;
+	fail();
+	return 0;
+}
+
+static void create(struct fixture *f, struct job_value *ret_value)
+{
+	struct ov_msg msg = { .op = OV_JOB_CREATE };
+
+	msg.u.value.job.b[0] = 1; /* as object_make() */
+	msg.u.value.owner = msg.u.value.home = f->hosts[0].identity.card.id;
+	msg.u.value.state = JOB_STATE_HELD;
+	msg.u.value.fence = FENCE_COMMIT;
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), 0);
+	*ret_value = msg.u.value;
+}
+
+static void hold(struct fixture *f, const struct job_value *value)
+{
+	struct ov_msg msg = { .op = OV_JOB_HOLD,
+			      .u.job = { .job = value->job, .token = value->token } };
+
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), 0);
+}
+
+/*
+ * A holder is away when the job ends and its owner drops everything. It asks when it is back;
+ * what belongs to a job that lives is left alone for as long.
+ */
+static void who_missed_the_end_asks(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg msg = { .op = OV_JOB_CAS };
+	struct job_value value;
+	struct ov_object object;
+	int fd = object_make(SIZE, 3, &object), away;
+
+	create(f, &value);
+	hold(f, &value);
+	object.token = value.token;
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	host_sleep_ms(4 * ROUND_MS + FORGET_MS);
+	assert_int_equal(copies(f), 2);
+	away = index_of(f, &object.holders[0]);
+	host_kill(&f->hosts[away]);
+	msg.u.value = value;
+	msg.u.value.state = JOB_STATE_KILLED;
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), 0);
+	msg = (struct ov_msg){ .op = OV_OBJECT_RETAIN };
+	msg.u.retain = (struct ov_retain){ .job = value.job,
+					   .token = value.token,
+					   .upto_seq = UINT64_MAX };
+	(void)host_call(&f->hosts[0], &msg, -1, NULL);
+	wait_copies(f, 0, 10000);
+	start(f, away);
+	host_wait_members(&f->hosts[away], MEMBER_ALIVE, HOSTS, 15000);
+	/* A repair that comes too late is refused by all who heard the last word. */
+	assert_int_not_equal(host_put(&f->hosts[away], fd, &object, 2), 0);
+	wait_copies(f, 0, 30000);
+	close(fd);
+}
+
+static void restart_buried(struct fixture *f, const struct ov_object *object, int count)
+{
+	struct node_id acceptors[HOSTS];
+
+	for (int i = 0; i < HOSTS; i++) {
+		acceptors[i] = f->hosts[i].identity.card.id;
+		host_kill(&f->hosts[i]);
+	}
+	for (int i = 0; i < count; i++)
+		host_bury(&f->hosts[i], &object->job, acceptors, HOSTS);
+	start_all(f);
+}
+
+/* Its guardians have forgotten the job: a majority that buried it is as good, two of five are not. */
+static void tombstones_speak_for_guardians(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object object;
+	int fd = object_make(SIZE, 4, &object);
+
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	close(fd);
+	restart_buried(f, &object, 2);
+	host_sleep_ms(6000 + 3 * ROUND_MS);
+	assert_int_equal(copies(f), 2);
+	restart_buried(f, &object, 3);
+	wait_copies(f, 0, 30000);
+}
+
+/* Nobody knows it, and for long: still it stays until room is short. */
+static void the_unknown_stay_until_room_is_short(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object object;
+	int fd = object_make(SIZE, 5, &object), first;
+
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	close(fd);
+	host_sleep_ms(6000 + 3 * ROUND_MS + 2 * FORGET_MS);
+	assert_int_equal(copies(f), 2);
+	first = index_of(f, &object.holders[0]);
+	host_kill(&f->hosts[first]);
+	f->hosts[first].quota_bytes = SIZE + SIZE / 16;
+	start(f, first);
+	wait_copies(f, 1, 40000);
+	host_get_checked(&f->hosts[0], &object);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(who_missed_the_end_asks, setup, teardown),
+		cmocka_unit_test_setup_teardown(tombstones_speak_for_guardians, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_unknown_stay_until_room_is_short, setup,
+						teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
