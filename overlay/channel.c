@@ -312,6 +312,9 @@ static bool dispatch_job(struct request *request)
 	case OV_JOB_LIST:
 		relay_list(request);
 		return true;
+	case OV_JOB_NEWEST:
+		newest_find(request);
+		return true;
 	default:
 		return false;
 	}

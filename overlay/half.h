@@ -8,7 +8,7 @@
  *   habits.c   when this host is on             repair.c   copies that are missing
  *   trim.c     copies that are too many         pull.c     jobs that are over
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
- *   refusals.c what is refused: counted, and told rarely
+ *   refusals.c what is refused: counted, told   newest.c   manifests without a register
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -285,6 +285,7 @@ void object_put(struct request *request);
 void object_get(struct request *request);
 void object_retain(struct request *request);
 void relay_list(struct request *request);
+void newest_find(struct request *request); /* newest.c */
 void relay_order(struct request *request);
 void relay_order_reply(struct overlay *overlay, const struct ov_msg *msg);
 void relay_join(struct request *request);

@@ -65,6 +65,9 @@ enum ov_op {
 	OV_JOIN_REPLY,	/* u.join {call_id, bytes}: answer to OV_EV_JOIN; no answer */
 	OV_LEAVE,	/* announce leaving; then the overlay may be ended */
 	OV_STATS,	/* -> u.stats */
+	OV_JOB_NEWEST,	/* u.job {job} -> fd: memfd of struct ov_found[] (u.count), newest first:
+			 * manifests that reachable members keep for it. Claims only: whoever has
+			 * the job's key opens them and believes what stands inside */
 
 	/* overlay -> agent: events on the main channel */
 	OV_EV_LEASE = 64, /* u.lease: a renewal round succeeded; run until then */
@@ -136,6 +139,17 @@ struct ov_object {
 	uint32_t reserved;
 	struct node_id holders[OV_HOLDERS_MAX];
 };
+
+/* A manifest that a member keeps, as it was told when it got it. */
+struct ov_found {
+	struct fence_token token;
+	uint64_t seq;
+	struct object_hash manifest;
+	uint32_t size;
+	uint32_t holder_count;
+	struct node_id holders[OV_HOLDERS_MAX];
+};
+enum { OV_FOUND_MAX = 64 };
 
 struct ov_retain {
 	struct job_id job;

@@ -23,6 +23,8 @@ struct service {
 	struct job_id job;
 	struct object_hash hash;
 	struct store_verdict verdict;
+	struct ov_object newest[STORE_NEWEST_MAX];
+	uint32_t newest_count;
 	int fd, status;
 	uint32_t size;
 };
@@ -48,6 +50,10 @@ static void service_run(struct store_task *task)
 	case NET_OP_GET:
 		service->status = store_get(store, &service->hash, &service->fd, &service->size);
 		break;
+	case NET_OP_NEWEST:
+		service->status =
+			store_newest(store, &service->job, service->newest, &service->newest_count);
+		break;
 	case NET_OP_VERDICT:
 		service->status = store_verdict(store, &service->job, &service->verdict);
 		break;
@@ -72,6 +78,19 @@ static void reply_verdict(struct service *service)
 		  -1, 0);
 }
 
+_Static_assert((int)STORE_NEWEST_MAX == (int)NET_NEWEST_ROWS, "what is kept fits the reply");
+
+static void reply_newest(struct service *service)
+{
+	uint8_t bytes[NET_NEWEST_MAX];
+	size_t size = 0;
+
+	if (service->status == 0)
+		size = net_newest_encode(service->newest, service->newest_count, bytes);
+	net_reply(service->overlay->net, service->served, service->status, bytes, (uint32_t)size,
+		  -1, 0);
+}
+
 static void service_done(struct store_task *task)
 {
 	struct service *service = container_of(task, struct service, task);
@@ -81,6 +100,8 @@ static void service_done(struct store_task *task)
 		overlay->reads--;
 	if (!task->cancelled && service->op == NET_OP_VERDICT)
 		reply_verdict(service);
+	else if (!task->cancelled && service->op == NET_OP_NEWEST)
+		reply_newest(service);
 	else if (!task->cancelled)
 		net_reply(overlay->net, service->served, service->status, NULL, 0, service->fd,
 			  service->size);
@@ -165,7 +186,8 @@ static int serve_retain(struct overlay *overlay, uint64_t served, const struct n
 	return r;
 }
 
-static int serve_verdict(struct overlay *overlay, uint64_t served, const struct net_call *call)
+/* What a host knows of one job. */
+static int serve_job(struct overlay *overlay, uint64_t served, const struct net_call *call)
 {
 	struct service *service = service_new(overlay, served, call->op);
 	int r;
@@ -242,8 +264,9 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_order(overlay, served, from, call);
 	case NET_OP_LIST:
 		return serve_list(overlay, served);
+	case NET_OP_NEWEST:
 	case NET_OP_VERDICT:
-		return serve_verdict(overlay, served, call);
+		return serve_job(overlay, served, call);
 	case NET_OP_VOUCH:
 		return serve_vouch(overlay, served, call);
 	case NET_OP_HOLDERS:

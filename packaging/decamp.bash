@@ -30,8 +30,8 @@ _decamp_options()
 _decamp()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i word
-	local verbs='run adopt ps show why logs history wait ckpt migrate restore freeze thaw kill ls
-		cat check nodes vacate doctor cluster version help'
+	local verbs='run adopt ps show why logs history recover wait ckpt migrate restore freeze thaw kill
+		ls cat check nodes vacate doctor cluster version help'
 	local after=0
 
 	COMPREPLY=()
@@ -90,7 +90,7 @@ _decamp_words()
 	case $1 in
 	run) if [[ $cur == */* ]]; then _decamp_files -f; else
 		mapfile -t COMPREPLY < <(compgen -c -- "$cur"); fi ;;
-	show | why | logs | history | wait | ckpt | restore | freeze | thaw | kill | ls | cat)
+	show | why | logs | history | recover | wait | ckpt | restore | freeze | thaw | kill | ls | cat)
 		mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column ps -a)" -- "$cur") ;;
 	migrate)
 		if (($2 == 1)); then

@@ -220,6 +220,7 @@ int verb_show(struct cli *cli, int argc, char **argv);
 int verb_why(struct cli *cli, int argc, char **argv);
 int verb_logs(struct cli *cli, int argc, char **argv);
 int verb_history(struct cli *cli, int argc, char **argv);
+int verb_recover(struct cli *cli, int argc, char **argv);
 int verb_ckpt(struct cli *cli, int argc, char **argv);
 int verb_restore(struct cli *cli, int argc, char **argv);
 int verb_migrate(struct cli *cli, int argc, char **argv);

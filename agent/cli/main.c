@@ -27,6 +27,8 @@ static const struct cli_verb verbs[] = {
 	{ "logs", "JOB", "Print what a job wrote.", "decamp logs -f sim1", 1, 1, false, verb_logs },
 	{ "history", "JOB", "List a job's checkpoints and moves.", "decamp history sim1", 1, 1,
 	  false, verb_history },
+	{ "recover", "JOB", "Tell what is left of a job whose guardians are gone; changes nothing.",
+	  "decamp recover sim1", 1, 1, false, verb_recover },
 	{ "wait", "JOB", "Wait for a job's end and exit with its code.",
 	  "decamp wait sim1 && echo done", 1, 1, false, verb_wait },
 	{ "ckpt", "JOB", "Take a checkpoint now.", "decamp ckpt sim1", 1, 1, false, verb_ckpt },

@@ -52,6 +52,7 @@ int verb_ps(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_show(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_why(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_history(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_recover(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_cat(void *agent, const struct api_call *call, struct api_reply *reply);

@@ -394,6 +394,7 @@ const struct api_route agent_routes[] = {
 	{ "show", false, verb_show },
 	{ "why", false, verb_why },
 	{ "history", false, verb_history },
+	{ "recover", false, verb_recover },
 	{ "logs", false, verb_logs },
 	{ "ls", false, verb_ls },
 	{ "cat", false, verb_cat },

@@ -245,6 +245,7 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 		good = take_holders(&in, &call);
 		break;
 	case NET_OP_VERDICT:
+	case NET_OP_NEWEST:
 		take_bytes(&in, &call.object.job, sizeof(call.object.job));
 		good = call.stream_size == 0;
 		break;
@@ -324,6 +325,7 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 			      call->object.holder_count * sizeof(call->object.holders[0]));
 		break;
 	case NET_OP_VERDICT:
+	case NET_OP_NEWEST:
 		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
 		break;
 	case NET_OP_VOUCH:
@@ -404,6 +406,45 @@ size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[stati
 	p = add_bytes(p, tombstone->acceptors,
 		      tombstone->acceptor_count * sizeof(tombstone->acceptors[0]));
 	p = add64(p, verdict->heard_ago_ms);
+	return (size_t)(p - bytes);
+}
+
+int net_newest_decode(const uint8_t *bytes, size_t size,
+		      struct ov_object ret_objects[static NET_NEWEST_ROWS], uint32_t *ret_count)
+{
+	struct reader in = { .p = bytes, .left = size };
+	uint32_t count = take32(&in);
+
+	if (count > NET_NEWEST_ROWS)
+		return -EBADMSG;
+	for (uint32_t i = 0; i < count; i++) {
+		struct ov_object object = { 0 };
+
+		take_token(&in, &object.token);
+		object.seq = take64(&in);
+		take_bytes(&in, &object.hash, sizeof(object.hash));
+		object.size = take32(&in);
+		if (object.size == 0 || object.size > OV_PACK_MAX)
+			return -EBADMSG;
+		ret_objects[i] = object;
+	}
+	if (in.bad || in.left > 0)
+		return -EBADMSG;
+	*ret_count = count;
+	return 0;
+}
+
+size_t net_newest_encode(const struct ov_object *objects, uint32_t count,
+			 uint8_t bytes[static NET_NEWEST_MAX])
+{
+	uint8_t *p = add32(bytes, count);
+
+	for (uint32_t i = 0; i < count; i++) {
+		p = add_token(p, &objects[i].token);
+		p = add64(p, objects[i].seq);
+		p = add_bytes(p, &objects[i].hash, sizeof(objects[i].hash));
+		p = add32(p, objects[i].size);
+	}
 	return (size_t)(p - bytes);
 }
 

@@ -21,6 +21,8 @@
  *            within 10 minutes: the caller is about to
  *   VERDICT = job; the reply's inline bytes: u32 state, token, u32 count, count acceptors, u64
  *            heard_ago_ms. state 0: no tombstone here, and the fields up to count are zero
+ *   NEWEST = job; the reply's inline bytes: u32 count, then of each manifest that is kept, newest
+ *            first: token, u64 seq, hash, u32 size
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -40,6 +42,8 @@ enum {
 	NET_REPLY_MAX = 16 + NET_INLINE_MAX,
 	NET_BODY_MAX = NET_CHUNK_MAX + 8,
 	NET_STREAM_MAX = OV_PACK_MAX,
+	NET_NEWEST_ROWS = 8,
+	NET_NEWEST_MAX = 4 + NET_NEWEST_ROWS * (24 + 8 + 32 + 4),
 	NET_VERDICT_MAX = 4 + 24 + 4 + OV_REPLICAS_MAX * 16 + 8,
 };
 
@@ -76,6 +80,7 @@ enum net_op {
 	NET_OP_HOLDERS,
 	NET_OP_VOUCH,
 	NET_OP_VERDICT,
+	NET_OP_NEWEST,
 };
 
 struct net_frame {
@@ -126,6 +131,12 @@ struct net_verdict {
 };
 int net_verdict_decode(const uint8_t *bytes, size_t size, struct net_verdict *ret_verdict);
 size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[static NET_VERDICT_MAX]);
+
+/* Manifests of one job: token, hash, seq and size of each. */
+int net_newest_decode(const uint8_t *bytes, size_t size,
+		      struct ov_object ret_objects[static NET_NEWEST_ROWS], uint32_t *ret_count);
+size_t net_newest_encode(const struct ov_object *objects, uint32_t count,
+			 uint8_t bytes[static NET_NEWEST_MAX]);
 
 /* A card's form: version, reserved, texts end inside their arrays and are printable. */
 bool net_card_sane(const struct node_card *card);

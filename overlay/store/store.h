@@ -129,6 +129,15 @@ struct store_verdict {
 int store_verdict(struct store *store, const struct job_id *job, struct store_verdict *ret_verdict)
 	__attribute__((warn_unused_result));
 
+/*
+ * The job's manifests here, newest first by token and number, as they were named when they came.
+ * What a manifest is, its first bytes say; that they are true is for who has the job's key.
+ */
+enum { STORE_NEWEST_MAX = 8 };
+int store_newest(struct store *store, const struct job_id *job,
+		 struct ov_object ret_objects[static STORE_NEWEST_MAX], uint32_t *ret_count)
+	__attribute__((warn_unused_result));
+
 /* All writes of one core update in one durable transaction. */
 int store_write_records(struct store *store, const struct core_write *writes, uint32_t count)
 	__attribute__((warn_unused_result));

@@ -18,6 +18,17 @@ static void decode_verdict(const uint8_t *bytes, size_t size)
 		abort();
 }
 
+static void decode_newest(const uint8_t *bytes, size_t size)
+{
+	struct ov_object rows[NET_NEWEST_ROWS];
+	uint8_t again[NET_NEWEST_MAX];
+	uint32_t count;
+
+	if (net_newest_decode(bytes, size, rows, &count) == 0 &&
+	    (net_newest_encode(rows, count, again) != size || memcmp(again, bytes, size) != 0))
+		abort();
+}
+
 static void decode_body(const struct net_frame *frame)
 {
 	uint8_t again[NET_CALL_MAX > NET_REPLY_MAX ? NET_CALL_MAX : NET_REPLY_MAX];
@@ -53,6 +64,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 	struct job_value value;
 
 	decode_verdict(bytes, size);
+	decode_newest(bytes, size);
 
 	for (int phase = 0; phase < NET_PHASE_COUNT; phase++) {
 		size_t used = 0;

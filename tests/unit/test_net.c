@@ -173,6 +173,38 @@ static void test_verdicts(void **state)
 	assert_int_equal(net_verdict_decode(bytes, size, &back), -EBADMSG);
 }
 
+static void test_newest(void **state)
+{
+	struct ov_object rows[NET_NEWEST_ROWS] = { 0 }, back[NET_NEWEST_ROWS];
+	uint8_t bytes[NET_NEWEST_MAX + 1] = { 0 };
+	uint32_t count = 77;
+	size_t size;
+
+	(void)state;
+	assert_int_equal(net_newest_decode(bytes, net_newest_encode(rows, 0, bytes), back, &count),
+			 0);
+	assert_int_equal(count, 0);
+	for (uint32_t i = 0; i < NET_NEWEST_ROWS; i++) {
+		rows[i].token.counter = 9 - i;
+		rows[i].seq = 7 * i;
+		rows[i].hash.b[31] = (uint8_t)i;
+		rows[i].size = OV_PACK_MAX - i;
+	}
+	size = net_newest_encode(rows, NET_NEWEST_ROWS, bytes);
+	assert_int_equal(size, NET_NEWEST_MAX);
+	assert_int_equal(net_newest_decode(bytes, size, back, &count), 0);
+	assert_int_equal(count, NET_NEWEST_ROWS);
+	assert_memory_equal(back, rows, sizeof(rows));
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(net_newest_decode(bytes, i, back, &count), -EBADMSG);
+	assert_int_equal(net_newest_decode(bytes, size + 1, back, &count), -EBADMSG);
+	bytes[0] = NET_NEWEST_ROWS + 1;
+	assert_int_equal(net_newest_decode(bytes, size, back, &count), -EBADMSG);
+	rows[3].size = OV_PACK_MAX + 1;
+	size = net_newest_encode(rows, NET_NEWEST_ROWS, bytes);
+	assert_int_equal(net_newest_decode(bytes, size, back, &count), -EBADMSG);
+}
+
 static void test_replies(void **state)
 {
 	struct net_reply reply = { .call = 3, .status = -ENOENT }, back;
@@ -523,8 +555,8 @@ int main(void)
 {
 	const struct CMUnitTest pure[] = {
 		cmocka_unit_test(test_frame_limits), cmocka_unit_test(test_calls),
-		cmocka_unit_test(test_verdicts),     cmocka_unit_test(test_replies),
-		cmocka_unit_test(test_card_check),
+		cmocka_unit_test(test_verdicts),     cmocka_unit_test(test_newest),
+		cmocka_unit_test(test_replies),	     cmocka_unit_test(test_card_check),
 	};
 	const struct CMUnitTest running[] = {
 		cmocka_unit_test(test_garbage),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Five overlay halves that ask for jobs of which they hear nothing: what goes, and what stays. */
 #include <errno.h>
+#include <openssl/sha.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -198,11 +199,66 @@ static void the_unknown_stay_until_room_is_short(void **state)
 	host_get_checked(&f->hosts[0], &object);
 }
 
+static void put_manifest(struct fixture *f, uint64_t token, uint64_t seq, struct ov_object *ret)
+{
+	uint8_t bytes[1000] = "DECAMPMF";
+	struct ov_object object = { .job.b[0] = 1, .size = sizeof(bytes), .seq = seq };
+	int fd = memfd_new("test");
+
+	object.token.counter = token;
+	bytes[20] = (uint8_t)token;
+	bytes[21] = (uint8_t)seq;
+	SHA256(bytes, sizeof(bytes), object.hash.b);
+	assert_int_equal(write_full(fd, bytes, sizeof(bytes)), 0);
+	assert_int_equal(memfd_seal(fd), 0);
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	assert_int_equal(object.holder_count, 2);
+	close(fd);
+	*ret = object;
+}
+
+/* No guardian ever knew the job; its holders name what they keep, the newest first. */
+static void holders_name_the_newest(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_msg msg = { .op = OV_JOB_NEWEST };
+	struct ov_object objects[3];
+	struct ov_found rows[3];
+	int fd = -1;
+
+	put_manifest(f, 4, 9, &objects[2]);
+	put_manifest(f, 5, 3, &objects[1]);
+	put_manifest(f, 5, 4, &objects[0]);
+	msg.u.job.job.b[0] = 1;
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
+	assert_int_equal(msg.u.count, 3);
+	assert_int_equal(pread_full(fd, rows, sizeof(rows), 0), 0);
+	close(fd);
+	for (int i = 0; i < 3; i++) {
+		assert_memory_equal(&rows[i].manifest, &objects[i].hash, sizeof(objects[i].hash));
+		assert_int_equal(rows[i].seq, objects[i].seq);
+		assert_int_equal(rows[i].token.counter, objects[i].token.counter);
+		assert_int_equal(rows[i].size, 1000);
+		assert_int_equal(rows[i].holder_count, 2);
+	}
+	/* Who is off is not waited for; the others still say. */
+	host_kill(&f->hosts[index_of(f, &objects[0].holders[0])]);
+	msg = (struct ov_msg){ .op = OV_JOB_NEWEST };
+	msg.u.job.job.b[0] = 1;
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
+	assert_true(msg.u.count >= 1);
+	assert_int_equal(pread_full(fd, rows, sizeof(rows[0]), 0), 0);
+	close(fd);
+	assert_memory_equal(&rows[0].manifest, &objects[0].hash, sizeof(objects[0].hash));
+	assert_int_equal(rows[0].holder_count, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(who_missed_the_end_asks, setup, teardown),
 		cmocka_unit_test_setup_teardown(tombstones_speak_for_guardians, setup, teardown),
+		cmocka_unit_test_setup_teardown(holders_name_the_newest, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_unknown_stay_until_room_is_short, setup,
 						teardown),
 	};

@@ -636,6 +636,46 @@ static void test_jobs(void **state)
 	assert_int_equal(stats_of(f->store).objects, 0);
 }
 
+static struct ov_object put_manifest(struct store *store, uint8_t job, uint64_t token, uint64_t seq)
+{
+	struct ov_object object;
+	uint8_t bytes[500];
+
+	fill(bytes, sizeof(bytes), (uint32_t)(100 * token + seq));
+	memcpy(bytes, "DECAMPMF", 8);
+	object = (struct ov_object){ .size = sizeof(bytes), .seq = seq, .job.b[0] = job };
+	object.token.counter = token;
+	SHA256(bytes, sizeof(bytes), object.hash.b);
+	assert_int_equal(put(store, &object, bytes), 0);
+	return object;
+}
+
+static void test_newest(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object found[STORE_NEWEST_MAX], old, newest;
+	uint32_t count = 77;
+
+	(void)put_new(f->store, 500, 1, 1, 90);	 /* a pack */
+	(void)put_manifest(f->store, 2, 99, 99); /* another job's */
+	assert_int_equal(store_newest(f->store, &(struct job_id){ { 1 } }, found, &count), 0);
+	assert_int_equal(count, 0);
+	old = put_manifest(f->store, 1, 10, 70);
+	for (uint64_t seq = 60; seq < 69; seq++)
+		newest = put_manifest(f->store, 1, 11, seq);
+	assert_int_equal(store_newest(f->store, &old.job, found, &count), 0);
+	assert_int_equal(count, STORE_NEWEST_MAX);
+	assert_memory_equal(&found[0].hash, &newest.hash, sizeof(newest.hash));
+	for (uint32_t i = 0; i < count; i++) {
+		assert_int_equal(found[i].seq,
+				 68 - i); /* the older token's is out, higher or not */
+		assert_int_equal(found[i].token.counter, 11);
+		assert_int_equal(found[i].size, 500);
+	}
+	assert_int_equal(store_newest(f->store, &(struct job_id){ { 3 } }, found, &count), 0);
+	assert_int_equal(count, 0);
+}
+
 static void test_short(void **state)
 {
 	struct fixture *f = *state;
@@ -665,6 +705,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_give_up, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_newest, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_short, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
 	};
