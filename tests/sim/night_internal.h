@@ -9,8 +9,8 @@
 enum {
 	COPIES_MAX = CORE_COPIES_MAX,
 	FLOWS_MAX = 4096,
-	NOTE_S = 600,	/* a host counts its time and reports */
-	REPAIR_S = 300, /* repair is looked at */
+	NOTE_S = 600,	  /* a host counts its time and reports */
+	REPAIR_S = 300,	  /* repair is looked at */
 	SURPLUS_S = 1800, /* what could be given up is counted */
 	HOUR = 3600,
 	DAY = 24 * HOUR,
