@@ -248,24 +248,6 @@ static struct checker_epoch *epoch_of(struct checker *checker, struct checker_jo
 	return epoch;
 }
 
-/* What an epoch begins with is what the one before was sealed with. */
-static void judge_base(struct checker *checker, struct checker_job *job, uint32_t at)
-{
-	const struct checker_ballot *base = &job->ballots[at];
-	const struct checker_epoch *epoch = &job->epochs[base->ballot.epoch];
-	uint32_t before = chosen_beside(job, at, false);
-	const struct checker_ballot *seal = before == CHECKER_NONE ? NULL : &job->ballots[before];
-
-	/* An acceptor that is alone seals and installs in one step: one write for both. */
-	if (job->epochs[base->ballot.epoch - 1].acceptors.count == 1)
-		return;
-	if (!seal || seal->ballot.epoch + 1 != base->ballot.epoch ||
-	    memcmp(&seal->next, &epoch->acceptors, sizeof(seal->next)) != 0)
-		checker_fail(checker, &job->id, "I3: an epoch began without a chosen seal");
-	if (seal->value && memcmp(seal->value, base->value, sizeof(*base->value)) != 0)
-		checker_fail(checker, &job->id, "I3: an epoch began with another value");
-}
-
 static void judge_seals(struct checker *checker, struct checker_job *job, uint32_t at)
 {
 	const struct checker_ballot *here = &job->ballots[at], *other;
@@ -300,6 +282,51 @@ static void check_tombstone(struct checker *checker, struct checker_job *job,
 	job->tombstones++;
 }
 
+/*
+ * Who accepts a seal as the last one that was needed, proposed it itself, and is a member of the
+ * next set too, is installed in the same step: one write stands for both.
+ */
+static void credit_seal(struct checker *checker, struct checker_job *job, uint32_t at,
+			const struct node_id *writer)
+{
+	uint64_t epoch = job->ballots[at].ballot.epoch;
+	const struct core_acceptors *set = &job->epochs[epoch].acceptors;
+	const struct core_acceptors *old = &job->epochs[epoch - 1].acceptors;
+	struct checker_ballot *seal;
+
+	while (at-- > 0) {
+		seal = &job->ballots[at];
+		if (seal->ballot.epoch + 1 == epoch && !memcmp(&seal->next, set, sizeof(*set)))
+			break;
+	}
+	if (at == CHECKER_NONE || seal->chosen)
+		return;
+	seal->accepted |= bit_of(old, writer);
+	if ((uint32_t)__builtin_popcount(seal->accepted) < old->count / 2 + 1)
+		return;
+	seal->chosen = true;
+	judge_seals(checker, job, at);
+	judge_chosen(checker, job, at);
+}
+
+/* What an epoch begins with is what the one before was sealed with. */
+static void judge_base(struct checker *checker, struct checker_job *job, uint32_t at)
+{
+	const struct checker_ballot *base = &job->ballots[at];
+	const struct checker_epoch *epoch = &job->epochs[base->ballot.epoch];
+	uint32_t before = chosen_beside(job, at, false);
+	const struct checker_ballot *seal = before == CHECKER_NONE ? NULL : &job->ballots[before];
+
+	/* An acceptor that is alone seals and installs in one step: one write for both. */
+	if (job->epochs[base->ballot.epoch - 1].acceptors.count == 1)
+		return;
+	if (!seal || seal->ballot.epoch + 1 != base->ballot.epoch ||
+	    memcmp(&seal->next, &epoch->acceptors, sizeof(seal->next)) != 0)
+		checker_fail(checker, &job->id, "I3: an epoch began without a chosen seal");
+	if (seal->value && memcmp(seal->value, base->value, sizeof(*base->value)) != 0)
+		checker_fail(checker, &job->id, "I3: an epoch began with another value");
+}
+
 void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write)
 {
 	struct checker_job *job = job_of(checker, &write->job);
@@ -329,8 +356,12 @@ void checker_wrote(struct checker *checker, uint32_t node, const struct core_wri
 	if (ballot->chosen || (!base && (uint32_t)__builtin_popcount(ballot->accepted) <
 						epoch->acceptors.count / 2 + 1))
 		return;
-	if (base)
+	if (base && !ballot->ballot.epoch)
+		checker_fail(checker, &job->id, "I3: an epoch began without a chosen seal");
+	if (base) {
+		credit_seal(checker, job, at, &checker->net->nodes[node].card.id);
 		judge_base(checker, job, at);
+	}
 	ballot->chosen = true;
 	judge_seals(checker, job, at);
 	judge_chosen(checker, job, at);
