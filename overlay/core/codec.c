@@ -11,13 +11,13 @@
 
 /*
  * One walk per struct serves both directions, so that encoder and decoder cannot drift apart.
- * While writing (out set) a walk only reads the struct it is given.
+ * While writing a walk only reads the struct it is given.
  */
 struct cursor {
 	const uint8_t *in;
 	uint8_t *out;
 	size_t size, at;
-	bool bad;
+	bool writing, bad;
 	bool plain; /* a record of version 1: no epochs */
 	bool free;  /* a record of version 1 or 2: jobs need no more than memory and a CPU */
 };
@@ -39,6 +39,7 @@ enum {
 	F_NO_ACCEPTORS_OK = 1 << 11,
 	F_NEXT = 1 << 12,
 	F_PREVIOUS = 1 << 13,
+	F_SUMMARY = 1 << 14,
 	F_REGISTER = F_JOB | F_ACCEPTORS,
 };
 
@@ -48,7 +49,7 @@ static const uint16_t message_fields[CORE_MSG_END] = {
 	[CORE_MSG_PING_REQ] = F_SEQ | F_SUBJECT | F_RECORDS,
 	[CORE_MSG_GOSSIP] = F_RECORDS,
 	[CORE_MSG_DIGEST] = F_DIGEST | F_RECORDS,
-	[CORE_MSG_SYNC] = F_SEQ | F_RECORDS,
+	[CORE_MSG_SYNC] = F_RECORDS,
 	[CORE_MSG_PREPARE] = F_REGISTER | F_BALLOT,
 	[CORE_MSG_PROMISE] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_VALUE | F_NEXT | F_PREVIOUS,
 	[CORE_MSG_NACK] = F_REGISTER | F_BALLOT | F_ACCEPTED | F_REASON,
@@ -67,6 +68,7 @@ static const uint16_t message_fields[CORE_MSG_END] = {
 	[CORE_MSG_MOVED] = F_REGISTER | F_PREVIOUS | F_VALUE,
 	[CORE_MSG_CLOSE] = F_REGISTER,
 	[CORE_MSG_CLOSED] = F_REGISTER,
+	[CORE_MSG_SUMMARY] = F_SEQ | F_SUMMARY,
 };
 
 int core_ballot_compare(const struct core_ballot *a, const struct core_ballot *b)
@@ -80,84 +82,87 @@ int core_ballot_compare(const struct core_ballot *a, const struct core_ballot *b
 	return a->life < b->life ? -1 : a->life > b->life;
 }
 
-static inline void walk_bytes(struct cursor *c, void *bytes, size_t size)
+/* Inlined all the way, a walk is compiled once for each direction. */
+#define WALK static inline __attribute__((always_inline))
+
+WALK void walk_bytes(struct cursor *c, void *bytes, size_t size)
 {
 	if (c->bad || size > c->size - c->at) {
 		c->bad = true;
 		return;
 	}
-	if (c->out)
+	if (c->writing)
 		memcpy(c->out + c->at, bytes, size);
 	else
 		memcpy(bytes, c->in + c->at, size);
 	c->at += size;
 }
 
-static inline uint64_t walk_uint(struct cursor *c, uint64_t value, size_t width)
+WALK uint64_t walk_uint(struct cursor *c, uint64_t value, size_t width)
 {
-	uint64_t raw = c->out ? htole64(value) : 0;
+	uint64_t raw = c->writing ? htole64(value) : 0;
 
 	walk_bytes(c, &raw, width);
 	return c->bad ? 0 : le64toh(raw);
 }
 
-static void walk_u64(struct cursor *c, uint64_t *value)
+WALK void walk_u64(struct cursor *c, uint64_t *value)
 {
 	uint64_t result = walk_uint(c, *value, 8);
 
-	if (!c->out)
+	if (!c->writing)
 		*value = result;
 }
 
-static void walk_u32(struct cursor *c, uint32_t *value)
+WALK void walk_u32(struct cursor *c, uint32_t *value)
 {
 	uint64_t result = walk_uint(c, *value, 4);
 
-	if (!c->out)
+	if (!c->writing)
 		*value = (uint32_t)result;
 }
 
-static void walk_u16(struct cursor *c, uint16_t *value)
+WALK void walk_u16(struct cursor *c, uint16_t *value)
 {
 	uint64_t result = walk_uint(c, *value, 2);
 
-	if (!c->out)
+	if (!c->writing)
 		*value = (uint16_t)result;
 }
 
-static void walk_u8(struct cursor *c, uint8_t *value)
+WALK void walk_u8(struct cursor *c, uint8_t *value)
 {
 	walk_bytes(c, value, 1);
 }
 
-static void require(struct cursor *c, bool condition)
+WALK void require(struct cursor *c, bool condition)
 {
 	if (!condition)
 		c->bad = true;
 }
 
 /* Returns the number of elements that follow; 0 once anything is wrong. */
-static uint32_t walk_count(struct cursor *c, uint32_t *count, uint32_t max)
+WALK uint32_t walk_count(struct cursor *c, uint32_t *count, uint32_t max)
 {
 	walk_u32(c, count);
 	require(c, *count <= max);
 	return c->bad ? 0 : *count;
 }
 
-static void walk_text(struct cursor *c, char *text, size_t size)
+WALK void walk_text(struct cursor *c, char *text, size_t size)
 {
 	walk_bytes(c, text, size);
 	require(c, !c->bad && text[size - 1] == 0);
 }
 
-static void walk_token(struct cursor *c, struct fence_token *token)
+WALK void walk_token(struct cursor *c, struct fence_token *token)
 {
 	walk_u64(c, &token->counter);
 	walk_bytes(c, &token->node, sizeof(token->node));
 	require(c, token->counter < CORE_COUNTER_MAX);
 }
 
-static void walk_ballot(struct cursor *c, struct core_ballot *ballot)
+WALK void walk_ballot(struct cursor *c, struct core_ballot *ballot)
 {
 	if (!c->plain)
 		walk_u64(c, &ballot->epoch);
@@ -166,7 +171,7 @@ static void walk_ballot(struct cursor *c, struct core_ballot *ballot)
 	walk_u64(c, &ballot->life);
 }
 
-static void walk_acceptors(struct cursor *c, struct core_acceptors *set, bool empty_ok)
+WALK void walk_acceptors(struct cursor *c, struct core_acceptors *set, bool empty_ok)
 {
 	uint32_t count = walk_count(c, &set->count, OV_REPLICAS_MAX);
 
@@ -178,7 +183,7 @@ static void walk_acceptors(struct cursor *c, struct core_acceptors *set, bool em
 	}
 }
 
-static void walk_checkpoint(struct cursor *c, struct ckpt_ref *ckpt)
+WALK void walk_checkpoint(struct cursor *c, struct ckpt_ref *ckpt)
 {
 	uint32_t count;
 
@@ -194,7 +199,7 @@ static void walk_checkpoint(struct cursor *c, struct ckpt_ref *ckpt)
 }
 
 /* What a host must have, and why some do not count. Came with version 3. */
-static void walk_match(struct cursor *c, struct job_value *v)
+WALK void walk_match(struct cursor *c, struct job_value *v)
 {
 	uint32_t count;
 
@@ -212,7 +217,7 @@ static void walk_match(struct cursor *c, struct job_value *v)
 	require(c, !c->bad && (!count || core_needs_valid(v->needs, count)));
 }
 
-static void walk_value(struct cursor *c, struct job_value *v)
+WALK void walk_value(struct cursor *c, struct job_value *v)
 {
 	uint32_t count, status = (uint32_t)v->exit_status;
 
@@ -226,7 +231,7 @@ static void walk_value(struct cursor *c, struct job_value *v)
 	walk_u32(c, &v->fence);
 	require(c, v->fence == FENCE_STRICT || v->fence == FENCE_COMMIT);
 	walk_u32(c, &status);
-	if (!c->out)
+	if (!c->writing)
 		v->exit_status = (int32_t)status;
 	count = walk_count(c, &v->history_count, OV_HISTORY_MAX);
 	for (uint32_t i = 0; i < count; i++) {
@@ -248,7 +253,7 @@ static void walk_value(struct cursor *c, struct job_value *v)
 	require(c, (v->state == JOB_STATE_IDLE) <= node_id_is_zero(&v->owner));
 }
 
-static void walk_card(struct cursor *c, struct node_card *card)
+WALK void walk_card(struct cursor *c, struct node_card *card)
 {
 	walk_u32(c, &card->version);
 	walk_u32(c, &card->reserved);
@@ -262,19 +267,19 @@ static void walk_card(struct cursor *c, struct node_card *card)
 	walk_bytes(c, card->signature, sizeof(card->signature));
 }
 
-static void walk_tags(struct cursor *c, char tags[OV_TAGS_MAX])
+WALK void walk_tags(struct cursor *c, char tags[OV_TAGS_MAX])
 {
-	uint8_t length = c->out ? (uint8_t)core_tags_length(tags) : 0;
+	uint8_t length = c->writing ? (uint8_t)core_tags_length(tags) : 0;
 
 	walk_u8(c, &length);
 	require(c, !c->bad && length < OV_TAGS_MAX);
-	if (!c->out)
+	if (!c->writing)
 		memset(tags, 0, OV_TAGS_MAX);
 	walk_bytes(c, tags, c->bad ? 0 : length);
 	require(c, !c->bad && core_tags_valid(tags, length));
 }
 
-static void walk_report(struct cursor *c, struct member_state_report *report)
+WALK void walk_report(struct cursor *c, struct member_state_report *report)
 {
 	walk_u32(c, &report->flags);
 	walk_u32(c, &report->load_milli);
@@ -294,7 +299,7 @@ static void walk_report(struct cursor *c, struct member_state_report *report)
 	walk_tags(c, report->tags);
 }
 
-static void walk_gossip(struct cursor *c, struct core_gossip *g)
+WALK void walk_gossip(struct cursor *c, struct core_gossip *g)
 {
 	walk_bytes(c, &g->id, sizeof(g->id));
 	walk_u64(c, &g->incarnation);
@@ -315,7 +320,20 @@ static void walk_gossip(struct cursor *c, struct core_gossip *g)
 	walk_report(c, &g->report);
 }
 
-static void walk_register(struct cursor *c, struct core_message *m, uint32_t fields)
+WALK void walk_summary(struct cursor *c, struct core_summary *s)
+{
+	uint8_t state = (uint8_t)s->state;
+
+	walk_bytes(c, &s->id, sizeof(s->id));
+	walk_u64(c, &s->incarnation);
+	walk_u8(c, &state);
+	require(c, s->incarnation < CORE_COUNTER_MAX && state <= MEMBER_LEFT &&
+			   !s->incarnation == !state);
+	if (!c->writing)
+		s->state = state;
+}
+
+WALK void walk_register(struct cursor *c, struct core_message *m, uint32_t fields)
 {
 	if (fields & F_JOB) {
 		walk_bytes(c, &m->job, sizeof(m->job));
@@ -338,7 +356,7 @@ static void walk_register(struct cursor *c, struct core_message *m, uint32_t fie
 		walk_u32(c, &m->hold_left_ms);
 	}
 	if (fields & F_VALUE) {
-		if (!c->out)
+		if (!c->writing)
 			memset(&m->value, 0, sizeof(m->value));
 		walk_value(c, &m->value);
 		require(c, !c->bad && memcmp(&m->value.job, &m->job, sizeof(m->job)) == 0);
@@ -347,7 +365,7 @@ static void walk_register(struct cursor *c, struct core_message *m, uint32_t fie
 		walk_acceptors(c, &m->next, true);
 }
 
-static void walk_message(struct cursor *c, struct core_message *m)
+WALK void walk_message(struct cursor *c, struct core_message *m)
 {
 	uint8_t version = WIRE_VERSION, zero = 0;
 	uint32_t fields, count;
@@ -369,6 +387,11 @@ static void walk_message(struct cursor *c, struct core_message *m)
 	if (fields & F_DIGEST)
 		for (uint32_t i = 0; i < CORE_BUCKETS; i++)
 			walk_u64(c, &m->digests[i]);
+	if (fields & F_SUMMARY) {
+		count = walk_count(c, &m->summary_count, CORE_SUMMARY_MAX);
+		for (uint32_t i = 0; i < count && !c->bad; i++)
+			walk_summary(c, &m->summaries[i]);
+	}
 	if (fields & F_RECORDS) {
 		count = walk_count(c, &m->record_count, CORE_GOSSIP_RECORDS_MAX);
 		for (uint32_t i = 0; i < count && !c->bad; i++)
@@ -379,7 +402,7 @@ static void walk_message(struct cursor *c, struct core_message *m)
 
 size_t core_message_encode(const struct core_message *message, void *bytes, size_t max)
 {
-	struct cursor c = { .out = bytes, .size = max };
+	struct cursor c = { .out = bytes, .size = max, .writing = true };
 
 	/* A writing walk does not change the struct. */
 	walk_message(&c, (struct core_message *)(uintptr_t)message);
@@ -393,7 +416,7 @@ int core_message_decode(const void *bytes, size_t size, struct core_message *ret
 	if (size > CORE_MESSAGE_MAX)
 		return -EBADMSG;
 	memset(ret_message, 0, offsetof(struct core_message, value));
-	ret_message->record_count = 0;
+	ret_message->record_count = ret_message->summary_count = 0;
 	walk_message(&c, ret_message);
 	return c.bad || c.at != size ? -EBADMSG : 0;
 }
@@ -408,7 +431,7 @@ uint64_t core_checksum(const void *bytes, size_t size)
 	return hash;
 }
 
-static void walk_record(struct cursor *c, struct core_record *record)
+WALK void walk_record(struct cursor *c, struct core_record *record)
 {
 	uint32_t magic = RECORD_MAGIC, version = RECORD_VERSION;
 	struct core_record *r = record;
@@ -442,7 +465,7 @@ static void walk_record(struct cursor *c, struct core_record *record)
 
 size_t core_record_encode(const struct core_record *record, void *bytes, size_t max)
 {
-	struct cursor c = { .out = bytes, .size = max };
+	struct cursor c = { .out = bytes, .size = max, .writing = true };
 	uint64_t sum;
 
 	walk_record(&c, (struct core_record *)(uintptr_t)record);
@@ -471,7 +494,7 @@ int core_record_decode(const void *bytes, size_t size, struct core_record *ret_r
 int core_value_normalize(const struct job_value *value, struct job_value *ret_value)
 {
 	uint8_t bytes[CORE_RECORD_BYTES_MAX];
-	struct cursor writing = { .out = bytes, .size = sizeof(bytes) };
+	struct cursor writing = { .out = bytes, .size = sizeof(bytes), .writing = true };
 	struct cursor reading = { .in = bytes };
 	struct job_value normal;
 

@@ -3,7 +3,7 @@
  * The core's words on the wire and on disk, little-endian, field by field.
  *
  *   message = version:u8 type:u8 flags:u8 zero:u8, then the fields of its type in this order:
- *             seq subject digests records job epoch acceptors previous ballot accepted token
+ *             seq subject digests summaries records job epoch acceptors previous ballot accepted token
  *             reason hold_left value next
  *   record  = magic:u32 version:u32 job epoch acceptors installed:u32 settled:u32 previous
  *             promised accepted value next fnv64:u64
@@ -13,8 +13,9 @@
  *
  *   type                          flags       says
  *   PING PING_REQ ACK GOSSIP                  membership; subject: who is asked after
- *   DIGEST SYNC                   WANT_REPLY  anti-entropy of the member table; seq of SYNC: a
- *                                             mask of the buckets meant
+ *   DIGEST -> SUMMARY -> SYNC, SUMMARY -> SYNC anti-entropy of the member table, see sync.c
+ *   SUMMARY                       WANT_REPLY  all rows of the buckets in the mask seq; else: rows
+ *                                             that the sender wants, and what it has of them
  *   PREPARE -> PROMISE | NACK     TAKEOVER: BUSY while a hold runs; READ: promise nothing
  *   ACCEPT -> ACCEPTED | NACK
  *   LEARN                                     this value was chosen at this ballot
@@ -41,6 +42,7 @@
 enum {
 	CORE_GOSSIP_RECORDS_MAX = 29, /* member records in one message */
 	CORE_BUCKETS = 64,	      /* parts of the member table, by id, that are compared */
+	CORE_SUMMARY_MAX = 256,	      /* rows named in one message */
 	CORE_RECORD_BYTES_MAX = 4096, /* what an acceptor record really needs at most */
 };
 
@@ -75,6 +77,7 @@ enum core_message_type {
 	CORE_MSG_MOVED,
 	CORE_MSG_CLOSE,
 	CORE_MSG_CLOSED,
+	CORE_MSG_SUMMARY,
 	CORE_MSG_END,
 };
 
@@ -126,6 +129,13 @@ struct core_gossip {
 	struct member_state_report report;
 };
 
+/* What is known of a member, without what it says of itself; incarnation 0: nothing. */
+struct core_summary {
+	struct node_id id;
+	uint64_t incarnation;
+	uint32_t state; /* 0: nothing */
+};
+
 struct core_message {
 	uint8_t type;
 	uint8_t flags;
@@ -141,6 +151,8 @@ struct core_message {
 	uint32_t hold_left_ms;
 	struct job_value value; /* this and what follows: unspecified if the type has none */
 	uint64_t digests[CORE_BUCKETS];
+	uint32_t summary_count;
+	struct core_summary summaries[CORE_SUMMARY_MAX];
 	uint32_t record_count;
 	struct core_gossip records[CORE_GOSSIP_RECORDS_MAX];
 };

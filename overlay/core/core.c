@@ -53,7 +53,7 @@ struct core_message *core_outbox_begin(struct core *core, enum core_message_type
 {
 	/* The value is written whole by who sends one. */
 	memset(&core->scratch->out, 0, offsetof(struct core_message, value));
-	core->scratch->out.record_count = 0;
+	core->scratch->out.record_count = core->scratch->out.summary_count = 0;
 	core->scratch->out.type = (uint8_t)type;
 	core->scratch->sealed_size = 0;
 	return &core->scratch->out;
@@ -209,6 +209,7 @@ static void handle_message(struct core *core, const struct node_id *from, struct
 	case CORE_MSG_GOSSIP:
 	case CORE_MSG_DIGEST:
 	case CORE_MSG_SYNC:
+	case CORE_MSG_SUMMARY:
 		core_member_message(core, from, m);
 		break;
 	case CORE_MSG_PREPARE:
@@ -385,6 +386,22 @@ int core_step(struct core *core, const struct core_event *event,
 const struct core_refusals *core_refusals(const struct core *core)
 {
 	return &core->refusals;
+}
+
+void core_prefetch(const struct core *core, const struct node_id *from, uint32_t stage)
+{
+	const uint8_t *hot = (const uint8_t *)core + offsetof(struct core, config.probe_ms);
+	const uint8_t *end = (const uint8_t *)core + offsetof(struct core, digests);
+
+	if (stage == 0) {
+		__builtin_prefetch(core, 1);
+		for (const uint8_t *line = hot; line < end; line += 64)
+			__builtin_prefetch(line, 1);
+	}
+	if (from)
+		core_member_prefetch(core, from, stage);
+	else if (stage > 0)
+		__builtin_prefetch(&core->order[core->order_next % OV_MEMBERS_MAX], 1);
 }
 
 uint64_t core_deadline(const struct core *core)

@@ -182,6 +182,12 @@ const struct core_refusals *core_refusals(const struct core *core);
 /* When core_step(TICK) is due next, in now_ms terms; a step may make it later, too. */
 uint64_t core_deadline(const struct core *core);
 
+/*
+ * A hint for who has many cores in turn: asks for the memory that an event of this core will need.
+ * from: the sender of a message, or NULL. Stage 0 first; stage 1 once that had time to arrive.
+ */
+void core_prefetch(const struct core *core, const struct node_id *from, uint32_t stage);
+
 /* Member table: row by index (self included), or NULL past the end. Valid until the next step. */
 const struct member_info *core_member(const struct core *core, uint32_t index, uint64_t now_ms);
 const struct node_card *core_card(const struct core *core, const struct node_id *id);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The table of members: rows, their precedence, what is told to whom. The probing is in swim.c.
+ * The table of members: rows, their precedence, what is told to whom. The probing is in swim.c,
+ * the comparison of tables in sync.c.
  *
  * Precedence of two records of one node: the higher incarnation; within one, the graver state.
  * Only the node itself raises its incarnation: to refute a rumour, or when its report changed.
@@ -9,7 +10,11 @@
 
 #include <string.h>
 
-enum { MINOR_SHIFT = 3, TRANSMITS_MAX = 16 };
+enum {
+	MINOR_SHIFT = 3,
+	TRANSMITS_MAX = 16,
+	TRANSMITS_HEARD = 4, /* fewer, each time that somebody else tells the same */
+};
 
 static uint32_t slot_of(const struct node_id *id)
 {
@@ -26,6 +31,16 @@ static void index_add(struct core *core, uint32_t row)
 	while (core->member_index[slot])
 		slot = (slot + 1) % CORE_INDEX_SLOTS;
 	core->member_index[slot] = (uint16_t)(row + 1);
+}
+
+void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage)
+{
+	const uint16_t *slot = &core->member_index[slot_of(id)];
+
+	if (stage == 0)
+		__builtin_prefetch(slot, 0);
+	else if (*slot)
+		__builtin_prefetch(&core->members[*slot - 1], 1);
 }
 
 struct member *core_member_find(const struct core *core, const struct node_id *id)
@@ -362,6 +377,15 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 	return member;
 }
 
+/* A rumour that comes back has got around (Demers et al. 1987): it is told less often. */
+static void heard_again(struct core *core, struct member *member)
+{
+	if (member->transmits <= TRANSMITS_HEARD)
+		core_member_hush(core, member);
+	else
+		member->transmits = (uint16_t)(member->transmits - TRANSMITS_HEARD);
+}
+
 bool core_member_apply(struct core *core, const struct node_id *from,
 		       const struct core_gossip *record, bool spread)
 {
@@ -380,8 +404,12 @@ bool core_member_apply(struct core *core, const struct node_id *from,
 	newer = record->incarnation > info->incarnation;
 	if (record->incarnation < info->incarnation && node_id_equal(from, &record->id))
 		core->refusals.old_lives++;
-	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state))
+	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state)) {
+		if (member->transmits && record->incarnation == info->incarnation &&
+		    record->state == info->state)
+			heard_again(core, member);
 		return false;
+	}
 	info->incarnation = record->incarnation;
 	if (newer && record->kind != CORE_GOSSIP_BRIEF) {
 		const struct member_state_report *report = &record->report;
@@ -447,32 +475,6 @@ void core_member_report(struct core *core, const struct member_state_report *rep
 	}
 }
 
-static void send_table(struct core *core, const struct node_id *to, uint64_t buckets, uint8_t flags)
-{
-	struct core_message *m = core_outbox_begin(core, CORE_MSG_SYNC);
-
-	for (uint32_t bucket = 0; bucket < CORE_BUCKETS; bucket++) {
-		uint32_t row = buckets >> bucket & 1 ? core->bucket_rows[bucket] : 0;
-
-		for (; row; row = core->bucket_next[row - 1]) {
-			if (m->record_count == CORE_GOSSIP_RECORDS_MAX) {
-				core_outbox_send(core, to);
-				m = core_outbox_begin(core, CORE_MSG_SYNC);
-			}
-			core_member_add_record(m, &core->members[row - 1]);
-		}
-	}
-	m->flags = flags; /* the last part asks for the answer */
-	m->seq = buckets;
-	core_outbox_send(core, to);
-}
-
-void core_member_sync(struct core *core, const struct node_id *to, uint64_t buckets,
-		      bool want_reply)
-{
-	send_table(core, to, buckets, want_reply ? CORE_FLAG_WANT_REPLY : 0);
-}
-
 void core_member_greet(struct core *core, const struct core_event *event)
 {
 	const struct core_config *config = &core->config;
@@ -497,7 +499,7 @@ void core_member_greet(struct core *core, const struct core_event *event)
 		member->info.port = event->port;
 	}
 	member->heard_ms = core->now_ms;
-	core_member_sync(core, &event->node, UINT64_MAX, true);
+	core_member_send_digest(core, &event->node);
 }
 
 void core_member_leave(struct core *core)

@@ -3,11 +3,12 @@
  * The inside of struct core, shared by the core's own sources only.
  *
  *   core.c      the door: step, outbox, local delivery      member.c   table of members
- *   swim.c      probes, suspicion, anti-entropy         place.c    rings and choices
+ *   swim.c      probes, suspicion               sync.c     comparison of tables
  *   job.c       table of jobs, acceptor sets, learning      acceptor.c rules A1, A2, A4
  *   request.c   what is asked of the register
  *   proposer.c  operations on the register                  lease.c    the owner's renewals
  *   guardian.c  lapsed, idle and ended jobs      epoch.c    acceptors that change
+ *   place.c     rings and choices
  *
  * All times are now_ms of the events unless a name says boot_ns. No function here blocks or fails
  * for lack of room in the outbox: a message that does not fit is lost, as on a network.
@@ -21,6 +22,7 @@ enum {
 	CORE_OPS_MAX = 128,	    /* operations in flight on one node */
 	CORE_PROBES = 3,	    /* members probed in one round; one in a large cluster */
 	CORE_PROBES_FULL = 32,	    /* members up to which that many are probed */
+	CORE_PROBES_MAX = 2 * CORE_PROBES, /* with those that are asked a second time */
 	CORE_RELAYS_MAX = 32,	    /* probes on behalf of others */
 	CORE_SENDS_MAX = 2048,	    /* messages of one step */
 	CORE_ARENA_BYTES = 1 << 20, /* and their bytes */
@@ -75,9 +77,11 @@ _Static_assert(offsetof(struct member, info.silent_ms) <= 64 && sizeof(struct me
 	       "the first line is enough, for every row if the table begins with a line");
 
 struct probe {
-	bool active, acked, indirect;
+	bool active, acked;
 	struct node_id target;
 	uint64_t seq;
+	uint64_t since_ms;  /* of the first round in which it was asked */
+	uint64_t first_seq; /* asked for the second time: 0, or the first one's */
 };
 
 struct relay {
@@ -206,7 +210,9 @@ struct core {
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
 	uint64_t wrote_ms; /* a register was written then that no incarnation told of yet; 0: none */
 	bool left, self_minor, lost_told;
-	struct probe probes[CORE_PROBES];
+	uint64_t fetch_ms; /* when most of a table was asked for, the last time; of whom */
+	struct node_id fetch_from;
+	struct probe probes[CORE_PROBES_MAX];
 	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
 	struct row_set hot, notify, suspects;
 
@@ -216,7 +222,7 @@ struct core {
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
 	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
-	uint64_t reserved[4];		       /* a line's beginning */
+	uint64_t reserved[1];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
 	uint32_t relay_next;
@@ -256,6 +262,7 @@ struct core_answer *core_outbox_answer(struct core *core, uint64_t request_id, i
 struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type type);
 
 /* member.c: the table */
+void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage);
 struct member *core_member_find(const struct core *core, const struct node_id *id);
 bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);
@@ -272,13 +279,16 @@ void core_member_changed(struct core *core, struct member *member);
 void core_member_set_state(struct core *core, struct member *member, uint32_t state);
 void core_member_add_record(struct core_message *m, const struct member *member);
 void core_member_add_news(struct core_message *m, const struct member *member);
-void core_member_sync(struct core *core, const struct node_id *to, uint64_t buckets,
-		      bool want_reply);
+void core_member_send_digest(struct core *core, const struct node_id *to);
+void core_member_compare(struct core *core, const struct node_id *from,
+			 const struct core_message *m);
+void core_member_summary(struct core *core, const struct node_id *from,
+			 const struct core_message *m);
 void core_member_report(struct core *core, const struct member_state_report *report);
 void core_member_greet(struct core *core, const struct core_event *event);
 void core_member_leave(struct core *core);
 
-/* swim.c: the probing */
+/* swim.c: the probing; sync.c */
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m);
 void core_member_tick(struct core *core);
 

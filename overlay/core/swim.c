@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Who is alive: probe rounds, probes by way of others, suspicion, anti-entropy (SWIM, DSN 2002;
- * the habit of telling a suspect that it is suspected is Lifeguard's).
+ * Who is alive: probe rounds, probes by way of others, suspicion (SWIM, DSN 2002; the habit of
+ * telling a suspect that it is suspected is Lifeguard's).
+ *
+ * Who does not answer in one round is asked once more in the next, and by way of more others. Only
+ * then is it suspected in public, but from the first round on, so that the dead are known as soon
+ * as ever. Where messages get lost, nearly all suspicions end there, and nobody has to be told.
  *
  * A dead row is still probed now and then: that is how two halves of a healed partition meet
  * again. Nothing here matters for the safety of a register.
@@ -11,7 +15,7 @@
 #include <string.h>
 
 enum {
-	INDIRECT = 3,	   /* members asked to probe on our behalf */
+	INDIRECT = 3,	   /* members asked to probe on our behalf; one the first time */
 	PIGGYBACK = 6,	   /* rows riding on a probe */
 	HOT_LOOKED_AT = 6, /* the hottest of so many */
 	DEAD_ROUNDS = 5,   /* a dead member is probed every so many rounds */
@@ -89,7 +93,7 @@ static void send_probe(struct core *core, enum core_message_type type, const str
 
 static bool is_probed(const struct core *core, const struct member *member)
 {
-	for (uint32_t i = 0; i < CORE_PROBES; i++)
+	for (uint32_t i = 0; i < CORE_PROBES_MAX; i++)
 		if (core->probes[i].active &&
 		    node_id_equal(&core->probes[i].target, &member->info.id))
 			return true;
@@ -121,21 +125,29 @@ static struct member *next_target(struct core *core)
 	return NULL;
 }
 
+static void start_probe(struct core *core, struct probe *probe)
+{
+	probe->active = true;
+	probe->seq = ++core->seq;
+	send_probe(core, CORE_MSG_PING, &probe->target, &probe->target, probe->seq);
+}
+
+/* The first probes may be those of the last round, to be asked again: end_round() left them. */
 static void start_round(struct core *core)
 {
-	uint32_t count = core->member_count > CORE_PROBES_FULL ? 1 : CORE_PROBES;
+	uint32_t count = core->member_count > CORE_PROBES_FULL ? 1 : CORE_PROBES, at = 0;
 
-	memset(core->probes, 0, sizeof(core->probes));
+	while (at < CORE_PROBES && core->probes[at].active)
+		start_probe(core, &core->probes[at++]);
 	for (uint32_t i = 0; i < count; i++) {
-		struct probe *probe = &core->probes[i];
+		struct probe *probe = &core->probes[at++];
 		struct member *target = next_target(core);
 
 		if (!target)
 			break;
-		probe->active = true;
 		probe->target = target->info.id;
-		probe->seq = ++core->seq;
-		send_probe(core, CORE_MSG_PING, &probe->target, &probe->target, probe->seq);
+		probe->since_ms = core->now_ms;
+		start_probe(core, probe);
 	}
 	core->half_ms = core->now_ms + core->config.probe_ms / 2;
 	core->round_ms = core->now_ms + core->config.probe_ms;
@@ -144,9 +156,9 @@ static void start_round(struct core *core)
 static void ask_others(struct core *core, struct probe *probe)
 {
 	uint32_t start = core_below(core, core->member_count), asked = 0;
+	uint32_t count = probe->first_seq ? INDIRECT : 1;
 
-	probe->indirect = true;
-	for (uint32_t i = 0; i < core->member_count && asked < INDIRECT; i++) {
+	for (uint32_t i = 0; i < core->member_count && asked < count; i++) {
 		struct member *member = &core->members[(start + i) % core->member_count];
 
 		if (member->info.is_self || member->info.state != MEMBER_ALIVE ||
@@ -157,19 +169,36 @@ static void ask_others(struct core *core, struct probe *probe)
 	}
 }
 
+static void suspect(struct core *core, struct member *member, uint64_t since_ms)
+{
+	core_member_set_state(core, member, MEMBER_SUSPECT);
+	member->suspect_until_ms = since_ms + core->config.suspect_ms;
+	core_arm(core, member->suspect_until_ms);
+}
+
+/* Leaves those at the beginning that are to be asked again. */
 static void end_round(struct core *core)
 {
-	for (uint32_t i = 0; i < CORE_PROBES; i++) {
+	struct probe again[CORE_PROBES_MAX] = { 0 };
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < CORE_PROBES_MAX; i++) {
 		struct probe *probe = &core->probes[i];
 		struct member *target;
 
 		if (!probe->active || probe->acked)
 			continue;
-		probe->active = false;
 		target = core_member_find(core, &probe->target);
-		if (target && target->info.state == MEMBER_ALIVE)
-			core_member_set_state(core, target, MEMBER_SUSPECT);
+		if (!target || target->info.state != MEMBER_ALIVE)
+			continue;
+		if (probe->first_seq || count == CORE_PROBES) {
+			suspect(core, target, probe->since_ms);
+			continue;
+		}
+		again[count] = *probe;
+		again[count++].first_seq = probe->seq;
 	}
+	memcpy(core->probes, again, sizeof(again));
 }
 
 static void tick_suspects(struct core *core)
@@ -206,7 +235,6 @@ static void tick_dead(struct core *core)
 static void tick_sync(struct core *core)
 {
 	uint32_t start = core_below(core, core->member_count);
-	struct core_message *m;
 
 	if (core->now_ms < core->sync_ms)
 		return;
@@ -217,10 +245,7 @@ static void tick_sync(struct core *core)
 
 		if (member->info.is_self || member->info.state != MEMBER_ALIVE)
 			continue;
-		m = core_outbox_begin(core, CORE_MSG_DIGEST);
-		memcpy(m->digests, core->digests, sizeof(m->digests));
-		core_member_add_record(m, &core->members[0]);
-		core_outbox_send(core, &member->info.id);
+		core_member_send_digest(core, &member->info.id);
 		return;
 	}
 }
@@ -255,7 +280,7 @@ void core_member_tick(struct core *core)
 		return;
 	if (core->now_ms >= core->half_ms) {
 		core->half_ms = UINT64_MAX;
-		for (uint32_t i = 0; i < CORE_PROBES; i++)
+		for (uint32_t i = 0; i < CORE_PROBES_MAX; i++)
 			if (core->probes[i].active && !core->probes[i].acked)
 				ask_others(core, &core->probes[i]);
 	}
@@ -293,10 +318,10 @@ static void handle_ack(struct core *core, const struct core_message *m)
 {
 	bool waiting = false;
 
-	for (uint32_t i = 0; i < CORE_PROBES; i++) {
+	for (uint32_t i = 0; i < CORE_PROBES_MAX; i++) {
 		struct probe *probe = &core->probes[i];
 
-		if (probe->active && probe->seq == m->seq &&
+		if (probe->active && (probe->seq == m->seq || probe->first_seq == m->seq) &&
 		    node_id_equal(&probe->target, &m->subject)) {
 			probe->acked = true;
 			core_member_heard(core, &m->subject);
@@ -318,7 +343,6 @@ static void handle_ack(struct core *core, const struct core_message *m)
 
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
-	uint64_t buckets = 0;
 	uint32_t news = 0;
 
 	for (uint32_t i = 0; i < m->record_count; i++) {
@@ -341,14 +365,10 @@ void core_member_message(struct core *core, const struct node_id *from, struct c
 		handle_ping_req(core, from, m);
 		break;
 	case CORE_MSG_DIGEST:
-		for (uint32_t i = 0; i < CORE_BUCKETS; i++)
-			buckets |= (uint64_t)(m->digests[i] != core->digests[i]) << i;
-		if (buckets)
-			core_member_sync(core, from, buckets, true);
+		core_member_compare(core, from, m);
 		break;
-	case CORE_MSG_SYNC:
-		if (m->flags & CORE_FLAG_WANT_REPLY)
-			core_member_sync(core, from, m->seq, false);
+	case CORE_MSG_SUMMARY:
+		core_member_summary(core, from, m);
 		break;
 	default:
 		break;
