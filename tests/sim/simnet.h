@@ -22,6 +22,7 @@
 #include "overlay/core/core.h"
 
 enum { SIMNET_NODES_MAX = 1000, SIMNET_SIZES = 16, SIMNET_WHEEL_MS = 2048 };
+enum { SIMNET_GLANCES = 2 };
 
 struct simnet_rates {
 	uint32_t loss_ppm, double_ppm, slow_ppm; /* per message */
@@ -72,6 +73,12 @@ struct simnet_dice {
 	uint64_t state;
 };
 
+/* Of the wheel; who is concerned is known without a look at the event itself. */
+struct simnet_item {
+	struct simnet_event *event;
+	uint32_t to, from; /* SIMNET_NODES_MAX: nobody */
+};
+
 struct simnet_slot {
 	uint64_t when_ms, seq;
 	struct simnet_event *event;
@@ -86,16 +93,23 @@ struct simnet {
 	struct simnet_rates rates;
 	struct simnet_hooks hooks;
 	struct simnet_node *nodes;
+	struct node_id *ids;	  /* of the nodes, close together */
 	uint16_t index[4 * 1024]; /* id -> node + 1 */
 	/*
 	 * What is due within SIMNET_WHEEL_MS, in a list for each ms; what is due later, in a heap.
 	 * The heap's come in as soon as they may, so that a list is in the order of seq.
 	 */
 	struct simnet_list {
-		struct simnet_event *first, *last;
+		struct simnet_item *items;
+		uint32_t taken, count, room;
 	} wheel[SIMNET_WHEEL_MS];
 	uint64_t wheel_ms; /* the list that is being taken from; never after now_ms */
 	size_t wheel_count;
+	/* How far ahead of the events memory was asked for, see look_ahead(). */
+	struct simnet_glance {
+		uint64_t ms;
+		uint32_t at, ahead;
+	} glances[SIMNET_GLANCES];
 	struct simnet_slot *heap;
 	size_t heap_count, heap_room;
 	struct simnet_event *spare[SIMNET_SIZES];

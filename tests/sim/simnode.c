@@ -26,7 +26,7 @@ uint32_t simnet_index(const struct simnet *net, const struct node_id *id)
 	for (uint32_t slot = slot_of(id); net->index[slot]; slot = (slot + 1) % INDEX_SLOTS) {
 		uint32_t node = net->index[slot] - 1u;
 
-		if (node_id_equal(&net->nodes[node].card.id, id))
+		if (node_id_equal(&net->ids[node], id))
 			return node;
 	}
 	return SIMNET_NODES_MAX;
@@ -54,6 +54,7 @@ void simnet_new_id(struct simnet *net, uint32_t node)
 	for (uint32_t k = 0; k < sizeof(n->card.id.b); k++)
 		n->card.id.b[k] = (uint8_t)simnet_random(net);
 	n->ids++;
+	net->ids[node] = n->card.id;
 	index_fill(net);
 }
 
