@@ -155,6 +155,8 @@ bool core_job_move(struct core *core, struct job *job, uint32_t epoch,
 	/* An acceptor of an earlier epoch has nothing to say any more but where the job went. */
 	if (job->has_record && !core_job_mark_dirty(core, job))
 		return false;
+	job->failures = 0;
+	job->ask_ms = 0;
 	job->epoch = epoch;
 	job->acceptors = *set;
 	job->installed = false;
@@ -184,6 +186,8 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 	job->over |= value->state == JOB_STATE_COLLECTED || value->state == JOB_STATE_KILLED;
 #endif
 	if (!job->known || core_ballot_compare(ballot, &job->known_ballot) > 0) {
+		job->failures = 0;
+		job->ask_ms = 0;
 		job->known = true;
 		job->known_ballot = *ballot;
 		job->known_value = *value;

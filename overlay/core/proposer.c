@@ -21,6 +21,16 @@ static uint32_t popcount(uint32_t mask)
 	return count;
 }
 
+/* Twice soon, for a message may be lost; then who does not answer is likely to be off. */
+static void op_arm_resend(struct core *core, struct op *op)
+{
+	uint32_t shift = op->resends < 2 ? 0 : op->resends - 1;
+
+	op->resend_ms = core->now_ms + ((uint64_t)CORE_RESEND_MS << (shift < 2 ? shift : 2));
+	op->resends++;
+	core_arm(core, op->resend_ms);
+}
+
 static void op_message(struct core *core, struct op *op, enum core_message_type type, uint32_t skip)
 {
 	struct job *job = &core->jobs[op->job];
@@ -51,14 +61,14 @@ static void op_message(struct core *core, struct op *op, enum core_message_type 
 	for (uint32_t i = 0; i < to->count; i++)
 		if (!(skip & 1u << i))
 			core_outbox_to(core, &to->ids[i]);
-	op->resend_ms = core->now_ms + CORE_RESEND_MS;
-	core_arm(core, op->resend_ms);
+	op_arm_resend(core, op);
 }
 
 static void op_clear_masks(struct op *op)
 {
 	op->promised = op->accepted = op->busy = op->unknown = op->moved = 0;
 	op->previous_known = false;
+	op->resends = 0;
 	op->settle_ms = UINT64_MAX;
 }
 
@@ -117,6 +127,20 @@ static uint32_t op_backoff_ms(struct core *core, const struct op *op)
 	return 10 + core_below(core, 20u << shift);
 }
 
+/* What this host does of its own accord is tried more seldom while nobody answers. */
+static void count_failure(struct core *core, const struct op *op, int status)
+{
+	struct job *job = &core->jobs[op->job];
+
+	if (status != -EAGAIN) {
+		job->failures = 0;
+		job->ask_ms = 0;
+	} else if (!op->has_request) {
+		job->ask_ms = core->now_ms + ((uint64_t)CORE_RESEND_MS << job->failures);
+		job->failures += job->failures < CORE_FAILURES_MAX;
+	}
+}
+
 static void op_end(struct core *core, struct op *op, int status, const struct job_value *value)
 {
 	if (op->has_request)
@@ -124,7 +148,9 @@ static void op_end(struct core *core, struct op *op, int status, const struct jo
 	if (op->then_grant && status == 0)
 		core_guardian_granted(core, value);
 	op->used = false;
-	core->op_count--;
+	while (core->op_high && !core->ops[core->op_high - 1].used)
+		core->op_high--;
+	count_failure(core, op, status);
 	core_arm(core, core->now_ms); /* the next one of this job may begin */
 }
 
@@ -136,7 +162,7 @@ static bool op_is_over(const struct core *core, const struct op *op)
 
 static bool op_is_first(const struct core *core, const struct op *op)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		const struct op *other = &core->ops[i];
 
 		if (other->used && other->job == op->job && other->order < op->order)
@@ -153,9 +179,9 @@ void core_proposer_enter(struct core *core, struct op *op)
 		op->phase = OP_WAIT;
 	} else if (!job->acceptors.count) {
 		op->phase = OP_LOCATE;
+		op->resends = 0;
 		core_job_locate(core, job);
-		op->resend_ms = core->now_ms + CORE_RESEND_MS;
-		core_arm(core, op->resend_ms);
+		op_arm_resend(core, op);
 	} else {
 		op_begin(core, op);
 	}
@@ -171,7 +197,8 @@ struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *j
 		memset(op, 0, offsetof(struct op, seen));
 		memset(op->denied, 0, sizeof(op->denied));
 		op->used = true;
-		core->op_count++;
+		if (core->op_high <= i)
+			core->op_high = i + 1;
 		op->kind = kind;
 		op->job = core_job_row(core, job);
 		op->order = ++core->op_order;
@@ -495,7 +522,7 @@ static void op_chosen(struct core *core, struct op *op)
 
 static struct op *op_of_message(struct core *core, const struct core_message *m, struct job *job)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		struct op *op = &core->ops[i];
 
 		if (op->used && op->job == core_job_row(core, job) &&
@@ -588,7 +615,7 @@ static void op_heard_moved(struct core *core, struct op *op, const struct core_m
 static void epoch_answered(struct core *core, const struct node_id *from, struct core_message *m,
 			   struct job *job)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		struct op *op = &core->ops[i];
 		uint32_t rank;
 
@@ -614,7 +641,7 @@ static void epoch_answered(struct core *core, const struct node_id *from, struct
 
 void core_proposer_moved(struct core *core, struct job *job)
 {
-	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		struct op *op = &core->ops[i];
 
 		if (!op->used || op->job != core_job_row(core, job) || !job->settled ||
@@ -682,7 +709,7 @@ void core_proposer_message(struct core *core, const struct node_id *from, struct
 
 void core_proposer_located(struct core *core, const struct job *job)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++)
+	for (uint32_t i = 0; i < core->op_high; i++)
 		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job) &&
 		    core->ops[i].phase == OP_LOCATE)
 			core_proposer_enter(core, &core->ops[i]);
@@ -710,7 +737,7 @@ void core_proposer_denied(struct core *core, const struct node_id *from, const s
 
 	if (!job || !member)
 		return;
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		struct op *op = &core->ops[i];
 		uint32_t row = (uint32_t)(member - core->members);
 
@@ -737,17 +764,19 @@ static void op_resend(struct core *core, struct op *op)
 	}
 	op->busy = busy;
 	if (op->phase == OP_LOCATE) {
+		op->resends = 0; /* there are more to be asked each time */
 		core_job_locate(core, job);
-		op->resend_ms = core->now_ms + CORE_RESEND_MS;
-		core_arm(core, op->resend_ms);
+		op_arm_resend(core, op);
 	} else if (op->phase == OP_INSTALL) {
 		op_message(core, op, CORE_MSG_INSTALL, op->accepted);
 	} else if (op->phase == OP_ACCEPT) {
 		op_message(core, op, CORE_MSG_ACCEPT, op->accepted | op->busy);
 	} else {
 		/* Those who were asked may be gone long since, and the job with others. */
-		if (core->now_ms + CORE_OP_TIMEOUT_MS / 2 >= op->deadline_ms)
+		if (core->now_ms + CORE_OP_TIMEOUT_MS / 2 >= op->deadline_ms && !op->located) {
+			op->located = true;
 			core_job_locate(core, job);
+		}
 		op_message(core, op, CORE_MSG_PREPARE,
 			   op->promised | op->busy | op->unknown | op->moved);
 	}
@@ -787,7 +816,7 @@ static void op_tick(struct core *core, struct op *op)
 
 void core_proposer_tick(struct core *core)
 {
-	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		if (core->scratch->update.answer_count > CORE_ANSWERS_MAX - 16) {
 			core_arm(core, core->now_ms);
 			return;

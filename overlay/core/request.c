@@ -7,7 +7,7 @@
 
 bool core_proposer_is_busy(const struct core *core, const struct job *job)
 {
-	for (uint32_t i = 0; core->op_count && i < CORE_OPS_MAX; i++)
+	for (uint32_t i = 0; i < core->op_high; i++)
 		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job))
 			return true;
 	return false;
@@ -15,7 +15,7 @@ bool core_proposer_is_busy(const struct core *core, const struct job *job)
 
 bool core_proposer_wishes(const struct core *core, const struct job *job, uint32_t state)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++) {
+	for (uint32_t i = 0; i < core->op_high; i++) {
 		const struct op *op = &core->ops[i];
 
 		if (op->used && op->kind == OP_CAS && op->job == core_job_row(core, job) &&
@@ -75,9 +75,15 @@ int core_proposer_apply(const struct job_value *current, const struct job_value 
 	return 0;
 }
 
+/* No quorum answered a moment ago: see count_failure(). */
+static bool is_hopeless(const struct core *core, const struct job *job)
+{
+	return core->now_ms < job->ask_ms;
+}
+
 void core_proposer_takeover(struct core *core, struct job *job)
 {
-	struct op *op = core_proposer_new(core, OP_TAKEOVER, job);
+	struct op *op = is_hopeless(core, job) ? NULL : core_proposer_new(core, OP_TAKEOVER, job);
 
 	if (!op)
 		return;
@@ -87,8 +93,8 @@ void core_proposer_takeover(struct core *core, struct job *job)
 
 void core_proposer_replace(struct core *core, struct job *job)
 {
-	struct op *op = core_proposer_is_busy(core, job) ? NULL :
-							   core_proposer_new(core, OP_REPLACE, job);
+	bool wait = is_hopeless(core, job) || core_proposer_is_busy(core, job);
+	struct op *op = wait ? NULL : core_proposer_new(core, OP_REPLACE, job);
 
 	if (op)
 		core_proposer_enter(core, op);
@@ -96,8 +102,8 @@ void core_proposer_replace(struct core *core, struct job *job)
 
 void core_proposer_settle(struct core *core, struct job *job)
 {
-	struct op *op = core_proposer_is_busy(core, job) ? NULL :
-							   core_proposer_new(core, OP_SETTLE, job);
+	bool wait = is_hopeless(core, job) || core_proposer_is_busy(core, job);
+	struct op *op = wait ? NULL : core_proposer_new(core, OP_SETTLE, job);
 
 	if (op)
 		core_proposer_enter(core, op);
@@ -105,7 +111,7 @@ void core_proposer_settle(struct core *core, struct job *job)
 
 static bool is_granting(const struct core *core, const struct job *job)
 {
-	for (uint32_t i = 0; i < CORE_OPS_MAX; i++)
+	for (uint32_t i = 0; i < core->op_high; i++)
 		if (core->ops[i].used && core->ops[i].job == core_job_row(core, job) &&
 		    core->ops[i].then_grant)
 			return true;
@@ -115,7 +121,8 @@ static bool is_granting(const struct core *core, const struct job *job)
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant)
 {
 	/* A grant waits behind what this host is about, as its own takeover that came second. */
-	bool wait = then_grant ? is_granting(core, job) : core_proposer_is_busy(core, job);
+	bool wait = then_grant ? is_granting(core, job) :
+				 is_hopeless(core, job) || core_proposer_is_busy(core, job);
 	struct op *op = wait ? NULL : core_proposer_new(core, OP_GET, job);
 
 	if (!op)

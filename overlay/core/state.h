@@ -33,7 +33,8 @@ enum {
 	CORE_INDEX_SLOTS = 4096, /* hash index, > 2 * the larger table */
 
 	CORE_OP_TIMEOUT_MS = 8000,	    /* then -EAGAIN */
-	CORE_RESEND_MS = 500,		    /* of a lost message */
+	CORE_RESEND_MS = 500,		    /* of a lost message; more seldom later */
+	CORE_FAILURES_MAX = 5,		    /* the wait after a failure doubles so often: to 16 s */
 	CORE_SETTLE_MS = 150,		    /* wait for promises beyond the quorum */
 	CORE_RANK_MS = 2000,		    /* guardian of rank n waits n times this long */
 	CORE_SETTLED_MS = 5000,		    /* since start: the member table is filled by then */
@@ -118,6 +119,8 @@ struct job {
 	uint64_t attempt_hash;
 	uint32_t locate_row; /* the next one to be asked who keeps it */
 	uint64_t touched_ms;
+	uint64_t ask_ms;   /* nothing is asked of its own accord before that */
+	uint32_t failures; /* operations that found no quorum, one after another */
 
 	/* acceptor: durable */
 	bool installed; /* of this epoch (I6: who is not never answers for it) */
@@ -148,10 +151,11 @@ struct op {
 	bool used, has_request, finishing;
 	bool then_grant; /* GET: tell the agent that it owns what was read */
 	bool claim;	 /* TAKE: the owner takes it over from itself */
+	bool located;	 /* has asked everybody who keeps the job, in vain so far */
 	enum op_kind kind;
 	enum op_phase phase;
 	uint32_t job; /* index */
-	uint32_t tries;
+	uint32_t tries, resends; /* resends: in this phase */
 	uint64_t request_id;
 	uint64_t order; /* ops of one job run in this order */
 	uint64_t deadline_ms, resend_ms, settle_ms, start_ms;
@@ -203,7 +207,8 @@ struct core {
 	uint64_t random, seq;
 	uint32_t member_count;
 	uint32_t job_high; /* rows at and above were never used */
-	uint32_t op_count, lost_count;
+	uint32_t op_high; /* operations at and above are free */
+	uint32_t lost_count;
 	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
