@@ -38,6 +38,7 @@ struct turn {
 struct lab {
 	struct chordlab_config config;
 	struct chordnet *net;
+	struct chordpush *push; /* NULL: no transfers */
 	struct chordlab_result result;
 	enum chordlab_phase phase;
 	uint64_t phase_ends_ms[CHORDLAB_PHASES];
@@ -99,6 +100,10 @@ static void on_result(void *ctx, uint32_t host, const struct lookup_result *resu
 	struct chordlab_sums *sums = &lab->result.phases[lab->phase];
 	uint32_t members = chordnet_members(lab->net), at;
 
+	if (chordpush_is_ours(result->request_id)) {
+		chordpush_result(lab->push, result);
+		return;
+	}
 	if (flight->request_id != result->request_id || flight->host != host)
 		return;
 	flight->request_id = 0;
@@ -150,6 +155,8 @@ static void take_turn(struct lab *lab, uint32_t host)
 
 	if (chordnet_is_up(lab->net, host)) {
 		chordnet_crash(lab->net, host);
+		if (lab->push)
+			chordpush_crash(lab->push, host);
 		lab->result.departures++;
 		schedule(lab, host, now_ms + (uint64_t)exponential(lab, OFF_MS));
 	} else {
@@ -180,10 +187,14 @@ static void run_until(struct lab *lab, uint64_t until_ms, bool churn)
 			next_ms = lab->heap[0].when_ms;
 		if (lab->lookup_ms < next_ms)
 			next_ms = lab->lookup_ms;
+		if (lab->push && chordpush_next_ms(lab->push) < next_ms)
+			next_ms = chordpush_next_ms(lab->push);
 		chordnet_run(lab->net, next_ms);
 		lab->result.phases[lab->phase].member_seconds +=
 			(double)(chordnet_now(lab->net) - before_ms) / 1000 *
 			chordnet_members(lab->net);
+		if (lab->push)
+			chordpush_run(lab->push);
 		while (churn && lab->heap[0].when_ms <= chordnet_now(lab->net))
 			take_turn(lab, lab->heap[0].host);
 		while (lab->lookup_ms <= chordnet_now(lab->net)) {
@@ -246,6 +257,8 @@ static void run_phases(struct lab *lab)
 			hold_closed(lab, closed, until_ms + WAVE_MS);
 		if (lab->phase == CHORDLAB_QUIET)
 			chordnet_calm(lab->net);
+		if (lab->phase == CHORDLAB_QUIET && lab->push)
+			chordpush_stop(lab->push);
 		run_until(lab, until_ms, lab->phase != CHORDLAB_QUIET);
 		end_phase(lab);
 		now_ms = until_ms;
@@ -345,6 +358,9 @@ void chordlab_run(const struct chordlab_config *config, struct chordlab_result *
 	lab->lookup_ms = WARM_MS;
 	lab->result.members_min = UINT32_MAX;
 	open_lab(lab, net_config.hosts);
+	if (config->push_ms)
+		lab->push = chordpush_create(lab->net, net_config.hosts, config->nodes,
+					     config->push_ms, WARM_MS);
 	run_phases(lab);
 	add_phases(&lab->result);
 	lab->result.wrong_members = chordnet_wrong_members(lab->net);
@@ -352,7 +368,12 @@ void chordlab_run(const struct chordlab_config *config, struct chordlab_result *
 	lab->result.messages = lab->seen.messages;
 	lab->result.virtual_hours = (double)chordnet_now(lab->net) / 3600000;
 	lab->result.cpu_seconds = cpu_seconds() - began;
+	if (lab->push) {
+		lab->result.transfers = *chordpush_sums(lab->push);
+		lab->result.transfers_left = chordpush_in_flight(lab->push);
+	}
 	*ret_result = lab->result;
+	chordpush_destroy(lab->push);
 	chordnet_destroy(lab->net);
 	free(lab->heap);
 	free(lab->position);

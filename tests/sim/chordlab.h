@@ -8,13 +8,16 @@
  * `nodes` are on. At closing, half of those that are on go off within 15 minutes and come back at
  * opening. Nobody says goodbye: every departure is a crash. Look-ups come from members at random,
  * for random keys, and are judged when their answer arrives, against the ring of that instant.
- * In the quiet phase nothing dies or is lost, and every list and predecessor must become right.
+ * With transfers (chordpush.h), members also push checkpoint deltas to holders they look up.
+ * In the quiet phase nothing dies or is lost, and every list and predecessor must become right;
+ * no push begins then, and those under way must end.
  */
 #pragma once
 
 #include <stdint.h>
 
 #include "tests/sim/chordnet.h"
+#include "tests/sim/chordpush.h"
 
 enum { CHORDLAB_NODES_MAX = 1000000 };
 
@@ -35,6 +38,7 @@ struct chordlab_config {
 	double hours;	  /* from the end of the warm-up to the quiet phase, at least 0.6 */
 	uint32_t lookups; /* in all that time, about */
 	uint32_t paths;
+	uint32_t push_ms; /* each member pushes so often on average; 0: no transfers */
 };
 
 struct chordlab_sums {
@@ -52,6 +56,8 @@ struct chordlab_result {
 	struct chordlab_sums sum; /* day to evening */
 	uint32_t wrong_members;	  /* at the end of the quiet phase */
 	uint32_t members_min, members_max;
+	struct chordpush_sums transfers;
+	uint32_t transfers_left; /* at the end of the quiet phase */
 	uint64_t events, messages, departures, arrivals;
 	double virtual_hours, cpu_seconds;
 };

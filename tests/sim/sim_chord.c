@@ -14,7 +14,7 @@
 #include "tests/sim/chordlab.h"
 #include "tests/sim/tablelab.h"
 
-enum { LOOKUPS = 300000, TABLE_LOOKUPS = 20000 };
+enum { LOOKUPS = 300000, TABLE_LOOKUPS = 20000, PUSH_MS = 10 * 60 * 1000 };
 
 static const double none = -1;
 
@@ -83,10 +83,41 @@ static long memory_kib(void)
 	return usage.ru_maxrss;
 }
 
+static void transfer_rows(struct report *report, const struct chordlab_result *result)
+{
+	const struct chordpush_sums *s = &result->transfers;
+	double pushes = s->pushes ? (double)s->pushes : 1;
+	double durable = s->durable ? (double)s->durable : 1;
+
+	printf("  %" PRIu64 " deltas pushed, %" PRIu64 " durable after %.2f s on average (%.2f s "
+	       "with a whole uplink), %" PRIu64 " lost with their sender, %" PRIu64
+	       " given up, %u left; %" PRIu64 " copies begun anew; %.3f TB moved, %.3f TB in vain; "
+	       "at most %u flows at once\n",
+	       s->pushes, s->durable, (double)s->durable_ms / durable / 1000,
+	       (double)s->ideal_ms / durable / 1000, s->lost, s->given_up, result->transfers_left,
+	       s->restarts, (double)s->bytes / 1e12, (double)s->wasted_bytes / 1e12, s->flows_max);
+	row(report, "deltas pushed", "1", pushes, none, true);
+	row(report, "deltas durable", "1", (double)s->durable / pushes, none, true);
+	row(report, "delta durable after", "s", (double)s->durable_ms / durable / 1000, none, true);
+	row(report, "the same with a whole uplink", "s", (double)s->ideal_ms / durable / 1000, none,
+	    true);
+	row(report, "deltas lost with their sender", "1", (double)s->lost / pushes, none, true);
+	row(report, "deltas given up", "1", (double)s->given_up, 0, true);
+	row(report, "copies begun anew", "1", (double)s->restarts, none, true);
+	row(report, "bytes in vain", "1",
+	    (double)s->wasted_bytes / (double)(s->bytes + s->wasted_bytes + 1), none, true);
+	row(report, "deltas left after quiet", "1", result->transfers_left, 0, true);
+}
+
 static void run_chord(struct report *report, uint64_t seed, double hours, uint32_t nodes)
 {
 	struct chordlab_config config = {
-		.seed = seed, .nodes = nodes, .hours = hours, .lookups = LOOKUPS, .paths = 1
+		.seed = seed,
+		.nodes = nodes,
+		.hours = hours,
+		.lookups = LOOKUPS,
+		.paths = 1,
+		.push_ms = PUSH_MS,
 	};
 	struct chordlab_result result;
 	const struct chordlab_sums *s = &result.sum;
@@ -105,7 +136,9 @@ static void run_chord(struct report *report, uint64_t seed, double hours, uint32
 	row(report, "successor set wrong", "1", (double)s->wrong_sets / n, none, true);
 	row(report, "upkeep", "B/s", (double)s->upkeep_bytes / s->member_seconds, none, true);
 	row(report, "members wrong after quiet", "1", result.wrong_members, 0, true);
-	row(report, "speed", "h/h", result.virtual_hours * 3600 / result.cpu_seconds, 1, false);
+	transfer_rows(report, &result);
+	row(report, "speed", "h/h", result.virtual_hours * 3600 / result.cpu_seconds,
+	    nodes > 10000 ? 1 : 24, false);
 	row(report, "memory", "MiB", (double)memory_kib() / 1024, 4096, true);
 }
 
