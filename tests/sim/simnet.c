@@ -116,6 +116,7 @@ static void wheel_add(struct simnet *net, uint64_t when_ms, struct simnet_event 
 	item->event = event;
 	item->to = event->type == EVENT_ACTION ? SIMNET_NODES_MAX : event->to;
 	item->from = event->type == EVENT_MESSAGE ? event->from : SIMNET_NODES_MAX;
+	net->busy[when_ms % SIMNET_WHEEL_MS / 64] |= UINT64_C(1) << when_ms % 64;
 	net->wheel_count++;
 }
 
@@ -137,18 +138,41 @@ static void wheel_turn(struct simnet *net, uint64_t to_ms)
 	}
 }
 
+/* The first list that is not empty, from that one on and before the wheel's end; or the end. */
+static uint64_t next_busy(const struct simnet *net, uint64_t from_ms)
+{
+	uint64_t end_ms = net->wheel_ms + SIMNET_WHEEL_MS;
+
+	while (from_ms < end_ms) {
+		uint64_t bit = from_ms % SIMNET_WHEEL_MS;
+		uint64_t word = net->busy[bit / 64] >> bit % 64;
+
+		if (word)
+			break;
+		from_ms += 64 - bit % 64;
+	}
+	if (from_ms >= end_ms)
+		return end_ms;
+	from_ms += (uint64_t)__builtin_ctzll(net->busy[from_ms % SIMNET_WHEEL_MS / 64] >>
+					     from_ms % 64);
+	return from_ms < end_ms ? from_ms : end_ms;
+}
+
 /* The next one that is due until then, or NULL. */
 static struct simnet_event *pop(struct simnet *net, uint64_t until_ms)
 {
 	struct simnet_list *list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
 
 	while (list->taken == list->count) {
-		uint64_t next_ms = net->wheel_ms + 1;
+		uint64_t bit = net->wheel_ms % SIMNET_WHEEL_MS, next_ms;
 
 		list->taken = list->count = 0;
+		net->busy[bit / 64] &= ~(UINT64_C(1) << bit % 64);
 		if (net->wheel_ms >= until_ms)
 			return NULL;
-		if (!net->wheel_count)
+		if (net->wheel_count)
+			next_ms = next_busy(net, net->wheel_ms + 1);
+		else
 			next_ms = net->heap_count ? net->heap[0].when_ms : until_ms;
 		wheel_turn(net, next_ms < until_ms ? next_ms : until_ms);
 		list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
@@ -204,7 +228,7 @@ static void look_ahead(struct simnet *net, uint32_t stage, uint32_t far)
 			glance(net, &list->items[g->at++], stage);
 			g->ahead++;
 		} else {
-			g->ms++;
+			g->ms = next_busy(net, g->ms + 1);
 			g->at = 0;
 		}
 	}

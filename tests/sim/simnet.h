@@ -103,6 +103,7 @@ struct simnet {
 		struct simnet_item *items;
 		uint32_t taken, count, room;
 	} wheel[SIMNET_WHEEL_MS];
+	uint64_t busy[SIMNET_WHEEL_MS / 64]; /* a bit per list that is not empty */
 	uint64_t wheel_ms; /* the list that is being taken from; never after now_ms */
 	size_t wheel_count;
 	/* How far ahead of the events memory was asked for, see look_ahead(). */
