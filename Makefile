@@ -11,7 +11,8 @@
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
-# make sim-long      40 seeds of 50 hosts, 24 h    make sim-mutants    is each safety rule needed?
+# make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
+# make sim-mutants   is each safety rule needed?
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
 # build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
@@ -170,15 +171,15 @@ NODES ?= 50
 HOURS ?= 24
 MINUTES ?= 10
 sim: $(B)/tests/sim_core
-	$(Q)$< $(SEED) $(NODES) $(MINUTES)
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
 # Chord look-ups of a large ring under churn; table and build/bench/chord.json.
 sim-chord: $(B)/tests/sim_chord
 	$(Q)mkdir -p $(B)/bench
 	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) \
 		$(call given,HOURS,2) $(B)/bench/chord.json $(call given,NODES,1000 10000 100000)
-	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS)
 sim-long: $(B)/tests/sim_core
-	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS) 40
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) $(NODES) $(HOURS) 200
+	$(Q)SIM_COMMIT=$$(git describe --always --dirty 2>/dev/null) $< $(SEED) 1000 $(HOURS)
 # Rooms that close every night; decamp's placement and repair against others. build/bench/night.json
 DAYS ?= 28
 night: NODES := $(if $(filter file,$(origin NODES)),200,$(NODES))
