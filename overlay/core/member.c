@@ -288,8 +288,7 @@ void core_member_add_news(struct core_message *m, const struct member *member)
 	add_record(m, member, kind);
 }
 
-/* Tells everybody at once (up to a bound): what must not wait for the next probe round. */
-static void broadcast(struct core *core, struct member *about)
+void core_member_broadcast(struct core *core, struct member *about)
 {
 	struct core_message *m = core_outbox_begin(core, CORE_MSG_GOSSIP);
 	uint32_t start = core_below(core, core->member_count), told = 0;
@@ -332,7 +331,7 @@ static void refute(struct core *core, const struct core_gossip *record)
 		return;
 	self->info.incarnation = record->incarnation + 1;
 	core_member_changed(core, self);
-	broadcast(core, self);
+	core_member_broadcast(core, self);
 }
 
 void core_member_set_state(struct core *core, struct member *member, uint32_t state)
@@ -340,6 +339,7 @@ void core_member_set_state(struct core *core, struct member *member, uint32_t st
 	if (member->info.state == state)
 		return;
 	member->info.state = state;
+	member->found_silent = false;
 	if (state == MEMBER_SUSPECT)
 		core_member_set_add(core, &core->suspects, member);
 	else
@@ -464,7 +464,7 @@ void core_member_report(struct core *core, const struct member_state_report *rep
 		self->info.incarnation++;
 		core_member_changed(core, self);
 		core_member_notify(core, self);
-		broadcast(core, self);
+		core_member_broadcast(core, self);
 		core->self_minor = false;
 	} else if (differs_much(old.load_milli, report->load_milli) ||
 		   differs_much(old.stays, report->stays) ||
@@ -511,7 +511,7 @@ void core_member_leave(struct core *core)
 	self->info.incarnation++;
 	self->info.state = MEMBER_LEFT;
 	core_member_changed(core, self);
-	broadcast(core, self);
+	core_member_broadcast(core, self);
 }
 
 const struct member_info *core_member(const struct core *core, uint32_t index, uint64_t now_ms)

@@ -19,13 +19,13 @@
 #include "overlay/ipc.h"
 
 enum {
-	CORE_OPS_MAX = 128,	    /* operations in flight on one node */
-	CORE_PROBES = 3,	    /* members probed in one round; one in a large cluster */
-	CORE_PROBES_FULL = 32,	    /* members up to which that many are probed */
+	CORE_OPS_MAX = 128,		   /* operations in flight on one node */
+	CORE_PROBES = 3,		   /* members probed in one round; one in a large cluster */
+	CORE_PROBES_FULL = 32,		   /* members up to which that many are probed */
 	CORE_PROBES_MAX = 2 * CORE_PROBES, /* with those that are asked a second time */
-	CORE_RELAYS_MAX = 32,	    /* probes on behalf of others */
-	CORE_SENDS_MAX = 2048,	    /* messages of one step */
-	CORE_ARENA_BYTES = 1 << 20, /* and their bytes */
+	CORE_RELAYS_MAX = 32,		   /* probes on behalf of others */
+	CORE_SENDS_MAX = 2048,		   /* messages of one step */
+	CORE_ARENA_BYTES = 1 << 20,	   /* and their bytes */
 	CORE_WRITES_MAX = 64,
 	CORE_ANSWERS_MAX = 64,
 	CORE_NOTICES_MAX = 64,
@@ -67,6 +67,7 @@ struct member {
 	uint64_t spread_until_ms; /* by then everybody has it, or tables are compared */
 	uint16_t transmits;	  /* how often this row still rides along */
 	bool card_is_news;	  /* with its card, that is */
+	bool found_silent;	  /* suspected by this host itself, not by hearsay */
 	uint32_t grants;	  /* jobs we gave it since its last report */
 	struct member_info info;
 	struct node_card card;
@@ -154,7 +155,7 @@ struct op {
 	bool located;	 /* has asked everybody who keeps the job, in vain so far */
 	enum op_kind kind;
 	enum op_phase phase;
-	uint32_t job; /* index */
+	uint32_t job;		 /* index */
 	uint32_t tries, resends; /* resends: in this phase */
 	uint64_t request_id;
 	uint64_t order; /* ops of one job run in this order */
@@ -207,7 +208,7 @@ struct core {
 	uint64_t random, seq;
 	uint32_t member_count;
 	uint32_t job_high; /* rows at and above were never used */
-	uint32_t op_high; /* operations at and above are free */
+	uint32_t op_high;  /* operations at and above are free */
 	uint32_t lost_count;
 	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
@@ -278,6 +279,8 @@ bool core_member_apply(struct core *core, const struct node_id *from,
 void core_member_set_add(struct core *core, struct row_set *set, const struct member *member);
 void core_member_set_remove(struct core *core, struct row_set *set, const struct member *member);
 void core_member_spread(struct core *core, struct member *member);
+/* Tells everybody at once (up to a bound): what must not wait for the next probe round. */
+void core_member_broadcast(struct core *core, struct member *about);
 void core_member_hush(struct core *core, struct member *member);
 void core_member_notify(struct core *core, struct member *member);
 void core_member_changed(struct core *core, struct member *member);

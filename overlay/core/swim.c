@@ -172,8 +172,11 @@ static void ask_others(struct core *core, struct probe *probe)
 static void suspect(struct core *core, struct member *member, uint64_t since_ms)
 {
 	core_member_set_state(core, member, MEMBER_SUSPECT);
+	member->found_silent = true;
 	member->suspect_until_ms = since_ms + core->config.suspect_ms;
 	core_arm(core, member->suspect_until_ms);
+	/* It is told first: a rumour would take half of the time that is left to reach it. */
+	send_probe(core, CORE_MSG_PING, &member->info.id, &member->info.id, ++core->seq);
 }
 
 /* Leaves those at the beginning that are to be asked again. */
@@ -207,14 +210,18 @@ static void tick_suspects(struct core *core)
 	for (uint32_t i = core->suspects.count; i-- > 0;) {
 		struct member *member = &core->members[core->suspects.rows[i]];
 		uint64_t heard_until = member->heard_ms + core->config.suspect_ms;
+		bool own = member->found_silent;
 
 		/* A rumour against what we hear ourselves: wait for real silence. */
 		if (member->suspect_until_ms < heard_until)
 			member->suspect_until_ms = heard_until;
-		if (core->now_ms >= member->suspect_until_ms)
-			core_member_set_state(core, member, MEMBER_DEAD);
-		else
+		if (core->now_ms < member->suspect_until_ms) {
 			core_arm(core, member->suspect_until_ms);
+			continue;
+		}
+		core_member_set_state(core, member, MEMBER_DEAD);
+		if (own) /* a few hosts found out by themselves: the others need not wait */
+			core_member_broadcast(core, member);
 	}
 }
 

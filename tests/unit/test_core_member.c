@@ -88,6 +88,26 @@ static void silence_is_noticed_and_return_too(void **state)
 	simnet_destroy(net);
 }
 
+/* One lost answer, or two, are nobody's business but the asker's. */
+static void a_short_silence_is_not_told(void **state)
+{
+	struct simnet *net = lab(9);
+
+	(void)state;
+	for (uint32_t i = 0; i < 60; i++) {
+		net->nodes[3].mute = true;
+		simnet_run(net, net->now_ms + 900);
+		net->nodes[3].mute = false;
+		simnet_run(net, net->now_ms + 4100);
+	}
+	assert_int_equal(suspect_count, 0);
+	net->nodes[3].mute = true;
+	simnet_run(net, net->now_ms + 12000);
+	assert_true(suspect_count > 0);
+	expect_all(net, MEMBER_DEAD, 3);
+	simnet_destroy(net);
+}
+
 static void nobody_is_suspected_in_peace(void **state)
 {
 	struct simnet *net = lab(3);
@@ -354,6 +374,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(five_hosts_meet),
 		cmocka_unit_test(silence_is_noticed_and_return_too),
+		cmocka_unit_test(a_short_silence_is_not_told),
 		cmocka_unit_test(nobody_is_suspected_in_peace),
 		cmocka_unit_test(loss_is_refuted),
 		cmocka_unit_test(halves_merge_again),
