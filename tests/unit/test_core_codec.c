@@ -367,6 +367,38 @@ static void lives_order_equal_ballots(void **state)
 	assert_true(core_ballot_compare(&a, &b) > 0);
 }
 
+/* Rows that are named in a comparison of tables: known with a state, or not at all. */
+static void summaries_are_bounded(void **state)
+{
+	const size_t first = 4 + 8 + 4, row = sizeof(struct node_id) + 8 + 1;
+	size_t size;
+
+	(void)state;
+	memset(&message, 0, sizeof(message));
+	message.type = CORE_MSG_SUMMARY;
+	message.seq = UINT64_MAX;
+	message.summary_count = CORE_SUMMARY_MAX;
+	for (uint32_t i = 0; i < CORE_SUMMARY_MAX; i++) {
+		message.summaries[i].id.b[0] = (uint8_t)i;
+		message.summaries[i].incarnation = i;
+		message.summaries[i].state = i ? MEMBER_DEAD : 0;
+	}
+	size = core_message_encode(&message, bytes, sizeof(bytes));
+	assert_int_equal(size, first + CORE_SUMMARY_MAX * row);
+	assert_int_equal(core_message_decode(bytes, size, &decoded), 0);
+	assert_int_equal(decoded.summary_count, CORE_SUMMARY_MAX);
+	assert_memory_equal(decoded.summaries, message.summaries, sizeof(decoded.summaries));
+	bytes[first + row - 1] = MEMBER_ALIVE; /* of the one that is unknown */
+	assert_int_equal(core_message_decode(bytes, size, &decoded), -EBADMSG);
+	bytes[first + row - 1] = 0;
+	bytes[first + 2 * row - 1] = MEMBER_LEFT + 1;
+	assert_int_equal(core_message_decode(bytes, size, &decoded), -EBADMSG);
+	bytes[first + 2 * row - 1] = 0; /* known, in no state */
+	assert_int_equal(core_message_decode(bytes, size, &decoded), -EBADMSG);
+	message.summary_count++;
+	assert_int_equal(core_message_encode(&message, bytes, sizeof(bytes)), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -380,6 +412,7 @@ int main(void)
 		cmocka_unit_test(impossible_epochs_are_refused),
 		cmocka_unit_test(impossible_values_are_refused),
 		cmocka_unit_test(lives_order_equal_ballots),
+		cmocka_unit_test(summaries_are_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
