@@ -135,8 +135,9 @@ static void tick_ended(struct core *core, struct job *job)
 		core_arm(core, job->guard_ms);
 		return;
 	}
-	/* Asked at once, not when the others have forgotten the job. */
+	/* Asked at once, not when the others have forgotten the job. Until then it is no end. */
 	if (!is_chosen(core, job)) {
+		job->changed_ms = core->now_ms;
 		job->guard_ms = core->now_ms + CORE_CONFIRM_MS;
 		core_arm(core, job->guard_ms);
 	} else if (core->now_ms < until_ms) {

@@ -405,6 +405,52 @@ static void a_release_of_before_the_power_cut_frees_nothing(void **state)
 	hosts_destroy(hosts);
 }
 
+/* Of the end that host 1 proposes, only host 4 hears, and is alone from then on. */
+static bool only_one_hears_the_end(struct hosts *hosts, uint32_t node, const struct core_send *send)
+{
+	static struct core_message m;
+
+	if (((const uint8_t *)send->bytes)[1] != CORE_MSG_ACCEPT)
+		return true;
+	assert_int_equal(core_message_decode(send->bytes, send->size, &m), 0);
+	if (node != 1 || m.value.state != JOB_STATE_KILLED)
+		return true;
+	released = true;
+	return simnet_index(hosts->net, &send->to) == 4;
+}
+
+/*
+ * An end that was accepted long ago and is chosen only now is remembered for ten minutes from now:
+ * what speaks against it may have been said a moment ago.
+ */
+static void an_old_end_is_remembered_once_it_is_chosen(void **state)
+{
+	struct hosts *hosts = lab(17);
+
+	(void)state;
+	assert_int_equal(get(hosts, 1), 0);
+	released = false;
+	hosts->watch = only_one_hears_the_end;
+	hosts_kill(hosts, 1, JOB);
+	while (!released)
+		run_ms(hosts, 1);
+	run_ms(hosts, 20);
+	hosts->watch = NULL;
+	for (uint32_t i = 0; i < 4; i++)
+		hosts_crash(hosts, i, true);
+	run_ms(hosts, 12 * 60000);
+	for (uint32_t i = 0; i < 2; i++) /* a bare majority: what was accepted is finished */
+		simnet_start(hosts->net, i, i);
+	run_ms(hosts, 30000);
+	assert_int_equal(current(hosts)->state, JOB_STATE_KILLED);
+	assert_int_equal(record_count(hosts), HOSTS);
+	for (uint32_t i = 2; i < 4; i++)
+		simnet_start(hosts->net, i, i);
+	run_ms(hosts, 25 * 60000);
+	assert_int_equal(record_count(hosts), 0);
+	hosts_destroy(hosts);
+}
+
 static bool lost;
 
 static bool lose_checkpoints(struct hosts *hosts, uint32_t node, const struct core_send *send)
@@ -618,6 +664,7 @@ int main(void)
 		cmocka_unit_test(results_wait_for_home),
 		cmocka_unit_test(the_dead_stay_dead),
 		cmocka_unit_test(a_release_of_before_the_power_cut_frees_nothing),
+		cmocka_unit_test(an_old_end_is_remembered_once_it_is_chosen),
 		cmocka_unit_test(a_clock_that_stood_still_wakes_no_dead),
 		cmocka_unit_test(every_restore_has_a_token_of_its_own),
 		cmocka_unit_test(who_said_busy_is_asked_again),
