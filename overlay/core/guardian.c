@@ -56,6 +56,10 @@ static void tick_takeover(struct core *core, struct job *job, uint64_t due_ms)
 	uint64_t when_ms = due_ms + (uint64_t)live_before(core, job) * CORE_RANK_MS;
 	struct node_id worker;
 
+#ifdef MUTANT_G1
+	if (core_job_rank(job, core_self(core)))
+		return;
+#endif
 	if (when_ms < job->guard_ms)
 		when_ms = job->guard_ms;
 	if (core->now_ms < when_ms) {

@@ -152,11 +152,16 @@ static void draw_rates(struct chaos_rates *r, uint64_t seed, uint32_t nodes, uin
 		r->blip = dice_below(&dice, 40);
 	if (minutes > SIM_DENSE_MINUTES)
 		draw_lab(r, &dice, nodes, minutes);
+	r->plan = (enum chaos_plan)dice_below(&dice, PLAN_COUNT);
 }
 
 static void print_rates(const struct chaos_rates *r, uint64_t seed, uint32_t nodes,
 			uint32_t minutes)
 {
+	static const char *const plans[PLAN_COUNT] = {
+		"none",	     "absence",	   "leaving", "stall",	  "oblivion",
+		"strangers", "standstill", "amnesia", "blackout",
+	};
 	const char *commit = getenv("SIM_COMMIT");
 
 	printf("sim: seed=%" PRIu64 " nodes=%u minutes=%u commit=%s loss=%u double=%u slow=%u "
@@ -164,14 +169,14 @@ static void print_rates(const struct chaos_rates *r, uint64_t seed, uint32_t nod
 	       "partition=%u one_way=%u pause=%u rollback=%u %% pause=%u ms session=%u away=%u "
 	       "min announced=%u %% rooms=%u closing=%u notice=%u s night=%u-%u/%u min "
 	       "clockless=%u %% jobs=%u checkpoint=%u ms done=%u release=%u ppm vacate=%u blip=%u "
-	       "%%\n",
+	       "%% plan=%s\n",
 	       seed, nodes, minutes, commit ? commit : "unknown", r->net.loss_ppm,
 	       r->net.double_ppm, r->net.slow_ppm, r->net.torn_ppm, r->net.drift_ppm,
 	       r->net.latency_ms, r->net.slow_ms, r->fault_ms, r->user_ms, r->crash, r->partition,
 	       r->one_way, r->pause, r->rollback, r->pause_ms, r->session_min, r->away_min,
 	       r->announced, r->rooms, r->closing, r->notice_s, r->night_min, r->dawn_min,
 	       r->day_min, r->clockless, r->jobs, r->checkpoint_ms, r->done_ppm, r->release_ppm,
-	       r->vacate, r->blip);
+	       r->vacate, r->blip, plans[r->plan]);
 	fflush(stdout);
 }
 
@@ -198,9 +203,9 @@ static void report(const struct chaos *chaos, int verbose, struct chaos_result *
 	if (verbose)
 		printf("sim: ok events=%" PRIu64 " messages=%" PRIu64 " chosen=%" PRIu64
 		       " commits=%" PRIu64 " grants=%" PRIu64 " jobs=%" PRIu64 " ended=%" PRIu64
-		       " epochs=%" PRIu64 " rollbacks=%" PRIu64 "\n",
+		       " epochs=%" PRIu64 " rollbacks=%" PRIu64 " planned=%u\n",
 		       result.events, result.messages, result.chosen, result.commits, result.grants,
-		       result.jobs, result.ended, result.epochs, chaos->rollbacks);
+		       result.jobs, result.ended, result.epochs, chaos->rollbacks, chaos->planned);
 	*ret_result = result;
 }
 
@@ -228,6 +233,14 @@ static void begin(struct chaos *chaos, uint64_t seed, uint32_t node_count)
 	chaos->hosts->aim = true;
 }
 
+static void be_quiet(struct chaos *chaos)
+{
+	faults_end(chaos);
+	simnet_run(chaos->hosts->net, chaos->hosts->net->now_ms + QUIET_MS);
+	check_members(chaos);
+	check_jobs(chaos);
+}
+
 void chaos_run(uint64_t seed, uint32_t node_count, uint32_t minutes, int verbose,
 	       struct chaos_result *ret_result)
 {
@@ -244,10 +257,11 @@ void chaos_run(uint64_t seed, uint32_t node_count, uint32_t minutes, int verbose
 	chaos->until_ms = net->now_ms + minutes * UINT64_C(60000);
 	faults_begin(chaos);
 	simnet_run(net, chaos->until_ms);
-	faults_end(chaos);
-	simnet_run(net, chaos->until_ms + QUIET_MS);
-	check_members(chaos);
-	check_jobs(chaos);
+	be_quiet(chaos);
+	if (chaos->rates.plan) {
+		plans_run(chaos);
+		be_quiet(chaos);
+	}
 	report(chaos, verbose, ret_result);
 	hosts_destroy(chaos->hosts);
 	free(chaos);

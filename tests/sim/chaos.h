@@ -4,7 +4,8 @@
  * converge. Safety is checked after every event, liveness at the end. Failure aborts.
  *
  * Short runs (up to SIM_DENSE_MINUTES) are dense: a fault every few seconds. Longer ones follow
- * the life of a lab: people come and go, rooms close at night, faults are rarer.
+ * the life of a lab: people come and go, rooms close at night, faults are rarer. After the quiet
+ * phase comes one directed plan, see plans.c, and a second quiet phase.
  */
 #pragma once
 
@@ -14,6 +15,20 @@ enum { SIM_DENSE_MINUTES = 20 };
 
 struct chaos_result {
 	uint64_t events, messages, chosen, commits, grants, jobs, ended, epochs, virtual_ms;
+};
+
+/* plans.c says what they are. */
+enum chaos_plan {
+	PLAN_NONE,
+	PLAN_ABSENCE,
+	PLAN_LEAVING,
+	PLAN_STALL,
+	PLAN_OBLIVION,
+	PLAN_STRANGERS,
+	PLAN_STANDSTILL,
+	PLAN_AMNESIA,
+	PLAN_BLACKOUT,
+	PLAN_COUNT,
 };
 
 /* verbose: one line with the seed and all rates before, one with the counts after. */
@@ -33,6 +48,7 @@ struct chaos_rates {
 	uint32_t jobs, checkpoint_ms, done_ppm, release_ppm;
 	uint32_t vacate; /* per cent of what users do */
 	uint32_t blip;	 /* per cent of releases during which the power fails everywhere */
+	enum chaos_plan plan;
 };
 
 struct chaos {
@@ -46,6 +62,15 @@ struct chaos {
 		uint64_t at_ms; /* of the last release that is cut short */
 		uint32_t node, hearer;
 	} blip;
+	struct {
+		uint32_t job;
+		bool done, old_side[SIMNET_NODES_MAX];
+	} cut; /* a change of acceptors that falls in two */
+	struct {
+		uint32_t node, job, hearer;
+		bool heard;
+	} mute;	      /* whose ACCEPTs are lost but to one */
+	bool planned; /* the plan could be carried out */
 };
 
 static inline uint32_t chaos_draw_node(struct chaos *chaos)
@@ -53,6 +78,11 @@ static inline uint32_t chaos_draw_node(struct chaos *chaos)
 	return simnet_below(chaos->hosts->net, chaos->hosts->net->node_count);
 }
 
+/* plans.c */
+void plans_run(struct chaos *chaos);
+
 /* faults.c */
+/* Not a second member of one register: a majority that is gone for good ends it, by design. */
+bool chaos_can_spare(const struct chaos *chaos, uint32_t node);
 void faults_begin(struct chaos *chaos);
 void faults_end(struct chaos *chaos); /* all on, all in one net, no more loss */

@@ -72,8 +72,7 @@ static void cut(struct chaos *chaos, uint32_t node, bool one_way)
 		  chaos, 0);
 }
 
-/* Not a second member of one register: a majority that is gone for good ends it, by design. */
-static bool may_lose_disk(const struct chaos *chaos, uint32_t node)
+bool chaos_can_spare(const struct chaos *chaos, uint32_t node)
 {
 	const struct hosts *hosts = chaos->hosts;
 
@@ -101,7 +100,7 @@ static void strike(struct chaos *chaos, uint32_t node)
 		if (net->nodes[node].core)
 			simnet_pause(net, node, simnet_below(net, r->pause_ms),
 				     net->nodes[node].report.flags & MEMBER_LOSES_CLOCK);
-	} else if ((draw -= r->pause) < r->rollback && may_lose_disk(chaos, node)) {
+	} else if ((draw -= r->pause) < r->rollback && chaos_can_spare(chaos, node)) {
 		if (net->nodes[node].core)
 			hosts_crash(chaos->hosts, node, true);
 		hosts_rollback(chaos->hosts, node, simnet_chance(net, 300000));

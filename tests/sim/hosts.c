@@ -51,6 +51,10 @@ bool hosts_is_running(const struct hosts *hosts, uint32_t node, uint32_t job)
 #ifdef MUTANT_O3
 	return hj && hj->phase == HOST_RUNNING;
 #endif
+#ifdef MUTANT_O2
+	if (hj && (hj->phase == HOST_WANTED || hj->phase == HOST_WAITING))
+		return simnet_boot_ns(hosts->net, node) < hj->run_until_boot_ns;
+#endif
 	return hj && hj->phase == HOST_RUNNING &&
 	       simnet_boot_ns(hosts->net, node) < hj->run_until_boot_ns;
 }
@@ -109,7 +113,7 @@ static void check_holds(const struct hosts *hosts, uint32_t node, uint32_t job)
 
 	/* By another clock, the time that is left may be longer by its rate and ours. */
 	left_ms += left_ms / 500;
-	if (!row || !hosts->jobs[job].strict || hj->phase != HOST_RUNNING || !left_ms)
+	if (!row || !hosts->jobs[job].strict || !hosts_is_running(hosts, node, job) || !left_ms)
 		return;
 	/* An epoch that may not stand yet has renewed nothing. */
 	set = row->installed && !row->settled ? &row->previous : &row->acceptors;
@@ -242,6 +246,20 @@ static void claim_answered(struct host_job *hj, const struct core_answer *answer
 	}
 }
 
+#ifdef MUTANT_O2
+/* For a whole lease, as if the claim were a renewal. */
+static void run_unrenewed(struct hosts *hosts, uint32_t node, uint32_t job)
+{
+	struct host_job *hj = hosts_at(hosts, node, job);
+
+	if (hj->phase != HOST_WANTED)
+		return;
+	hj->run_until_boot_ns = simnet_boot_ns(hosts->net, node) + UINT64_C(20000000000);
+	check_one_owner(hosts, job);
+	check_holds(hosts, node, job);
+}
+#endif
+
 static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer)
 {
 	struct hosts *hosts = ctx;
@@ -271,6 +289,9 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 		break;
 	case KIND_CLAIM:
 		claim_answered(hj, answer);
+#ifdef MUTANT_O2
+		run_unrenewed(hosts, node, job);
+#endif
 		break;
 	case KIND_COLLECT:
 		hj->collect = answer->status == -EAGAIN || answer->status == -ENOENT;
@@ -279,6 +300,7 @@ static void on_answer(void *ctx, uint32_t node, const struct core_answer *answer
 		hosts->jobs[job].got_status = answer->status;
 		hosts->jobs[job].got = answer->value;
 		hosts->jobs[job].got_count++;
+		objects_pull(hosts, node, job, answer->status, &answer->value);
 		break;
 	case KIND_KILL:
 		hosts->jobs[job].kill_status = answer->status;
@@ -420,7 +442,9 @@ static void ask_for_lease(struct hosts *hosts, uint32_t node, uint32_t job)
 
 	if (hj->phase == HOST_WANTED) {
 		hj->phase = HOST_WAITING;
+#ifndef MUTANT_O2
 		hj->run_until_boot_ns = 0;
+#endif
 		memset(&hj->wish, 0, sizeof(hj->wish));
 	}
 	hj->rehold = false;

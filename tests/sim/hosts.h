@@ -113,6 +113,9 @@ bool objects_enough(const struct hosts *hosts, const struct host_job *hj);
 /* Others of this job are needed no more; who can be reached drops them. */
 void objects_retain(struct hosts *hosts, uint32_t node, uint32_t job,
 		    const struct job_value *value);
+/* This host has asked for the job: what the answer shows to be needed no more is dropped here. */
+void objects_pull(struct hosts *hosts, uint32_t node, uint32_t job, int status,
+		  const struct job_value *value);
 /* I7, and: whatever is committed can be restored from somebody who never lost his disk. */
 void objects_check_commit(struct hosts *hosts, const struct job_value *value);
 void objects_check_restorable(struct hosts *hosts, const struct job_value *value);

@@ -3,6 +3,7 @@
  * Checkpoints as whole objects: sent to HOSTS_COPIES hosts that core_place() names, durable there
  * before the answer leaves, named in the register only after enough answers (rule O4).
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -140,6 +141,23 @@ static bool is_needed(const struct hosts *hosts, const struct job_value *value,
 	return false;
 }
 
+/* One copy goes. The register must not name it, unless nobody will restore that job any more. */
+static void drop(struct hosts *hosts, struct hosts_store *store, uint32_t at)
+{
+	const struct job_id *id = &hosts->jobs[store->objects[at].job].id;
+	const struct job_value *value = checker_current(&hosts->checker, id);
+	uint32_t count = value && value->state <= JOB_STATE_DONE ? value->history_count : 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		struct hosts_object one = object_of(hosts, value, &value->history[i]);
+
+		if (one.seq == store->objects[at].seq && one.token == store->objects[at].token)
+			checker_fail(&hosts->checker, id,
+				     "G3: a copy of what is committed was dropped");
+	}
+	store->objects[at] = store->objects[--store->count];
+}
+
 void objects_retain(struct hosts *hosts, uint32_t node, uint32_t job, const struct job_value *value)
 {
 	for (uint32_t i = 0; i < hosts->net->node_count; i++) {
@@ -150,10 +168,40 @@ void objects_retain(struct hosts *hosts, uint32_t node, uint32_t job, const stru
 		for (uint32_t k = 0; k < store->count;)
 			if (store->objects[k].job == job &&
 			    !is_needed(hosts, value, &store->objects[k]))
-				store->objects[k] = store->objects[--store->count];
+				drop(hosts, store, k);
 			else
 				k++;
 	}
+}
+
+/* Older than what is committed, or of a job whose end is chosen. */
+static bool is_garbage(const struct hosts *hosts, int status, const struct job_value *value,
+		       const struct hosts_object *object)
+{
+#ifdef MUTANT_G3
+	if (status == -ENOENT)
+		return true;
+#endif
+	/* G3: "not found" is no evidence that it is over. */
+	if (status)
+		return false;
+	if (value->state == JOB_STATE_COLLECTED || value->state == JOB_STATE_KILLED)
+		return true;
+	return value->history_count && object->seq < value->history[0].seq &&
+	       !is_needed(hosts, value, object);
+}
+
+void objects_pull(struct hosts *hosts, uint32_t node, uint32_t job, int status,
+		  const struct job_value *value)
+{
+	struct hosts_store *store = &hosts->stores[node];
+
+	for (uint32_t k = 0; k < store->count;)
+		if (store->objects[k].job == job &&
+		    is_garbage(hosts, status, value, &store->objects[k]))
+			drop(hosts, store, k);
+		else
+			k++;
 }
 
 /* Copies on disks, and those that were there until a disk was rolled back. */
@@ -189,7 +237,8 @@ void objects_check_restorable(struct hosts *hosts, const struct job_value *value
 {
 	uint32_t there, wiped;
 
-	if (!value->history_count || !copies_needed(hosts))
+	/* Of what was collected or killed nobody restores anything any more. */
+	if (!value->history_count || !copies_needed(hosts) || value->state > JOB_STATE_DONE)
 		return;
 	count_copies(hosts, value, &there, &wiped);
 	if (!there && !wiped)
