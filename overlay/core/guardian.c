@@ -144,14 +144,18 @@ static void tick_ended(struct core *core, struct job *job)
 		job->changed_ms = core->now_ms;
 		job->guard_ms = core->now_ms + CORE_CONFIRM_MS;
 		core_arm(core, job->guard_ms);
-	} else if (core->now_ms < until_ms) {
-		core_arm(core, until_ms);
 #ifndef MUTANT_F1
 	} else if (job->previous.count) {
-		/* The epoch before could still begin this one anew; core_epoch_tick() closes it. */
+		/*
+		 * The epoch before could still begin this one anew; core_epoch_tick() closes it. What
+		 * its sleepers said before that is on its way for a while: the time counts from here.
+		 */
+		job->changed_ms = core->now_ms;
 		job->guard_ms = core->now_ms + CORE_CLOSE_MS;
 		core_arm(core, job->guard_ms);
 #endif
+	} else if (core->now_ms < until_ms) {
+		core_arm(core, until_ms);
 	} else {
 		bury(core, job);
 	}
