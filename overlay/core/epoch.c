@@ -68,13 +68,16 @@ void core_epoch_announce(struct core *core, struct job *job, const struct core_a
 
 static bool install(struct core *core, struct job *job, const struct core_message *m)
 {
+	/* A signpost has noted that the epoch stands, and may have said so (CLOSED). */
+	bool stands = m->flags & CORE_FLAG_SETTLED || (job->settled && job->epoch == m->epoch);
+
 	if (!core_job_mark_dirty(core, job))
 		return false;
 	job->epoch = m->epoch;
 	job->acceptors = m->acceptors;
 	job->previous = m->previous;
 	job->has_record = job->installed = true;
-	job->settled = m->flags & CORE_FLAG_SETTLED;
+	job->settled = stands;
 	job->promised = job->accepted = m->accepted;
 	job->value = m->value;
 	memset(&job->next, 0, sizeof(job->next));

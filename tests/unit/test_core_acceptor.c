@@ -705,6 +705,26 @@ static void a_former_acceptor_shows_the_way(void **state)
 	end(b);
 }
 
+/* Who has said that epoch 1 stands says so after a late INSTALL, too, and after a restart. */
+static void what_is_noted_stays_noted(void **state)
+{
+	struct bench *b = bench();
+
+	(void)state;
+	create(b);
+	memset(&b->message, 0, sizeof(b->message));
+	b->message.type = CORE_MSG_CLOSE;
+	b->message.epoch = 1;
+	assert_int_equal(say_as(b, &p, &b->message, &r), CORE_MSG_CLOSED);
+	assert_int_equal(say_install(b, 1, &p), CORE_MSG_INSTALLED);
+	for (uint64_t life = 2; life < 4; life++) {
+		assert_int_equal(say_prepare(b, ballot(6, &q, 5), 0), CORE_MSG_MOVED);
+		assert_int_equal(b->reply.flags & CORE_FLAG_SETTLED, CORE_FLAG_SETTLED);
+		start(b, life);
+	}
+	end(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -725,6 +745,7 @@ int main(void)
 		cmocka_unit_test(a_sealed_acceptor_does_not_renew),
 		cmocka_unit_test(an_installed_acceptor_holds_anew),
 		cmocka_unit_test(a_former_acceptor_shows_the_way),
+		cmocka_unit_test(what_is_noted_stays_noted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
