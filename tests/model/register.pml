@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One job's register, its lease and its change of acceptors, for spin; tests/model/run checks it.
+ * One job's register and its lease, for spin; tests/model/run checks it. Of the change of acceptors
+ * it has what concerns them; epochs.pml has the change itself, and forgetting.
  *
  *   ballots 1..B0 belong to epoch 0 (1: CREATE), B0+1..B0+B1 to epoch 1; 3 acceptors each
  *   hosts 1 and 2 may own the job; anybody proposes
@@ -10,7 +11,7 @@
  * guardian.c (GRANT), job.c (learn), epoch.c (SEAL, INSTALL, epoch 1: P2, A3). A host that is
  * granted a job claims it: it restores only under a token that it has not used (FRESH), and its
  * takeover from itself need not wait (BUSY). The core's acceptors ask for more: that it made the
- * token. Of epochs there are two, their acceptors are others, and none is forgotten.
+ * token. Of epochs there are two, and their acceptors are others.
  *
  * Messages. An ACCEPT, once sent, is handled by any acceptor at any later time, or never. A
  * PREPARE is handled any time before its proposer decides. Replies are instant or lost: what a
