@@ -210,94 +210,6 @@ struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *j
 	return NULL;
 }
 
-static void decide_cas(struct core *core, struct op *op, const struct job_value *current)
-{
-	struct job_value next;
-	int r = core_proposer_apply(current, &op->wish, &next);
-
-	op->old_owner = current->owner;
-	if (r == 0)
-		op_send_accept(core, op, &next, NULL, false);
-	else
-		op_end(core, op, r == 1 ? 0 : r, current);
-}
-
-/* The worker of a takeover, or an end of the operation. */
-static int choose_worker(struct core *core, struct op *op, const struct job_value *current,
-			 struct node_id *ret_worker)
-{
-	const struct member *member;
-
-	if (op->kind == OP_TAKEOVER)
-		return core_place_worker(core, current, current->state == JOB_STATE_HELD,
-					 ret_worker);
-	if (op->claim) {
-		*ret_worker = *core_self(core);
-		return 0;
-	}
-	member = core_member_find(core, &op->wish.target);
-	if (!member || member->info.state != MEMBER_ALIVE || !core_place_can_run(member, current))
-		return -EHOSTUNREACH;
-	*ret_worker = op->wish.target;
-	return 0;
-}
-
-static bool is_held_by_self(const struct core *core, const struct job_value *value)
-{
-	return value->state == JOB_STATE_HELD && node_id_equal(&value->owner, core_self(core));
-}
-
-static void decide_takeover(struct core *core, struct op *op, const struct job_value *current)
-{
-	struct job_value next = *current;
-	bool other = op->kind == OP_TAKEOVER &&
-		     fence_token_compare(&current->token, &op->expected) != 0;
-	int r;
-
-	if (core_job_value_ended(current) || (op->claim && !is_held_by_self(core, current))) {
-		op_end(core, op, -ESTALE, current);
-		return;
-	}
-	if (other) {
-		op_end(core, op, 0, current);
-		return;
-	}
-	/* The new token must be larger than the old one in number, not only in life. */
-	if (fence_token_compare(&op->ballot.number, &current->token) <= 0) {
-		op_retry(core, op, 0);
-		return;
-	}
-	r = choose_worker(core, op, current, &next.owner);
-	if (r < 0) {
-		op_end(core, op, r, current);
-		return;
-	}
-	op->old_owner = current->owner;
-	next.state = JOB_STATE_HELD;
-	next.token = op->ballot.number;
-	memset(&next.target, 0, sizeof(next.target));
-	if (!op->claim)
-		core_place_granted(core, &next.owner);
-	op_send_accept(core, op, &next, NULL, false);
-}
-
-/*
- * Rule G2: the same value, and the set of acceptors that goes on with it. Only after the last
- * change was closed, and only if it is still due now that everything is known.
- */
-static void decide_replace(struct core *core, struct op *op, const struct job_value *current)
-{
-	struct job *job = &core->jobs[op->job];
-	struct core_acceptors next;
-
-	if (!job->installed || !job->settled || job->previous.count || job->epoch != op->epoch ||
-	    job->epoch + 1 >= CORE_EPOCH_MAX || current->state == JOB_STATE_COLLECTED ||
-	    current->state == JOB_STATE_KILLED || !core_place_replacement(core, job, &next))
-		op_end(core, op, 0, current);
-	else
-		op_send_accept(core, op, current, &next, false);
-}
-
 /* The seal is chosen: its members begin the next epoch. */
 static void op_install(struct core *core, struct op *op)
 {
@@ -327,28 +239,19 @@ static void op_installed(struct core *core, struct op *op)
 /* The current value is known: go on from it. */
 static void op_decide(struct core *core, struct op *op, const struct job_value *current)
 {
-	switch (op->kind) {
-	case OP_CREATE:
-		if (fence_token_compare(&current->token, &op->wish.token) == 0)
-			op_end(core, op, 0, current);
-		else
-			op_end(core, op, -ESTALE, current);
+	struct core_acceptors set = { 0 };
+	struct job_value next;
+	int status = 0;
+
+	switch (core_decide(core, op, current, &next, &set, &status)) {
+	case DECIDE_END:
+		op_end(core, op, status, current);
 		break;
-	case OP_CAS:
-		decide_cas(core, op, current);
+	case DECIDE_RETRY:
+		op_retry(core, op, 0);
 		break;
-	case OP_GET:
-		op_end(core, op, 0, current);
-		break;
-	case OP_TAKE:
-	case OP_TAKEOVER:
-		decide_takeover(core, op, current);
-		break;
-	case OP_REPLACE:
-		decide_replace(core, op, current);
-		break;
-	case OP_SETTLE:
-		op_end(core, op, 0, current);
+	case DECIDE_SEND:
+		op_send_accept(core, op, &next, set.count ? &set : NULL, false);
 		break;
 	}
 }

@@ -6,7 +6,8 @@
  *   swim.c      probes, suspicion               sync.c     comparison of tables
  *   job.c       table of jobs, acceptor sets, learning      acceptor.c rules A1, A2, A4
  *   request.c   what is asked of the register
- *   proposer.c  operations on the register                  lease.c    the owner's renewals
+ *   proposer.c  operations on the register                  decide.c   what they propose
+ *   lease.c     the owner's renewals
  *   guardian.c  lapsed, idle and ended jobs      epoch.c    acceptors that change
  *   place.c     rings and choices
  *
@@ -329,6 +330,13 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 bool core_acceptor_holds(const struct core *core, const struct job *job);
 int core_acceptor_load(struct core *core, const void *bytes, size_t size);
 void core_acceptor_message(struct core *core, const struct node_id *from, struct core_message *m);
+
+/* decide.c */
+enum core_decision { DECIDE_END = 1, DECIDE_RETRY, DECIDE_SEND };
+/* SEND: *ret_next, with *ret_set as its next acceptors unless that is empty. END: *ret_status. */
+enum core_decision core_decide(struct core *core, struct op *op, const struct job_value *current,
+			       struct job_value *ret_next, struct core_acceptors *ret_set,
+			       int *ret_status);
 
 /* proposer.c, request.c */
 struct op *core_proposer_new(struct core *core, enum op_kind kind, struct job *job);

@@ -7,7 +7,7 @@
  *   hosts 1 and 2 may own the job; anybody proposes
  *
  * From overlay/core: acceptor.c (set_value, handle_prepare, handle_accept, handle_renew, A1, A2,
- * A4), proposer.c (find_current, finishing, decide_cas, decide_takeover), lease.c (O1, O3),
+ * A4), proposer.c (find_current, finishing), decide.c, lease.c (O1, O3),
  * guardian.c (GRANT), job.c (learn), epoch.c (SEAL, INSTALL, epoch 1: P2, A3). A host that is
  * granted a job claims it: it restores only under a token that it has not used (FRESH), and its
  * takeover from itself need not wait (BUSY). The core's acceptors ask for more: that it made the
