@@ -108,6 +108,7 @@ struct batch_entry {
 	uint32_t count;
 	bool zero_is_none; /* a page of zeros need not be stored */
 	bool readable;	   /* its VMA has VM_READ */
+	bool inherited;	   /* may be shared since a fork, in the pause too */
 	size_t at;	   /* first page of the buffer */
 };
 
@@ -201,9 +202,10 @@ int mem_populated(const struct native_mem *m, const struct mem_mm *mm, uint64_t 
 int batch_create(struct batch *b, uint64_t bytes) _must_check_;
 void batch_destroy(struct batch *b);
 void batch_reset(struct batch *b);
+enum { BATCH_ZERO_IS_NONE = 1, BATCH_READABLE = 2, BATCH_INHERITED = 4 };
 /* Pages of a process; read at once or with those that follow. */
 int batch_add(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t count,
-	      bool zero_is_none, bool readable) _must_check_;
+	      unsigned int flags) _must_check_;
 /* Reads what batch_add() left. */
 int batch_read(struct native_mem *m, struct mem_mm *mm) _must_check_;
 /* Room for more pages of one space, to be filled by the caller at once. */

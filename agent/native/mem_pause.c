@@ -224,7 +224,7 @@ static int copy_vdso(struct stop *st)
 		if (!vma_is_vdso(st->task, v))
 			continue;
 		return batch_add(st->m, st->mm, v->start / NATIVE_PAGE,
-				 (v->end - v->start) / NATIVE_PAGE, false, true);
+				 (v->end - v->start) / NATIVE_PAGE, BATCH_READABLE);
 	}
 	return 0;
 }

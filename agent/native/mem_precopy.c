@@ -91,7 +91,6 @@ static int copy_kind(struct native_mem *m, struct mem_mm *mm, const struct state
 		     uint64_t start, uint64_t end, uint64_t categories)
 {
 	uint64_t page = start / NATIVE_PAGE, count = end / NATIVE_PAGE - page;
-	bool anon = vma_is_anon(vma);
 	struct runs *other = m->batch.paused ? &mm->guards : &mm->space.drops;
 
 	if (categories & PAGE_GUARD)
@@ -100,7 +99,10 @@ static int copy_kind(struct native_mem *m, struct mem_mm *mm, const struct state
 	if (categories & (PAGE_FILE | PAGE_PFNZERO) ||
 	    !(categories & (PAGE_PRESENT | PAGE_SWAPPED)))
 		return m->batch.paused ? 0 : runs_add(other, page, count, 0);
-	return batch_add(m, mm, page, count, anon, vma->vm_flags & VMA_READ);
+	return batch_add(m, mm, page, count,
+			 (vma_is_anon(vma) ? BATCH_ZERO_IS_NONE : 0) |
+				 (vma->vm_flags & VMA_READ ? BATCH_READABLE : 0) |
+				 (vma_reverts(vma) ? BATCH_INHERITED : 0));
 }
 
 int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_task *task,

@@ -110,11 +110,13 @@ static int read_slowly(struct native_mem *m, struct mem_mm *mm, const struct bat
 /*
  * process_vm_readv(2) pins pages, and since 5.19 pinning a page that is shared since a fork gives
  * the reader's target a copy of its own: the job would grow by all that its processes share. Reading
- * the file does not pin. It is slower, so not for pages that were just written: those are not shared.
+ * the file does not pin. It is slower, so not for pages that were just written: those are not shared. In
+ * the pause these are all, but for those of what nobody follows.
  */
-static bool must_not_pin(const struct batch *b, const struct mem_mm *mm)
+static bool must_not_pin(const struct batch *b, const struct mem_mm *mm,
+			 const struct batch_entry *e)
 {
-	return b->forked && (!b->paused || mm->full);
+	return b->forked && (!b->paused || mm->full || e->inherited);
 }
 
 static int read_by_file(struct native_mem *m, struct mem_mm *mm, const struct batch_entry *e)
@@ -134,13 +136,16 @@ static int read_by_file(struct native_mem *m, struct mem_mm *mm, const struct ba
 }
 
 /* Entries from the i-th on, as many as fit and can be read at once; their number. */
-static size_t gather(const struct batch *b, size_t i, struct iovec *iov, size_t *ret_bytes)
+static size_t gather(const struct batch *b, const struct mem_mm *mm, size_t i, struct iovec *iov,
+		     size_t *ret_bytes)
 {
 	size_t n = 0, bytes = 0;
 
 	for (; i < b->count && n < BATCH_IOVS && b->entries[i].readable; i++) {
 		const struct batch_entry *e = &b->entries[i];
 
+		if (n && must_not_pin(b, mm, e))
+			break;
 		iov[n++] = (struct iovec){ (void *)(uintptr_t)(e->start * NATIVE_PAGE),
 					   (size_t)e->count * NATIVE_PAGE };
 		bytes += (size_t)e->count * NATIVE_PAGE;
@@ -156,12 +161,12 @@ int batch_read(struct native_mem *m, struct mem_mm *mm)
 
 	while (b->read_from < b->count) {
 		const struct batch_entry *e = &b->entries[b->read_from];
-		size_t bytes, n = gather(b, b->read_from, remote, &bytes), done;
+		size_t bytes, n = gather(b, mm, b->read_from, remote, &bytes), done;
 		struct iovec local = { b->buffer + e->at * NATIVE_PAGE, bytes };
 		ssize_t got = 0;
 		int r;
 
-		if (n && must_not_pin(b, mm)) {
+		if (n && must_not_pin(b, mm, e)) {
 			r = read_by_file(m, mm, e);
 			if (r < 0)
 				return r;
@@ -188,7 +193,7 @@ int batch_read(struct native_mem *m, struct mem_mm *mm)
 }
 
 int batch_add(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t count,
-	      bool zero_is_none, bool readable)
+	      unsigned int flags)
 {
 	struct batch *b = &m->batch;
 
@@ -209,8 +214,9 @@ int batch_add(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t 
 		r = add_entry(b, &(struct batch_entry){ .space = &mm->space,
 							.start = start,
 							.count = (uint32_t)n,
-							.zero_is_none = zero_is_none,
-							.readable = readable,
+							.zero_is_none = flags & BATCH_ZERO_IS_NONE,
+							.readable = flags & BATCH_READABLE,
+							.inherited = flags & BATCH_INHERITED,
 							.at = b->used });
 		if (r < 0)
 			return r;
