@@ -13,6 +13,7 @@
  *   check.c     manifest: semantic checks, for what we read and for what we write
  *   manifest.c  manifest: what callers see of it
  *   unpack.c    manifest -> file contents, and seeding of a packer
+ *   parts.c     manifest -> parts of files
  *
  * On disk all numbers are little-endian; structs are written as they lie in memory, hence the
  * assertion. Formats: docs/formats.md.

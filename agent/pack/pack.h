@@ -214,3 +214,20 @@ int manifest_unpack(const struct manifest *m, const struct secret_key *job_key, 
 		    pack_fetch_fn fetch, void *ctx, struct packer *seed,
 		    void (*progress)(void *ctx, uint64_t done_bytes,
 				     uint64_t total_bytes)) _must_check_;
+
+/*
+ * Parts of files, in any order: what is read is fetched then, and nothing else. Each frame is
+ * authenticated before a byte of it is given out. A pack is fetched once and kept, as it is, in the
+ * spool: an open file of the caller's, taken over, that nobody else may write to; -1, or one that is
+ * full, costs a second fetch. Memory: one pack and two frames. manifest and ctx are borrowed until
+ * the reader is destroyed.
+ */
+struct manifest_reader;
+enum { MANIFEST_READ_MAX = 8 << 20 };
+int manifest_reader_create(const struct manifest *m, const struct secret_key *job_key,
+			   pack_fetch_fn fetch, void *ctx, int spool_take, uint64_t spool_max,
+			   struct manifest_reader **ret_reader) _must_check_;
+void manifest_reader_destroy(struct manifest_reader *r);
+/* Exactly size bytes of a regular file; -EINVAL beyond its end. On error nothing is given out. */
+int manifest_read(struct manifest_reader *r, size_t file, uint64_t offset, void *ret_bytes,
+		  size_t size) _must_check_;
