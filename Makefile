@@ -52,7 +52,7 @@ endif
 PROTO := $(shell find agent overlay -name '*.proto' 2>/dev/null)
 BPF := $(wildcard bpf/*.bpf.c)
 CORE := $(wildcard overlay/core/*.c)
-LIB := $(foreach d,api capture cluster host image job native pack restore util,\
+LIB := $(foreach d,api capture cluster export host image job native pack restore util,\
 	$(filter-out agent/native/main.c,$(wildcard agent/$d/*.c))) \
 	$(wildcard overlay/net/*.c overlay/store/*.c overlay/*.c)
 CLI := $(wildcard agent/cli/*.c)

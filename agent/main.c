@@ -181,6 +181,7 @@ static int on_report(sd_event_source *source, uint64_t usec, void *ctx)
 		a->shutting_down = false;
 		agent_vacate(a, false, "");
 	}
+	agent_close_readings(a);
 	/* logind holds a shutdown back until the jobs are safe elsewhere, 5 s at most. */
 	if (agent_report(a) == 0 && a->shutting_down && a->watch)
 		host_watch_ready(a->watch);
@@ -399,6 +400,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_mutex_init(&a->cluster_lock, NULL);
+	pthread_mutex_init(&a->readings_lock, NULL);
 	host_config_default(&a->config);
 	if (start(a, config_path, &overlay_pid) < 0)
 		return EXIT_FAILURE;

@@ -42,6 +42,8 @@ enum {
 	JOB_LOCAL_MAX = 128,	 /* jobs on one host */
 	ORDER_NONCES_MAX = 4096, /* steering orders from other hosts within ten minutes */
 	ORDER_THREADS_MAX = 64,	 /* orders and joins being carried out */
+	READINGS_MAX = 8,	 /* checkpoints that are being looked into */
+	READING_IDLE_S = 60,
 };
 
 /* What a user asked for; travels as JSON in every manifest. */
@@ -203,6 +205,9 @@ struct agent {
 	uint64_t refused_values, refused_boot_ns; /* of registers; when the log heard of one */
 	pthread_mutex_t cluster_lock; /* one at a time founds, joins, invites or admits */
 
+	pthread_mutex_t readings_lock;
+	struct reading *readings[READINGS_MAX];
+
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];
 	struct order_nonce {
@@ -220,6 +225,8 @@ int agent_start_overlay(struct agent *a) _must_check_; /* OV_CLUSTER_START if th
 void agent_overlay_event(struct agent *a, const struct ov_msg *msg);
 /* What this host is like now, but for its jobs and its store. */
 int agent_look(struct agent *a, struct member_state_report *ret_report) _must_check_;
+/* readings.c: closes checkpoints that nobody looked into for READING_IDLE_S. */
+void agent_close_readings(struct agent *a);
 /* Tells the cluster what this host is like now; returns how many jobs are here. */
 uint32_t agent_report(struct agent *a);
 void agent_user_came(struct agent *a, const char *who);

@@ -46,6 +46,12 @@ void why_add_stuck(struct json_object *json, const struct job_value *value,
 /* "needs" as text, if there are any. */
 void why_add_needs(struct json_object *json, const struct job_value *value);
 
+/* verbs_files.c: a file of a layer as the job sees it. mounts: of the manifest's notes ("N path", ..);
+ * the caller's, or NULL. */
+struct json_object *files_mounts_of(const struct manifest *m);
+bool files_absolute_path(struct json_object *mounts, const char *upper_path, char *out,
+			 size_t size);
+
 int verb_run(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ps(void *agent, const struct api_call *call, struct api_reply *reply);
@@ -55,6 +61,8 @@ int verb_history(void *agent, const struct api_call *call, struct api_reply *rep
 int verb_recover(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_snapshot(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_read(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_cat(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ckpt(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_freeze(void *agent, const struct api_call *call, struct api_reply *reply);

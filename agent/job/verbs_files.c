@@ -12,9 +12,7 @@
 #include "agent/restore/restore.h"
 #include "agent/util/io.h"
 
-/* Mount number -> mount point, from the manifest's notes ("mounts": ["N path", ..]). */
-static bool absolute_path(struct json_object *mounts, const char *upper_path, char *out,
-			  size_t size)
+bool files_absolute_path(struct json_object *mounts, const char *upper_path, char *out, size_t size)
 {
 	char *end;
 	unsigned long number = strtoul(upper_path, &end, 10);
@@ -32,8 +30,7 @@ static bool absolute_path(struct json_object *mounts, const char *upper_path, ch
 	return false;
 }
 
-/* The caller's, or NULL. */
-static struct json_object *mounts_of(const struct manifest *m)
+struct json_object *files_mounts_of(const struct manifest *m)
 {
 	struct json_object *meta = json_tokener_parse(manifest_head(m)->meta_json), *mounts = NULL;
 
@@ -55,7 +52,7 @@ static bool is_of_user(const struct target *t, const struct manifest_file *file)
 static int find_file(const struct target *t, const struct manifest *m, const char *path,
 		     size_t *ret_index)
 {
-	struct json_object *mounts = mounts_of(m);
+	struct json_object *mounts = files_mounts_of(m);
 	char absolute[4096];
 	int r = -ENOENT;
 
@@ -64,7 +61,7 @@ static int find_file(const struct target *t, const struct manifest *m, const cha
 
 		manifest_file(m, i, &file);
 		if (file.kind == FILE_UPPER && S_ISREG(file.st.st_mode) && is_of_user(t, &file) &&
-		    absolute_path(mounts, file.path, absolute, sizeof(absolute)) &&
+		    files_absolute_path(mounts, file.path, absolute, sizeof(absolute)) &&
 		    !strcmp(absolute, path)) {
 			*ret_index = i;
 			r = 0;
@@ -257,7 +254,7 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 		return r;
 	}
 	files = json_object_new_array();
-	mounts = mounts_of(m);
+	mounts = files_mounts_of(m);
 	for (size_t i = 0; i < manifest_file_count(m); i++) {
 		struct json_object *json;
 		struct manifest_file file;
@@ -265,7 +262,7 @@ int verb_ls(void *agent, const struct api_call *call, struct api_reply *reply)
 		manifest_file(m, i, &file);
 		if (file.kind != FILE_UPPER ||
 		    (!is_of_user(&t, &file) && !S_ISCHR(file.st.st_mode)) ||
-		    !absolute_path(mounts, file.path, path, sizeof(path)))
+		    !files_absolute_path(mounts, file.path, path, sizeof(path)))
 			continue;
 		json = json_object_new_object();
 		json_object_object_add(json, "path", json_object_new_string(path));

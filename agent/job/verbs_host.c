@@ -398,6 +398,8 @@ const struct api_route agent_routes[] = {
 	{ "logs", false, verb_logs },
 	{ "ls", false, verb_ls },
 	{ "cat", false, verb_cat },
+	{ "snapshot", false, verb_snapshot },
+	{ "read", false, verb_read },
 	{ "ckpt", false, verb_ckpt },
 	{ "freeze", false, verb_freeze },
 	{ "thaw", false, verb_thaw },
