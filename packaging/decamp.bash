@@ -19,6 +19,7 @@ _decamp_options()
 	ps) echo "--all $common" ;;
 	logs) echo "--follow --stderr $common" ;;
 	restore) echo "--on $common" ;;
+	export) echo "--core --pid --mapped-files --files --images $common" ;;
 	kill) echo "--signal $common" ;;
 	vacate) echo "--undo $common" ;;
 	'cluster init' | 'cluster join') echo "--room --addr --port $common" ;;
@@ -31,7 +32,7 @@ _decamp()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i word
 	local verbs='run adopt ps show why logs history recover wait ckpt migrate restore freeze thaw kill
-		ls cat check nodes vacate doctor cluster version help'
+		ls cat export check nodes vacate doctor cluster version help'
 	local after=0
 
 	COMPREPLY=()
@@ -53,11 +54,12 @@ _decamp()
 
 	case $prev in
 	--socket | --input | --stdin | --file) _decamp_files -f; return ;;
-	--cwd) _decamp_files -d; return ;;
+	--cwd | --files | --images) _decamp_files -d; return ;;
+	--core) _decamp_files -f; return ;;
 	--fence) mapfile -t COMPREPLY < <(compgen -W 'strict commit' -- "$cur"); return ;;
 	--on) mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column nodes)" -- "$cur"); return ;;
 	-s | --signal) mapfile -t COMPREPLY < <(compgen -A signal -- "$cur"); return ;;
-	--name | --every | --needs | --env | --room | --addr | --port | --ttl) return ;;
+	--name | --every | --needs | --env | --pid | --room | --addr | --port | --ttl) return ;;
 	esac
 
 	if [[ -z $verb ]]; then
@@ -90,7 +92,8 @@ _decamp_words()
 	case $1 in
 	run) if [[ $cur == */* ]]; then _decamp_files -f; else
 		mapfile -t COMPREPLY < <(compgen -c -- "$cur"); fi ;;
-	show | why | logs | history | recover | wait | ckpt | restore | freeze | thaw | kill | ls | cat)
+	show | why | logs | history | recover | wait | ckpt | restore | freeze | thaw | kill | ls | cat | \
+		export)
 		mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column ps -a)" -- "$cur") ;;
 	migrate)
 		if (($2 == 1)); then

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "agent/export/export.h"
 #include "agent/util/cleanup.h"
 
 #define CLI_VERSION "0.1.0"
@@ -100,9 +101,11 @@ struct cli_request {
 	const char *verb;
 	struct json_object *body; /* borrowed */
 	int timeout_s;		  /* 0: none */
-	bool raw;		  /* a good answer's bytes go to stdout */
-	int interrupt_fd;	  /* readable: give up waiting (CLI_INTERRUPTED); 0 or less: none */
-	void (*tick)(void *ctx);  /* about every CLI_TICK_MS while waiting; may be NULL */
+	bool raw;		  /* a good answer's bytes go to stdout, or to: */
+	void *bytes;		  /* not NULL: room for bytes_max of them */
+	size_t bytes_max;
+	int interrupt_fd;	 /* readable: give up waiting (CLI_INTERRUPTED); 0 or less: none */
+	void (*tick)(void *ctx); /* about every CLI_TICK_MS while waiting; may be NULL */
 	void *tick_ctx;
 };
 
@@ -131,6 +134,33 @@ int cli_call_long(const struct cli *cli, const char *verb, struct json_object *b
 		  const char *object, struct cli_reply *reply) _must_check_;
 void cli_reply_done(struct cli_reply *reply);
 #define _cleanup_reply_ _cleanup_(cli_reply_done)
+
+/* ---- a kept checkpoint, looked into through decampd ---- */
+
+struct cli_checkpoint {
+	const struct cli *cli;
+	struct export_set set;
+	char job[33], manifest[65];
+	char *name, *stdout_path, *stderr_path;
+	char arch[32];
+	int64_t seq, wall_ms;
+	bool images_refused;
+	struct cli_kept {
+		int64_t seq, wall_ms;
+		char manifest[65];
+	} * kept; /* all of the job, newest first */
+	size_t kept_count;
+	struct cli_reply failure; /* of the last part that could not be read */
+	int failed;		  /* its exit code, or 0 */
+};
+
+/* seq 0, manifest NULL: the newest. with_files: their list, too. Tells nothing; see reply. */
+int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const char *manifest,
+		    bool with_files, struct cli_checkpoint *ret_checkpoint,
+		    struct cli_reply *reply) _must_check_;
+void checkpoint_done(struct cli_checkpoint *c);
+/* Ends "JOB@SEQ" at the "@"; returns SEQ's text, or NULL where there is none. */
+char *cli_split_seq(char *job);
 
 /* ---- JSON; names that are missing or of another type read as the default ---- */
 
@@ -233,6 +263,7 @@ int verb_check(struct cli *cli, int argc, char **argv);
 int verb_doctor(struct cli *cli, int argc, char **argv);
 int verb_ls(struct cli *cli, int argc, char **argv);
 int verb_cat(struct cli *cli, int argc, char **argv);
+int verb_export(struct cli *cli, int argc, char **argv);
 int verb_nodes(struct cli *cli, int argc, char **argv);
 int verb_cluster_init(struct cli *cli, int argc, char **argv);
 int verb_cluster_invite(struct cli *cli, int argc, char **argv);

@@ -33,6 +33,13 @@ static size_t on_body(char *bytes, size_t unit, size_t count, void *ctx)
 
 	curl_easy_getinfo(x->curl, CURLINFO_RESPONSE_CODE, &status);
 	if (x->request->raw && status == 200) {
+		if (x->request->bytes) {
+			if (size > x->request->bytes_max - x->reply->raw_size)
+				return 0;
+			memcpy((char *)x->request->bytes + x->reply->raw_size, bytes, size);
+			x->reply->raw_size += size;
+			return size;
+		}
 		x->reply->raw_size += size;
 		if (fwrite(bytes, 1, size, stdout) == size)
 			return size;

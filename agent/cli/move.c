@@ -54,8 +54,7 @@ int verb_migrate(struct cli *cli, int argc, char **argv)
 	return r == CLI_OK ? tell_host(cli, cli->args[0], &reply) : r;
 }
 
-/* "JOB@N": N is cut off and returned as text; NULL if there is none. */
-static const char *split_seq(char *job)
+char *cli_split_seq(char *job)
 {
 	char *at = strrchr(job, '@');
 
@@ -83,7 +82,7 @@ int verb_restore(struct cli *cli, int argc, char **argv)
 
 	if (r >= 0)
 		return r;
-	seq_text = split_seq(cli->args[0]);
+	seq_text = cli_split_seq(cli->args[0]);
 	r = cli_number(cli, "the checkpoint", seq_text, 1, INT64_MAX, &seq);
 	if (r != CLI_OK)
 		return r;

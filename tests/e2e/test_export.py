@@ -1,0 +1,169 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What users see of checkpoints: cores that gdb opens, the job's files, CRIU's images."""
+
+import os
+import re
+import shutil
+import subprocess
+
+from common import (ROOT, CliError, Skipped, check, check_equal, home_of, main, make_folder, note,
+                    refused, submit)
+
+NUMBER = "0x1122334455667788"
+
+
+def watched(lab, host, name, *options):
+    folder = make_folder(host, name, lab.user)
+    subprocess.run(["gcc", "-g", "-O1", "-pthread", "-o", host.path(folder) / "watched",
+                    ROOT / "tests/e2e/watched.c"], check=True)
+    job = submit(lab, host, name, [f"{folder}/watched", folder], *options, cwd=folder)
+    job.marker = f"{folder}/watched"
+    return job
+
+
+def export(host, lab, *arguments, user=None):
+    return host.decamp("export", *arguments, user=user or lab.user)
+
+
+def gdb(host, lab, program, core, *commands):
+    argv = ["gdb", "-nx", "-batch", "-iex", "set debuginfod enabled off",
+            "-iex", "set auto-load no"]
+    for command in commands:
+        argv += ["-ex", command]
+    done = host.run([*argv, program, core], user=lab.user, check=False)
+    return done.stdout + done.stderr
+
+
+def value(text, name):
+    found = re.search(r"^\$\d+ = (.*)$", text, re.M)
+    if not found:
+        raise AssertionError(f"{name}: gdb says: {text[-2000:]}")
+    return found[1]
+
+
+def last_line(data):
+    return int(data.decode().split()[-1])
+
+
+def test_core(lab):
+    """A core of an older checkpoint, made on another host, holds that moment: threads, registers,
+    memory of every kind."""
+    home, other = lab[1], lab[3]
+    job = watched(lab, home, "watched", "--every", "3600")
+    seq = job.ask("ckpt", job.name)["seq"]
+    later = job.ask("ckpt", job.name)["seq"]
+    check(later > seq, f"checkpoints {seq} and {later}")
+    folder = make_folder(other, "looking", lab.user)
+    program = f"{folder}/watched"
+    shutil.copy2(home.path(f"{home_of(lab.user)}/watched/watched"), other.path(program))
+    told = export(other, lab, f"{job.name}@{seq}", "--core", f"{folder}/old.core")
+    check_equal(told["cores"][0]["threads"], 5, "the root process has five threads")
+    export(other, lab, job.name, "--core", f"{folder}/new.core")
+    files = export(other, lab, f"{job.name}@{seq}", "--files", f"{folder}/files")
+    check(files["files"] >= 2, f"its files: {files}")
+    path = other.path(f"{folder}/old.core")
+    check_equal(path.stat().st_mode & 0o777, 0o600, "only its owner may read the core")
+    check(path.stat().st_blocks * 512 < 80 << 20, "and it is no larger than the pages")
+    check(not path.with_suffix(".core.part").exists(), "nothing is left beside it")
+
+    old, new = f"{folder}/old.core", f"{folder}/new.core"
+    if not os.access("/usr/bin/gdb", os.X_OK):
+        raise Skipped("gdb is not installed")
+    step = int(value(gdb(other, lab, program, old, "p step"), "step"))
+    out = other.path(f"{folder}/files{home_of(lab.user)}/watched/out.txt").read_bytes()
+    check(step - last_line(out) in (0, 1),
+          f"step is that of the checkpoint, as its file is: {step}, {last_line(out)}")
+    check(int(value(gdb(other, lab, program, new, "p step"), "step")) > step,
+          "and the newer core's is larger")
+    threads = gdb(other, lab, program, old, "thread apply all bt")
+    check_equal(len(re.findall(r"^Thread \d+ ", threads, re.M)), 5, "gdb sees five threads")
+    check_equal(len(re.findall(r"\bwait_here \(", threads)), 3, "three of them wait where they did")
+    check("spin_here (" in threads and "main (" in threads, "the others are where they were")
+    registers = gdb(other, lab, program, old, "thread apply all p/x $r15",
+                    "thread apply all p/x $ymm15.v4_int64", "thread apply all p/x $xmm15.v2_int64")
+    check(f"= {NUMBER}\n" in registers, "a general register has its number")
+    check(f"{{{NUMBER}" in registers, "a vector register too")
+    if "avx2" in open("/proc/cpuinfo", encoding="ascii").read():
+        check(f"{{{NUMBER}, {NUMBER}, {NUMBER}, {NUMBER}}}" in registers
+              or f"{{{NUMBER} <repeats 4 times>}}" in registers, "in its upper half, too")
+    for expression, expected in (
+            ("banner", '"a text that is known"'), ("role", "1"),
+            ("heap[5000000]", f"{(5000000 * 7 + (5000000 >> 12)) & 255} "),
+            ("heap[20000000]", "0 "), ("shared[8193]", "90 "), ("shared[100]", "0 "),
+            ("file_map[5*4096]", "195 "), ("constant", '"never written"')):
+        text = value(gdb(other, lab, program, old, f"p {expression}"), expression)
+        check(text.startswith(expected), f"{expression} = {text}")
+    lab.watched = (job, seq, folder)
+
+
+def test_self_contained(lab):
+    """With --mapped-files the core needs no file beside it; in a folder: one for each process."""
+    job, seq, folder = lab.watched
+    other = lab[3]
+    os.mkdir(other.path(f"{folder}/all"), 0o755)
+    os.chown(other.path(f"{folder}/all"), *[other.path(folder).stat().st_uid] * 2)
+    told = export(other, lab, f"{job.name}@{seq}", "--mapped-files", "--core", f"{folder}/all")
+    check_equal(len(told["cores"]), 2, f"two processes: {[c['pid'] for c in told['cores']]}")
+    if not os.access("/usr/bin/gdb", os.X_OK):
+        raise Skipped("gdb is not installed")
+    program = f"{folder}/watched"
+    roles = [value(gdb(other, lab, program, core["path"], "p role"), "role")
+             for core in told["cores"]]
+    check_equal(roles, ["1", "2"], "each with its own memory")
+    big = told["cores"][0]["path"]
+    text = gdb(other, lab, program, big, "p file_map[7*4096]", "p constant")
+    check(re.search(r"= 7 ", text) and "never written" in text,
+          "an unchanged page of a mapped file is in it")
+    one = export(other, lab, f"{job.name}@{seq}", "--pid", str(told["cores"][1]["pid"]),
+                 "--core", f"{folder}/child.core")
+    check_equal(one["cores"][0]["threads"], 1, "a chosen process")
+
+
+def test_images(lab):
+    """CRIU's own tool reads the images; what comes out is what the cores were made of."""
+    job, seq, folder = lab.watched
+    other = lab[3]
+    told = export(other, lab, f"{job.name}@{seq}", "--images", f"{folder}/images")
+    names = sorted(path.name for path in other.path(f"{folder}/images").iterdir())
+    check("pstree.img" in names and "pages-1.img" in names, f"{told['files']} images")
+    crit = shutil.which("crit")
+    if not crit:
+        note("crit is not installed: the images are checked by their magic numbers only")
+        magic = other.path(f"{folder}/images/pstree.img").read_bytes()[:8]
+        check_equal(magic.hex(), "1943565430302750", "the magic numbers of pstree.img")
+        return
+    shown = subprocess.run([crit, "show", other.path(f"{folder}/images/pstree.img")], check=True,
+                           capture_output=True, text=True).stdout
+    check('"threads"' in shown, "crit reads the images")
+
+
+def test_refusals(lab):
+    """Others get nothing, a file that is there stays, and errors say what to do."""
+    job, seq, folder = lab.watched
+    other = lab[3]
+    full = job.show()["job"]
+    for name in (job.name, full):
+        text = refused(lambda n=name: other.decamp("export", n, "--core", "/home/bob/x",
+                                                   user="bob"))
+        check("no such job" in text or "another user" in text, f"bob: {text[:100]}")
+    check(not other.path("/home/bob/x").exists(), "nothing was written")
+    ours = other.path(f"{folder}/old.core").stat()
+    refused(lambda: export(other, lab, job.name, "--core", f"{folder}/old.core"), "exists")
+    check_equal(other.path(f"{folder}/old.core").stat().st_mtime_ns, ours.st_mtime_ns,
+                "an older core is not overwritten")
+    refused(lambda: export(other, lab, job.name, "--files", f"{folder}/files"), "not empty")
+    refused(lambda: export(other, lab, f"{job.name}@{seq + 999}", "--core", f"{folder}/z"),
+            "not kept", str(seq))
+    refused(lambda: export(other, lab, job.name, "--pid", "4000000", "--core", f"{folder}/z"),
+            "no process 4000000")
+    try:
+        export(other, lab, job.name)
+        check(False, "nothing to do")
+    except CliError as error:
+        check_equal(error.code, 2, "without a word of what to export: wrong usage")
+    job.kill()
+
+
+if __name__ == "__main__":
+    main(globals(), hosts=3, needs=("gcc",))
