@@ -20,6 +20,7 @@ _decamp_options()
 	logs) echo "--follow --stderr $common" ;;
 	restore) echo "--on $common" ;;
 	export) echo "--core --pid --mapped-files --files --images $common" ;;
+	mount) echo "--foreground $common" ;;
 	kill) echo "--signal $common" ;;
 	vacate) echo "--undo $common" ;;
 	'cluster init' | 'cluster join') echo "--room --addr --port $common" ;;
@@ -32,7 +33,7 @@ _decamp()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i word
 	local verbs='run adopt ps show why logs history recover wait ckpt migrate restore freeze thaw kill
-		ls cat export check nodes vacate doctor cluster version help'
+		ls cat export mount check nodes vacate doctor cluster version help'
 	local after=0
 
 	COMPREPLY=()
@@ -101,6 +102,7 @@ _decamp_words()
 		else
 			mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column nodes)" -- "$cur")
 		fi ;;
+	mount) _decamp_files -d ;;
 	adopt | check) mapfile -t COMPREPLY < <(compgen -W "$(ps -u "$UID" -o pid=)" -- "$cur") ;;
 	cluster) mapfile -t COMPREPLY < <(compgen -W 'init invite join' -- "$cur") ;;
 	help) mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur") ;;

@@ -165,7 +165,7 @@ int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const c
 {
 	struct cli_checkpoint c = { .cli = cli };
 	int64_t next = 0;
-	int r = ask(&c, job, seq, manifest, 0, reply);
+	int r = ask(&c, job, seq, manifest, with_files ? 0 : MANIFEST_FILES_MAX, reply);
 
 	if (r == CLI_OK)
 		fill_head(&c, reply->json);

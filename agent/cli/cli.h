@@ -264,6 +264,7 @@ int verb_doctor(struct cli *cli, int argc, char **argv);
 int verb_ls(struct cli *cli, int argc, char **argv);
 int verb_cat(struct cli *cli, int argc, char **argv);
 int verb_export(struct cli *cli, int argc, char **argv);
+int verb_mount(struct cli *cli, int argc, char **argv);
 int verb_nodes(struct cli *cli, int argc, char **argv);
 int verb_cluster_init(struct cli *cli, int argc, char **argv);
 int verb_cluster_invite(struct cli *cli, int argc, char **argv);

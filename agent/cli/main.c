@@ -48,6 +48,8 @@ static const struct cli_verb verbs[] = {
 	{ "export", "JOB[@CHECKPOINT]", "Save a checkpoint as an ELF core, or its files or images.",
 	  "decamp export sim1@17 --core sim1.core && gdb ./simulate sim1.core", 1, 1, false,
 	  verb_export },
+	{ "mount", "DIR", "Show kept checkpoints as read-only files.", "decamp mount ~/checkpoints",
+	  1, 1, false, verb_mount },
 	{ "check", "PID", "Tell whether a process could be checkpointed; changes nothing.",
 	  "decamp check 4711", 1, 1, false, verb_check },
 	{ "nodes", "", "List the machines of the cluster.", "decamp nodes", 0, 0, false,

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 from common import (ROOT, CliError, Skipped, check, check_equal, home_of, main, make_folder, note,
-                    refused, submit)
+                    refused, submit, wait_for)
 
 NUMBER = "0x1122334455667788"
 
@@ -138,6 +138,54 @@ def test_images(lab):
     check('"threads"' in shown, "crit reads the images")
 
 
+def test_mount(lab):
+    """Mounted: the same files, fetched when they are read, seen by the one who mounted only."""
+    job, seq, folder = lab.watched
+    other = lab[3]
+    if not os.path.exists("/dev/fuse") or not shutil.which("fusermount3"):
+        raise Skipped("no /dev/fuse or no fusermount3")
+    point = make_folder(other, "ckpts", lab.user)
+    if not os.stat("/dev/fuse").st_mode & 0o002:
+        # Without udev nobody gave the device its usual rights; one of the lab's own has them.
+        other.run(["mknod", "-m", "666", "/var/lib/decamp/fuse", "c", "10", "229"])
+        other.run(["mount", "--bind", "/var/lib/decamp/fuse", "/dev/fuse"])
+    mounted = other.spawn([lab.build / "decamp", "mount", "-f", point], user=lab.user)
+
+    def run(*command, user=lab.user, check=True):
+        return other.run(command, user=user, check=check)
+    wait_for(lambda: job.name in run("ls", point).stdout.split(), 15, "the mount")
+    names = run("ls", f"{point}/{job.name}").stdout.split()
+    check(str(seq) in names and "latest" in names, f"kept checkpoints: {names}")
+    here = f"{point}/{job.name}/{seq}"
+    names = run("ls", here).stdout.split()
+    check({"core", "core.1001", "files", "images", "log"} <= set(names), f"in one: {names}")
+    run("cmp", f"{here}/core", f"{folder}/old.core")
+    check(True, "the core is byte by byte the exported one")
+    run("diff", "-r", f"{here}/images", f"{folder}/images")
+    check(True, "so are all images")
+    run("diff", "-r", f"{here}/files", f"{folder}/files")
+    check(True, "and all files")
+    step = int(value(gdb(other, lab, f"{folder}/watched", f"{here}/core", "p step"), "step"))
+    check(step > 0, f"gdb reads it in place: step = {step}")
+    for command in (["touch", f"{here}/new"], ["rm", f"{here}/core"],
+                    ["sh", "-c", f"echo >{here}/files/x"]):
+        check(run(*command, check=False).returncode != 0, f"{command[0]}: it is read-only")
+    for user in {"root", "bob"} - {lab.user}:
+        check(run("ls", f"{point}/{job.name}", user=user, check=False).returncode != 0,
+              f"{user} does not see it")
+    before = job.ask("ckpt", job.name)["seq"]
+    wait_for(lambda: str(before) in run("ls", f"{point}/{job.name}").stdout.split(), 10,
+             "the next checkpoint")
+    check_equal(run("readlink", f"{point}/{job.name}/latest").stdout.strip(), str(before),
+                "a new checkpoint appears, and is the latest")
+    other.restart_daemon()
+    other.wait_daemon()
+    run("cmp", f"{here}/core", f"{folder}/old.core")
+    check(True, "after a restart of decampd it reads on")
+    run("fusermount3", "-u", point)
+    wait_for(lambda: not mounted.running(), 10, "the end of decamp mount")
+
+
 def test_refusals(lab):
     """Others get nothing, a file that is there stays, and errors say what to do."""
     job, seq, folder = lab.watched
@@ -162,6 +210,28 @@ def test_refusals(lab):
         check(False, "nothing to do")
     except CliError as error:
         check_equal(error.code, 2, "without a word of what to export: wrong usage")
+
+
+def test_hostile_holder(lab):
+    """Holders whose copies are damaged: an error, and no byte of them."""
+    job, _, folder = lab.watched
+    other = lab[3]
+    seq = job.ask("ckpt", job.name)["seq"]
+    other.restart_daemon()
+    other.wait_daemon()
+    damaged = 0
+    for host in lab.hosts:
+        for path in host.path("/var/lib/decamp").glob("**/objects/*/*"):
+            if path.is_file() and len(path.name) == 64 and path.stat().st_size > 100000:
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+                damaged += 1
+    check(damaged > 0, f"{damaged} copies are damaged")
+    refused(lambda: export(other, lab, f"{job.name}@{seq}", "--core", f"{folder}/bad.core"),
+            "checkpoint")
+    left = [path.name for path in other.path(folder).iterdir() if path.name.startswith("bad")]
+    check_equal(left, [], "nothing of it is written")
     job.kill()
 
 
