@@ -160,18 +160,23 @@ static const struct export_file *content_of(const struct elf_core *c, const stru
 	return found && found->type == EXPORT_FILE ? found : NULL;
 }
 
-/* Pages of a file's mapping that were not changed. */
-static int add_file_part(struct elf_core *c, const NatMm__Vma *v, uint64_t start, uint64_t end)
+/*
+ * Pages of a file's mapping that were not changed. Between pages that were, short stretches go in
+ * as well: the kernel dumps the whole mapping then, and a program's data stays in one piece.
+ */
+static int add_file_part(struct elf_core *c, const NatMm__Vma *v, bool changed, uint64_t start,
+			 uint64_t end)
 {
+	bool whole = c->with_files || (changed && end - start <= HOLE_MAX);
 	const struct export_file *file = content_of(c, task_file_of(&c->task, v));
 	uint64_t from = v->pgoff + (start - v->start), size = end - start;
 	uint32_t flags = flags_of(v);
 	int r;
 
 	/* The first page tells a debugger which program this is; the kernel writes it, too. */
-	if (!c->with_files && from == 0 && size > EXPORT_PAGE)
+	if (!whole && from == 0 && size > EXPORT_PAGE)
 		size = EXPORT_PAGE;
-	if (!file || from >= file->size || (!c->with_files && from > 0))
+	if (!file || from >= file->size || (!whole && from > 0))
 		return add_absent(c, start, end - start, flags);
 	if (size > file->size - from) /* beyond its last page a mapping has nothing */
 		size = (file->size - from + EXPORT_PAGE - 1) / EXPORT_PAGE * EXPORT_PAGE;
@@ -209,14 +214,14 @@ static int add_shared_part(struct elf_core *c, const NatMm__Vma *v, const struct
 
 /* What the process has no page of its own for. */
 static int add_gap(struct elf_core *c, const NatMm__Vma *v, const struct page_map *shared,
-		   uint64_t start, uint64_t end)
+		   bool changed, uint64_t start, uint64_t end)
 {
 	if (start == end)
 		return 0;
 	if (shared)
 		return add_shared_part(c, v, shared, start, end);
 	if (v->status & (VMA_IS_FILE_PRIVATE | VMA_IS_FILE_SHARED))
-		return add_file_part(c, v, start, end);
+		return add_file_part(c, v, changed, start, end);
 	if (v->status & VMA_IS_ANON_PRIVATE)
 		return add_zeros(c, start, end - start, flags_of(v));
 	return add_absent(c, start, end - start, flags_of(v)); /* the kernel's own pages */
@@ -225,13 +230,15 @@ static int add_gap(struct elf_core *c, const NatMm__Vma *v, const struct page_ma
 static int add_vma(struct elf_core *c, const NatMm__Vma *v)
 {
 	const struct page_map *own = &c->task.pages, *shared;
+	size_t first = page_map_find(own, v->start);
+	bool changed = first < own->count && own->runs[first].at < v->end;
 	uint64_t at = v->start;
 	int r = task_shared_of(&c->task, v, &shared);
 
 	/* Segments do not reach over the ends of VMAs. */
 	if (c->segment_count)
 		c->segments[c->segment_count - 1].closed = true;
-	for (size_t i = page_map_find(own, at); r == 0 && i < own->count; i++) {
+	for (size_t i = first; r == 0 && i < own->count; i++) {
 		const struct page_run *p = &own->runs[i];
 		uint64_t start = p->at < at ? at : p->at, end = p->at + p->size;
 
@@ -239,13 +246,13 @@ static int add_vma(struct elf_core *c, const NatMm__Vma *v)
 			break;
 		if (end > v->end)
 			end = v->end;
-		r = add_gap(c, v, shared, at, start);
+		r = add_gap(c, v, shared, changed, at, start);
 		if (r == 0)
 			r = add_pages(c, start, end - start, flags_of(v), own->file,
 				      p->from + (start - p->at));
 		at = end;
 	}
-	return r == 0 ? add_gap(c, v, shared, at, v->end) : r;
+	return r == 0 ? add_gap(c, v, shared, changed, at, v->end) : r;
 }
 
 /* ---- reading ---- */

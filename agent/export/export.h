@@ -27,7 +27,7 @@
 
 enum {
 	EXPORT_REASON_MAX = 256,
-	EXPORT_READ_MAX = 4 << 20, /* bytes that are asked for at once */
+	EXPORT_READ_MAX = 2 << 20, /* bytes that are asked for at once */
 	CORE_THREADS_MAX = 1 << 16,
 	CORE_SEGMENTS_MAX = 65500, /* what an ELF header's 16 bits can count */
 };

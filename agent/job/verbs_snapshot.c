@@ -3,12 +3,16 @@
 #define LOG_TAG "api"
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "agent/job/readings.h"
 #include "agent/util/io.h"
 
-enum { PAGE_FILES = 4096 };
+enum {
+	PAGE_FILES = 4096,
+	PART_MAX = 2 << 20, /* times API_CONNECTIONS_MAX: what readers can make us hold at most */
+};
 
 static const char *const
 	kinds[] = { [FILE_IMAGE] = "image", [FILE_UPPER] = "file", [FILE_CLOSURE] = "closure" };
@@ -272,12 +276,21 @@ static int find_reading(struct agent *a, const struct api_call *call, struct rea
 static int read_part(struct reading *s, size_t file, uint64_t offset, size_t size,
 		     struct api_reply *reply)
 {
-	_cleanup_free_ uint8_t *bytes = malloc(size + 1);
-	_cleanup_close_ int fd = bytes ? memfd_new("part") : -ENOMEM;
-	int r = fd < 0 ? fd : reading_read(s, file, offset, bytes, size);
+	_cleanup_close_ int fd = memfd_new("part");
+	void *bytes = NULL;
+	int r;
 
-	if (r == 0)
-		r = pwrite_full(fd, bytes, size, 0);
+	if (fd < 0)
+		return fd;
+	if (size && ftruncate(fd, (off_t)size) < 0)
+		return -errno;
+	if (size)
+		bytes = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (bytes == MAP_FAILED)
+		return -errno;
+	r = reading_read(s, file, offset, bytes, size);
+	if (bytes)
+		munmap(bytes, size);
 	if (r < 0)
 		return r;
 	reply->stream_fd = take_fd(fd);
@@ -297,7 +310,7 @@ int verb_read(void *agent, const struct api_call *call, struct api_reply *reply)
 	if (r == 0)
 		r = api_get_int(call, "offset", 0, INT64_MAX, 0, &offset);
 	if (r == 0)
-		r = api_get_int(call, "size", 0, MANIFEST_READ_MAX, 0, &size);
+		r = api_get_int(call, "size", 0, PART_MAX, 0, &size);
 	if (r == 0 && (file < 0 || (size_t)file >= manifest_file_count(s->manifest)))
 		r = -EINVAL;
 	if (r == 0)

@@ -18,7 +18,8 @@
 #include "agent/util/io.h"
 
 enum { PAGE = EXPORT_PAGE, FILES_MAX = 32, PAGES = 40, ROOT_PID = 1000, THREADS = 3, UID = 1234 };
-enum { ANON = 0x1000000, MAPPED = 0x2000000, SHARED = 0x3000000, VVAR = 0x4000000 };
+enum { ANON = 0x1000000, MAPPED = 0x2000000, CLEAN = 0x2800000, SHARED = 0x3000000 };
+enum { VVAR = 0x4000000, VMAS = 5 };
 
 /* A checkpoint in memory. */
 struct lab {
@@ -164,33 +165,33 @@ static void put_files(struct lab *lab)
 static void put_mm(struct lab *lab)
 {
 	NatMm__Mm mm = NAT_MM__MM__INIT;
-	NatMm__Vma vmas[4] = { NAT_MM__VMA__INIT, NAT_MM__VMA__INIT, NAT_MM__VMA__INIT,
-			       NAT_MM__VMA__INIT };
-	NatMm__Vma **list = calloc(4 + lab->vma_count, sizeof(*list));
+	NatMm__Vma vmas[VMAS];
+	NatMm__Vma **list = calloc(VMAS + lab->vma_count, sizeof(*list));
 	NatMm__Vma *more = calloc(lab->vma_count + 1, sizeof(*more));
 	uint64_t auxv[] = { 6, 4096 };
-	static const uint64_t starts[] = { ANON, MAPPED, SHARED, VVAR };
-	static const uint32_t sorts[] = { 0x201, 0x41, 0x4081, 0x1001 };
+	static const uint64_t starts[] = { ANON, MAPPED, CLEAN, SHARED, VVAR };
+	static const uint32_t sorts[] = { 0x201, 0x41, 0x41, 0x4081, 0x1001 };
 
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < VMAS; i++) {
+		nat_mm__vma__init(&vmas[i]);
 		vmas[i].start = starts[i];
-		vmas[i].end = starts[i] + (i == 3 ? 1 : 1000) * PAGE;
+		vmas[i].end = starts[i] + (i == VMAS - 1 ? 1 : 1000) * PAGE;
 		vmas[i].prot = 3;
 		vmas[i].status = sorts[i];
 		list[i] = &vmas[i];
 	}
-	vmas[1].shmid = 3;
-	vmas[2].shmid = 5;
-	vmas[2].pgoff = 2 * PAGE;
+	vmas[1].shmid = vmas[2].shmid = 3;
+	vmas[3].shmid = 5;
+	vmas[3].pgoff = 2 * PAGE;
 	for (size_t i = 0; i < lab->vma_count; i++) {
 		nat_mm__vma__init(&more[i]);
 		more[i].start = 0x10000000 + 2 * i * PAGE;
 		more[i].end = more[i].start + PAGE;
 		more[i].status = 0x201;
-		list[4 + i] = &more[i];
+		list[VMAS + i] = &more[i];
 	}
 	mm.vmas = list;
-	mm.n_vmas = 4 + lab->vma_count;
+	mm.n_vmas = VMAS + lab->vma_count;
 	mm.auxv = auxv;
 	mm.n_auxv = 2;
 	begin(lab, IMAGE_MM);
@@ -344,11 +345,14 @@ static void test_memory(void **state)
 	assert_int_equal(byte_at(&o, ANON + 900 * PAGE), 1 + 5 + (5 * PAGE) % 7);
 	assert_int_equal(byte_at(&o, ANON + 999 * PAGE), 0);
 	assert_int_equal(byte_at(&o, ANON + 1000 * PAGE), -1);
-	/* Of a file: its first page, and what was changed. */
+	/* Of a file: what was changed, and what lies near it. */
 	assert_int_equal(byte_at(&o, MAPPED), 1 + 20 + (20 * PAGE) % 7);
-	assert_int_equal(byte_at(&o, MAPPED + PAGE), -2);
+	assert_int_equal(byte_at(&o, MAPPED + PAGE), 1 + 21 + (21 * PAGE) % 7);
 	assert_int_equal(byte_at(&o, MAPPED + 7 * PAGE), 1 + 6 + (6 * PAGE) % 7);
 	assert_int_equal(byte_at(&o, MAPPED + 8 * PAGE), -2);
+	/* Of one that was not changed: the page that tells what it is. */
+	assert_int_equal(byte_at(&o, CLEAN), 1 + 20 + (20 * PAGE) % 7);
+	assert_int_equal(byte_at(&o, CLEAN + PAGE), -2);
 	/* Of a shared object from its third page on. */
 	assert_int_equal(byte_at(&o, SHARED), 1 + 11 + (11 * PAGE) % 7);
 	assert_int_equal(byte_at(&o, SHARED + 2 * PAGE), 1 + 13 + (13 * PAGE) % 7);
@@ -429,7 +433,7 @@ static void test_notes(void **state)
 			assert_int_equal(o.bytes[desc + 2688], 0x54);
 		}
 		if (n.n_type == NT_FILE)
-			assert_string_equal((char *)o.bytes + desc + 16 + 24, "/lib/known.so");
+			assert_string_equal((char *)o.bytes + desc + 16 + 2 * 24, "/lib/known.so");
 		at = desc + (n.n_descsz + 3) / 4 * 4;
 	}
 	assert_int_equal(counts[NT_PRSTATUS], THREADS);
