@@ -93,7 +93,7 @@ int image_mm_is_dumpable(const void *bytes, size_t size)
 	if (r < 0)
 		return r;
 	mm = (const NatMm__Mm *)message;
-	r = mm->has_dumpable && mm->dumpable != DUMPABLE_BY_USER ? -EPERM : 0;
+	r = mm->has_dumpable && mm->dumpable == DUMPABLE_BY_USER ? 0 : -EPERM;
 	protobuf_c_message_free_unpacked(message, NULL);
 	return r;
 }

@@ -43,6 +43,7 @@ enum {
 	ORDER_NONCES_MAX = 4096, /* steering orders from other hosts within ten minutes */
 	ORDER_THREADS_MAX = 64,	 /* orders and joins being carried out */
 	READINGS_MAX = 8,	 /* checkpoints that are being looked into */
+	READINGS_ALIVE_MAX = 16, /* with those that gave way while a request still used them */
 	READING_IDLE_S = 60,
 };
 
@@ -207,6 +208,7 @@ struct agent {
 
 	pthread_mutex_t readings_lock;
 	struct reading *readings[READINGS_MAX];
+	unsigned int readings_alive; /* in the table, used, or being opened */
 
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];

@@ -12,20 +12,40 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { SPOOL_SHARE = 4 };
+enum { SPOOL_SHARE = 2 * READINGS_ALIVE_MAX };
 
 /* ---- one ---- */
 
+/* Counted until nothing of it is left: memory and disk of all of them are bounded together. */
+static bool count_one(struct agent *a)
+{
+	bool ok;
+
+	pthread_mutex_lock(&a->readings_lock);
+	ok = a->readings_alive < READINGS_ALIVE_MAX;
+	a->readings_alive += ok;
+	pthread_mutex_unlock(&a->readings_lock);
+	return ok;
+}
+
+static void uncount_one(struct agent *a)
+{
+	pthread_mutex_lock(&a->readings_lock);
+	a->readings_alive--;
+	pthread_mutex_unlock(&a->readings_lock);
+}
+
 static void reading_destroy(struct reading *s)
 {
-	if (!s)
-		return;
+	struct agent *a = s->agent;
+
 	manifest_reader_destroy(s->reader);
 	manifest_destroy(s->manifest);
 	json_object_put(s->mounts);
 	close_fdp(&s->fetch.channel);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
+	uncount_one(a);
 }
 
 /* Without a spool it works too, slower. */
@@ -43,14 +63,20 @@ static int open_spool(const struct agent *a, uint64_t *ret_max)
 static int reading_create(struct target *t, const struct ckpt_ref *ref,
 			  struct reading **ret_reading)
 {
-	struct reading *s = calloc(1, sizeof(*s));
+	struct reading *s;
 	struct secret_key key;
 	uint64_t spool_max;
 	int r;
 
-	if (!s)
+	if (!count_one(t->agent))
+		return -EBUSY;
+	s = calloc(1, sizeof(*s));
+	if (!s) {
+		uncount_one(t->agent);
 		return -ENOMEM;
+	}
 	pthread_mutex_init(&s->lock, NULL);
+	s->agent = t->agent;
 	s->job = t->value.job;
 	s->hash = ref->manifest;
 	s->uid = t->seal.uid;

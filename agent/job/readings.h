@@ -6,7 +6,8 @@
  * A request names a checkpoint by the hash of its manifest, which never means another one. The
  * manifest stays open between requests, with a spool of the packs that were fetched (ciphertext, a
  * nameless file in the state folder). Limits: READINGS_MAX at once, the one that was not used for
- * longest gives way; closed after READING_IDLE_S; a quarter of the free disk for each spool.
+ * longest gives way; READINGS_ALIVE_MAX with those that requests still use, further ones are told
+ * -EBUSY; closed after READING_IDLE_S; all spools together take half of the free disk at most.
  * Threading: any; one read of a snapshot at a time.
  */
 #pragma once
@@ -14,6 +15,7 @@
 #include "agent/job/verbs.h"
 
 struct reading {
+	struct agent *agent;
 	struct job_id job;
 	struct object_hash hash; /* of the manifest */
 	uid_t uid;		 /* the job's user */
@@ -29,7 +31,7 @@ struct reading {
 	int verdict;
 };
 
-/* The checkpoint of the target's register with this hash, or -ENOENT. With a reference. */
+/* The checkpoint of the target's register with this hash, -ENOENT or -EBUSY. With a reference. */
 int reading_open(struct target *t, const struct object_hash *hash,
 		 struct reading **ret_reading) _must_check_;
 /* One that is open already, of a job that this caller may look into; NULL: none. */

@@ -10,7 +10,8 @@
 #include "agent/util/io.h"
 
 enum {
-	PAGE_FILES = 4096,
+	PAGE_FILES = 4096, /* of one answer, or so many bytes of their names */
+	PAGE_NAMES = 1 << 20,
 	PART_MAX = 2 << 20, /* times API_CONNECTIONS_MAX: what readers can make us hold at most */
 };
 
@@ -108,6 +109,9 @@ static int open_target(struct target *t, const struct object_hash *hash,
 		return api_error(reply, r, "no-such-checkpoint", t->seal.name,
 				 "decamp history JOB lists those that are kept",
 				 "that checkpoint is not kept any more");
+	if (r == -EBUSY)
+		return api_error(reply, r, "busy", t->seal.name, "try again in a moment",
+				 "too many checkpoints are being looked into on this host");
 	if (r < 0)
 		return api_error(reply, r == -EPERM ? -EIO : r, "unreadable", t->seal.name,
 				 "decamp nodes shows which hosts are away",
@@ -184,15 +188,22 @@ static void describe_head(const struct target *t, const struct reading *s, struc
 	json_object_object_add(json, "kept", kept_of(t));
 }
 
+static size_t names_size(const struct manifest_file *f)
+{
+	return strlen(f->path) + (f->link_target ? strlen(f->link_target) : 0) +
+	       (f->hardlink ? strlen(f->hardlink) : 0);
+}
+
 static int list_files(struct reading *s, const struct api_call *call, size_t from,
 		      struct json_object *json)
 {
 	struct json_object *files = json_object_new_array();
-	size_t count = manifest_file_count(s->manifest), i = from;
+	size_t count = manifest_file_count(s->manifest), i = from, names = 0;
 	bool images_refused = false;
 	int r = 0;
 
-	for (; i < count && json_object_array_length(files) < PAGE_FILES; i++) {
+	for (; i < count && json_object_array_length(files) < PAGE_FILES && names < PAGE_NAMES;
+	     i++) {
 		struct manifest_file f;
 		struct json_object *one;
 
@@ -204,6 +215,7 @@ static int list_files(struct reading *s, const struct api_call *call, size_t fro
 		if (r < 0)
 			break;
 		one = describe_file(s, i);
+		names += names_size(&f);
 		if (one)
 			json_object_array_add(files, one);
 	}

@@ -553,8 +553,8 @@ static void test_whose(void **state)
 	assert_int_equal(image_core_is_of(lab->bytes[core->index], core->size, 0), -EPERM);
 	assert_int_equal(image_core_is_of(lab->bytes[core->index], core->size, UID + 1), -EPERM);
 	assert_int_equal(image_core_is_of(lab->bytes[core->index], 8, UID), -EBADMSG);
-	for (int dumpable = 0; dumpable < 3; dumpable++) {
-		mm.has_dumpable = 1;
+	for (int dumpable = 0; dumpable < 4; dumpable++) {
+		mm.has_dumpable = dumpable < 3;
 		mm.dumpable = dumpable;
 		begin(lab, IMAGE_MM);
 		put(lab, &mm);
