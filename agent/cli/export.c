@@ -141,6 +141,19 @@ static int write_core(struct exporter *x, const struct elf_core *core, int fd)
 	return ftruncate(fd, (off_t)elf_core_size(core)) < 0 ? -errno : 0;
 }
 
+/* Gives a file its name, never in place of another. */
+static int publish(const char *part, const char *path)
+{
+	if (renameat2(AT_FDCWD, part, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+		return 0;
+	if (errno != EINVAL) /* a file system that cannot promise that */
+		return -errno;
+	if (link(part, path) < 0)
+		return -errno;
+	unlink(part);
+	return 0;
+}
+
 /* It has its name when it is whole; a file that is there is not touched. */
 static int save_core(struct exporter *x, const struct elf_core *core, const char *path)
 {
@@ -156,10 +169,8 @@ static int save_core(struct exporter *x, const struct elf_core *core, const char
 	if (fd < 0)
 		return -errno;
 	r = write_core(x, core, fd);
-	if (r == 0 && renameat2(AT_FDCWD, part, AT_FDCWD, path, RENAME_NOREPLACE) < 0)
-		r = -errno;
-	if (r == -EINVAL) /* a file system that cannot promise that */
-		r = link(part, path) < 0 ? -errno : -unlink(part) * errno;
+	if (r == 0)
+		r = publish(part, path);
 	if (r < 0)
 		unlink(part);
 	return r;
