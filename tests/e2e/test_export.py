@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What users see of checkpoints: cores that gdb opens, the job's files, CRIU's images."""
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,28 @@ for name in sys.argv[1:]:
     assert images.load(open(name, "rb"), no_payload=True)["entries"] is not None
 print(len(sys.argv) - 1)
 """
+
+
+ASK = """\
+import http.client, socket, sys
+c = http.client.HTTPConnection("localhost")
+c.sock = socket.socket(socket.AF_UNIX)
+c.sock.connect("/run/decamp/control.sock")
+c.request("POST", "/v1/" + sys.argv[1], sys.argv[2])
+sys.stdout.buffer.write(c.getresponse().read())
+"""
+
+
+def ask(host, user, verb, **request):
+    """A request as any program of that user could make it."""
+    done = host.run(["/usr/bin/python3", "-c", ASK, verb, json.dumps(request)], user=user)
+    return json.loads(done.stdout)
+
+
+def read_refused(host, user, seen, index):
+    """What a read of 4 bytes of a file of a checkpoint is refused with."""
+    return ask(host, user, "read", job=seen["job"], manifest=seen["manifest"], file=index,
+               offset=0, size=4)["error"]
 
 
 def find_crit():
@@ -235,6 +258,33 @@ def test_refusals(lab):
         check_equal(error.code, 2, "without a word of what to export: wrong usage")
 
 
+def test_raw_requests(lab):
+    """What decamp(1) would never ask: others get no byte of a checkpoint that its user has open."""
+    job = lab.watched[0]
+    other = lab[3]
+    seen = ask(other, lab.user, "snapshot", job=job.name)
+    images = [f for f in seen["files"] if f["kind"] == "image"]
+    check(len(images) > 5, f"its user sees {len(images)} images")
+    size = images[0]["size"]
+    for index in (0, images[0]["file"], 1 << 19):
+        error = read_refused(other, "bob", seen, index)
+        check("belongs to another user" in error["reason"], f"bob, file {index}: {error}")
+    check_equal(ask(other, lab.user, "read", job=seen["job"], manifest=seen["manifest"],
+                    file=images[0]["file"], offset=size - 2, size=4)["error"]["code"],
+                "bad-request", "nothing beyond a file's end")
+    check_equal(read_refused(other, lab.user, seen, 1 << 19)["code"], "bad-request",
+                "no file that is not there")
+
+
+def test_many(lab):
+    """More checkpoints than may be open: those that nobody reads give way."""
+    job = lab.watched[0]
+    for _ in range(18):
+        seq = job.ask("ckpt", job.name)["seq"]
+        seen = ask(lab[3], lab.user, "snapshot", job=job.name, seq=seq)
+        check_equal(seen.get("seq"), seq, "it can be looked into")
+
+
 def test_not_dumpable(lab):
     """A process that its user may not read: the kernel gives him no core of it, nor does decamp."""
     home = lab[2]
@@ -252,6 +302,10 @@ def test_not_dumpable(lab):
     check(not home.path(f"{folder}/x").exists(), "its user gets neither core nor images")
     export(home, lab, f"{job.name}@{seq}", "--files", f"{folder}/files")
     check(True, "but its files")
+    seen = ask(home, "root", "snapshot", job=job.show()["job"], seq=seq)
+    images = [f["file"] for f in seen["files"] if f["kind"] == "image"]
+    codes = {read_refused(home, lab.user, seen, index)["code"] for index in images}
+    check(len(images) > 3 and codes == {"not-permitted"}, f"and no image by its number: {codes}")
     told = export(home, lab, f"{job.name}@{seq}", "--core", "/root/x", user="root")
     check_equal(told["cores"][0]["threads"], 1, "root gets the core")
     job.kill()
