@@ -12,6 +12,7 @@
 #include "overlay/half.h"
 #include "overlay/net/internal.h"
 #include "overlay/sandbox.h"
+#include "overlay/store/io.h"
 
 enum { SWEEP_MS = 100, REPORT_MS = 5000 };
 
@@ -57,10 +58,11 @@ static void reset_signals(void)
 static int overlay_open(struct overlay *overlay, const struct overlay_config *config,
 			const char *root)
 {
-	int r = store_open(root, &overlay->store);
+	char why[STORE_WHY_MAX];
+	int r = store_open_io(root, &store_io_disk, why, &overlay->store);
 
 	if (r < 0)
-		return log_errno(r, "store: open");
+		return log_errno(r, "store: open%s%s", why[0] ? ": " : "", why);
 	r = sd_event_new(&overlay->event);
 	if (r < 0)
 		return log_errno(r, "event loop");

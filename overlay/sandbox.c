@@ -152,6 +152,7 @@ static const int allowed[] = {
 	SCMP_SYS(fdatasync),
 	SCMP_SYS(msync),
 	SCMP_SYS(ftruncate),
+	SCMP_SYS(fallocate),
 	SCMP_SYS(fcntl),
 	SCMP_SYS(renameat),
 	SCMP_SYS(renameat2),

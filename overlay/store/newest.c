@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The newest manifests of a job, for when nobody is left who could name them. */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 
 #include "agent/util/io.h"
 #include "overlay/store/internal.h"
 
-static bool is_manifest(struct store *store, const struct object_hash *hash)
+static bool is_manifest(struct store *store, const struct extent *extent)
 {
 	static const char magic[] = { 'D', 'E', 'C', 'A', 'M', 'P', 'M', 'F' };
 	_cleanup_close_ int fd = -1;
-	char path[3 + 64 + 1], found[sizeof(magic)];
+	char found[sizeof(magic)];
 
-	store_object_path(hash, path);
-	fd = openat(store->objects_fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-	return fd >= 0 && pread_full(fd, found, sizeof(found), 0) == 0 &&
+	return extent->size >= sizeof(magic) &&
+	       segments_open_extent(store->segments, extent, &fd) == 0 &&
+	       store_io_read(store->io, fd, found, sizeof(found), extent->offset) == 0 &&
 	       memcmp(found, magic, sizeof(magic)) == 0;
 }
 
@@ -41,22 +40,6 @@ static void insert(struct ov_object *list, uint32_t *count, const struct ov_obje
 	list[at] = *object;
 }
 
-static int read_size(struct store *store, MDB_txn *txn, const struct object_hash *hash,
-		     uint32_t *ret_size)
-{
-	MDB_val key = { sizeof(*hash), (void *)hash }, value;
-	struct object_row row;
-	int r = store_lmdb_errno(mdb_get(txn, store->objects, &key, &value));
-
-	if (r == 0 && value.mv_size != sizeof(row))
-		r = -EIO;
-	if (r < 0)
-		return r;
-	memcpy(&row, value.mv_data, sizeof(row));
-	*ret_size = row.size;
-	return 0;
-}
-
 /* A file is opened only of what would stand in the list. */
 static int consider(struct store *store, MDB_txn *txn, const MDB_val *key, const MDB_val *value,
 		    struct ov_object *list, uint32_t *count)
@@ -64,6 +47,8 @@ static int consider(struct store *store, MDB_txn *txn, const MDB_val *key, const
 	struct ov_object object = { 0 };
 	struct ref_key name;
 	struct ref_row ref;
+	struct object_row row;
+	struct extent extent;
 	int r;
 
 	if (value->mv_size != sizeof(ref))
@@ -76,10 +61,14 @@ static int consider(struct store *store, MDB_txn *txn, const MDB_val *key, const
 	object.seq = ref.seq;
 	if (*count == STORE_NEWEST_MAX && !is_newer(&object, &list[STORE_NEWEST_MAX - 1]))
 		return 0;
-	r = read_size(store, txn, &name.hash, &object.size);
-	if (r == 0 && is_manifest(store, &name.hash))
+	r = store_row_read(store, txn, &name.hash, &row);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	object.size = row.size;
+	extent = store_row_extent(&row);
+	if (is_manifest(store, &extent))
 		insert(list, count, &object);
-	return r == -ENOENT ? 0 : r;
+	return 0;
 }
 
 int store_newest(struct store *store, const struct job_id *job,

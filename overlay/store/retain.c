@@ -1,37 +1,29 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "agent/util/io.h"
 #include "overlay/store/internal.h"
 
 int store_unref(struct store *store, MDB_txn *txn, const struct object_hash *hash,
-		bool *ret_dropped, uint32_t *ret_size)
+		bool *ret_dropped, struct extent *ret_extent)
 {
-	MDB_val key = { sizeof(*hash), (void *)hash }, value;
+	MDB_val key = { sizeof(*hash), (void *)hash };
 	struct object_row row;
-	int r = mdb_get(txn, store->objects, &key, &value);
+	int r = store_row_read(store, txn, hash, &row);
 
-	if (r == MDB_NOTFOUND) {
-		*ret_dropped = false;
-		return 0;
-	}
-	if (r || value.mv_size != sizeof(row))
-		return r ? store_lmdb_errno(r) : -EIO;
-	memcpy(&row, value.mv_data, sizeof(row));
+	*ret_dropped = false;
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
 	if (row.refs > 1) {
 		row.refs--;
-		value = (MDB_val){ sizeof(row), &row };
-		*ret_dropped = false;
-		return store_lmdb_errno(mdb_put(txn, store->objects, &key, &value, 0));
+		return store_row_write(store, txn, hash, &row);
 	}
 	r = store_lmdb_errno(mdb_del(txn, store->objects, &key, NULL));
 	if (r < 0)
 		return r;
-	*ret_size = row.size;
+	*ret_extent = store_row_extent(&row);
 	*ret_dropped = true;
 	return 0;
 }
@@ -104,8 +96,11 @@ int store_prune_refs(struct store *store, MDB_txn *txn)
 	struct key_list list = { 0 };
 	int r = list_dangling(store, txn, &list);
 
-	for (uint32_t i = 0; i < list.count && r == 0; i++)
-		r = delete_ref(store, txn, &list.keys[i]);
+	for (uint32_t i = 0; i < list.count && r == 0; i++) {
+		r = store_lost_add(store, txn, &list.keys[i]);
+		if (r == 0)
+			r = delete_ref(store, txn, &list.keys[i]);
+	}
 	free(list.keys);
 	return r;
 }
@@ -150,62 +145,62 @@ static int list_unwanted(struct store *store, MDB_txn *txn, const struct ov_reta
 	return r == MDB_NOTFOUND ? 0 : store_lmdb_errno(r);
 }
 
-/* Leaves in *list those whose object nobody refers to any more. */
-static int drop_references(struct store *store, MDB_txn *txn, struct key_list *list,
-			   uint64_t *ret_bytes)
+/* Extents of objects that nobody refers to any more. */
+struct dropped {
+	struct extent *extents;
+	uint32_t count;
+};
+
+static int drop_references(struct store *store, MDB_txn *txn, const struct key_list *list,
+			   struct dropped *ret_dropped)
 {
-	uint32_t count = 0;
-	uint64_t bytes = 0;
+	struct dropped gone = { .extents = calloc(list->count + 1, sizeof(*gone.extents)) };
+	int r = gone.extents ? 0 : -ENOMEM;
 
-	for (uint32_t i = 0; i < list->count; i++) {
-		struct ref_key name = list->keys[i];
+	for (uint32_t i = 0; i < list->count && r == 0; i++) {
 		bool dropped = false;
-		uint32_t size = 0;
-		int r = delete_ref(store, txn, &name);
 
+		r = delete_ref(store, txn, &list->keys[i]);
 		if (r == 0)
-			r = store_unref(store, txn, &name.hash, &dropped, &size);
-		if (r < 0)
-			return r;
-		if (dropped) {
-			list->keys[count++] = name;
-			bytes += size;
-		}
+			r = store_unref(store, txn, &list->keys[i].hash, &dropped,
+					&gone.extents[gone.count]);
+		gone.count += dropped;
 	}
-	list->count = count;
-	*ret_bytes = bytes;
+	if (r < 0) {
+		free(gone.extents);
+		return r;
+	}
+	*ret_dropped = gone;
 	return 0;
 }
 
-static void unlink_dropped(struct store *store, const struct key_list *list, uint64_t bytes)
+/*
+ * Commits if r is 0, and then gives the room back: the rows are gone for good before the bytes, so
+ * a crash leaves room that the next open finds, and no row without its object.
+ */
+static int drop_end(struct store *store, MDB_txn *txn, int r, struct dropped *dropped)
 {
-	for (uint32_t i = 0; i < list->count; i++) {
-		char path[3 + 64 + 1];
-
-		store_object_path(&list->keys[i].hash, path);
-		unlinkat(store->objects_fd, path, 0);
+	if (r < 0)
+		mdb_txn_abort(txn);
+	else
+		r = store_lmdb_errno(mdb_txn_commit(txn));
+	for (uint32_t i = 0; r == 0 && i < dropped->count; i++) {
+		store_release(store, &dropped->extents[i]);
+		pthread_mutex_lock(&store->lock);
+		store->stats.objects--;
+		store->stats.object_bytes -= dropped->extents[i].size;
+		pthread_mutex_unlock(&store->lock);
 	}
-	pthread_mutex_lock(&store->lock);
-	store->stats.objects -= list->count;
-	store->stats.object_bytes -= bytes;
-	pthread_mutex_unlock(&store->lock);
-}
-
-static bool has_file(struct store *store, const struct object_hash *hash, uint32_t size)
-{
-	char path[3 + 64 + 1];
-	struct stat st;
-
-	store_object_path(hash, path);
-	return fstatat(store->objects_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-	       S_ISREG(st.st_mode) && st.st_size == size;
+	free(dropped->extents);
+	return r;
 }
 
 int store_vouch(struct store *store, const struct job_id *job, const struct object_hash *hash)
 {
 	struct ref_key name = { .job = *job, .hash = *hash };
-	MDB_val key = { sizeof(name), &name }, hash_key = { sizeof(*hash), (void *)hash }, value;
+	MDB_val key = { sizeof(name), &name }, value;
 	struct object_row row;
+	struct extent extent;
 	MDB_txn *txn = NULL;
 	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, MDB_RDONLY, &txn));
 
@@ -213,12 +208,10 @@ int store_vouch(struct store *store, const struct job_id *job, const struct obje
 		return r;
 	r = store_lmdb_errno(mdb_get(txn, store->refs, &key, &value));
 	if (r == 0)
-		r = store_lmdb_errno(mdb_get(txn, store->objects, &hash_key, &value));
-	if (r == 0 && value.mv_size != sizeof(row))
-		r = -EIO;
+		r = store_row_read(store, txn, hash, &row);
 	if (r == 0) {
-		memcpy(&row, value.mv_data, sizeof(row));
-		r = has_file(store, hash, row.size) ? 0 : -ENOENT;
+		extent = store_row_extent(&row);
+		r = segments_has(store->segments, &extent) ? 0 : -ENOENT;
 	}
 	mdb_txn_abort(txn);
 	return r;
@@ -228,20 +221,14 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 {
 	struct ref_key name = { .job = *job, .hash = *hash };
 	struct key_list list = { .keys = &name, .count = 1, .room = 1 };
-	uint64_t bytes = 0;
+	struct dropped dropped = { 0 };
 	MDB_txn *txn = NULL;
 	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
 
 	if (r < 0)
 		return r;
-	r = drop_references(store, txn, &list, &bytes);
-	if (r < 0)
-		mdb_txn_abort(txn);
-	else
-		r = store_lmdb_errno(mdb_txn_commit(txn));
-	if (r == 0)
-		unlink_dropped(store, &list, bytes);
-	return r;
+	r = drop_references(store, txn, &list, &dropped);
+	return drop_end(store, txn, r, &dropped);
 }
 
 int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
@@ -249,9 +236,9 @@ int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
 {
 	const struct ov_retain all = { .job = *job, .upto_seq = UINT64_MAX };
 	const struct object_hash none = { 0 };
+	struct dropped dropped = { 0 };
 	struct key_list list = { 0 };
 	struct job_row row = { 0 };
-	uint64_t bytes = 0;
 	MDB_txn *txn = NULL;
 	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
 
@@ -266,15 +253,10 @@ int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
 	if (r == 0)
 		r = list_unwanted(store, txn, &all, &none, &list);
 	if (r == 0)
-		r = drop_references(store, txn, &list, &bytes);
-	if (r < 0)
-		mdb_txn_abort(txn);
-	else
-		r = store_lmdb_errno(mdb_txn_commit(txn));
-	if (r == 0) {
-		unlink_dropped(store, &list, bytes);
-		*ret_dropped = list.count;
-	}
+		r = drop_references(store, txn, &list, &dropped);
+	r = drop_end(store, txn, r, &dropped);
+	if (r == 0)
+		*ret_dropped = dropped.count;
 	free(list.keys);
 	return r;
 }
@@ -298,7 +280,7 @@ int store_retain(struct store *store, const struct ov_retain *retain,
 {
 	_cleanup_free_ struct object_hash *kept = NULL;
 	struct key_list list = { 0 };
-	uint64_t bytes = 0;
+	struct dropped dropped = { 0 };
 	MDB_txn *txn = NULL;
 	int r;
 
@@ -319,127 +301,10 @@ int store_retain(struct store *store, const struct ov_retain *retain,
 	if (r == 0)
 		r = list_unwanted(store, txn, retain, kept, &list);
 	if (r == 0)
-		r = drop_references(store, txn, &list, &bytes);
-	if (r < 0)
-		mdb_txn_abort(txn);
-	else
-		r = store_lmdb_errno(mdb_txn_commit(txn));
-	/* The rows are gone for good before the files: a crash here leaves orphans, not holes. */
-	if (r == 0) {
-		unlink_dropped(store, &list, bytes);
-		*ret_dropped = list.count;
-	}
+		r = drop_references(store, txn, &list, &dropped);
+	r = drop_end(store, txn, r, &dropped);
+	if (r == 0)
+		*ret_dropped = dropped.count;
 	free(list.keys);
 	return r;
-}
-
-/* A file that no row speaks of; `name` is one of folder `prefix`. */
-static bool is_orphan(struct store *store, MDB_txn *txn, const char *prefix, const char *name)
-{
-	struct object_hash hash;
-	MDB_val key = { sizeof(hash), &hash }, value;
-
-	if (strncmp(prefix, name, 2) != 0 || hex_decode(name, hash.b, sizeof(hash.b)) < 0)
-		return true;
-	return mdb_get(txn, store->objects, &key, &value) == MDB_NOTFOUND;
-}
-
-static int sweep_folder(struct store *store, MDB_txn *txn, const char *folder)
-{
-	_cleanup_closedir_ DIR *dir = NULL;
-	struct dirent *entry;
-	int fd = openat(store->objects_fd, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	if (fd < 0)
-		return -errno;
-	dir = fdopendir(fd);
-	if (!dir) {
-		close(fd);
-		return -ENOMEM;
-	}
-	while ((entry = readdir(dir))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		if (txn && !is_orphan(store, txn, folder, entry->d_name))
-			continue;
-		if (unlinkat(dirfd(dir), entry->d_name, 0) < 0 && errno != ENOENT)
-			return -errno;
-	}
-	return 0;
-}
-
-/* Counts the objects; lists rows whose file is missing or has another size. */
-static int list_hollow(struct store *store, MDB_txn *txn, struct key_list *list)
-{
-	MDB_cursor *cursor = NULL;
-	MDB_val key, value;
-	int r = mdb_cursor_open(txn, store->objects, &cursor), fault = 0;
-
-	if (r)
-		return store_lmdb_errno(r);
-	r = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
-	while (!r && !fault) {
-		struct ref_key name = { 0 };
-		struct object_row row;
-
-		if (key.mv_size != sizeof(name.hash) || value.mv_size != sizeof(row)) {
-			fault = -EIO;
-			break;
-		}
-		memcpy(&name.hash, key.mv_data, sizeof(name.hash));
-		memcpy(&row, value.mv_data, sizeof(row));
-		if (has_file(store, &name.hash, row.size)) {
-			store->stats.objects++;
-			store->stats.object_bytes += row.size;
-		} else {
-			fault = key_list_add(list, &name);
-		}
-		r = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
-	}
-	mdb_cursor_close(cursor);
-	if (fault)
-		return fault;
-	return r == MDB_NOTFOUND ? 0 : store_lmdb_errno(r);
-}
-
-static int check_rows(struct store *store, MDB_txn *txn)
-{
-	struct key_list list = { 0 };
-	int r = list_hollow(store, txn, &list);
-
-	for (uint32_t i = 0; i < list.count && r == 0; i++) {
-		MDB_val key = { sizeof(struct object_hash), &list.keys[i].hash };
-
-		r = store_lmdb_errno(mdb_del(txn, store->objects, &key, NULL));
-	}
-	free(list.keys);
-	return r == 0 ? store_prune_refs(store, txn) : r;
-}
-
-int store_reconcile(struct store *store)
-{
-	MDB_txn *txn = NULL;
-	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
-
-	if (r < 0)
-		return r;
-	r = check_rows(store, txn);
-	if (r < 0) {
-		mdb_txn_abort(txn);
-		return r;
-	}
-	r = store_lmdb_errno(mdb_txn_commit(txn));
-	if (r < 0)
-		return r;
-	r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, MDB_RDONLY, &txn));
-	if (r < 0)
-		return r;
-	for (unsigned int i = 0; i < 256 && r == 0; i++) {
-		char folder[3];
-
-		snprintf(folder, sizeof(folder), "%02x", i);
-		r = sweep_folder(store, txn, folder);
-	}
-	mdb_txn_abort(txn);
-	return r < 0 ? r : sweep_folder(store, NULL, "tmp");
 }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "agent/util/io.h"
+#include "overlay/core/holders.h"
 #include "overlay/store/internal.h"
 
 int store_lmdb_errno(int r)
@@ -26,14 +27,22 @@ int store_lmdb_errno(int r)
 	}
 }
 
-void store_object_path(const struct object_hash *hash, char path[static 3 + 64 + 1])
+/* LMDB does not sync the folder in which it makes its file. */
+static int sync_folder(const struct store_io *io, int state_fd, const char *name)
 {
-	hex_encode(hash->b, 1, path);
-	path[2] = '/';
-	hex_encode(hash->b, sizeof(hash->b), path + 3);
+	int fd = io->openat(io->ctx, state_fd, name,
+			    O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = io->fsync(io->ctx, fd);
+	close(fd);
+	return r == 0 ? io->fsync(io->ctx, state_fd) : r;
 }
 
-int store_env_open(const char *state_dir, const char *name, MDB_env **ret_env)
+int store_env_open(const struct store *store, const char *state_dir, const char *name,
+		   MDB_env **ret_env)
 {
 	char path[4096];
 	MDB_env *env = NULL;
@@ -41,19 +50,25 @@ int store_env_open(const char *state_dir, const char *name, MDB_env **ret_env)
 
 	if (snprintf(path, sizeof(path), "%s/%s", state_dir, name) >= (int)sizeof(path))
 		return -ENAMETOOLONG;
-	if (mkdir(path, 0700) < 0 && errno != EEXIST)
-		return -errno;
+	r = store->io->mkdirat(store->io->ctx, store->state_fd, name, 0700);
+	if (r < 0 && r != -EEXIST)
+		return r;
 	r = mdb_env_create(&env);
 	if (r)
 		return store_lmdb_errno(r);
 	r = mdb_env_set_mapsize(env, STORE_MAP_BYTES);
 	if (!r)
-		r = mdb_env_set_maxdbs(env, 4);
+		r = mdb_env_set_maxdbs(env, 8);
 	if (!r)
 		r = mdb_env_open(env, path, MDB_NOTLS, 0600);
 	if (r) {
 		mdb_env_close(env);
 		return store_lmdb_errno(r);
+	}
+	r = sync_folder(store->io, store->state_fd, name);
+	if (r < 0) {
+		mdb_env_close(env);
+		return r;
 	}
 	*ret_env = env;
 	return 0;
@@ -73,6 +88,8 @@ static int open_tables(struct store *store)
 		r = mdb_dbi_open(txn, "fences", MDB_CREATE, &store->fences);
 	if (!r)
 		r = mdb_dbi_open(txn, "holders", MDB_CREATE, &store->holders);
+	if (!r)
+		r = mdb_dbi_open(txn, "lost", MDB_CREATE, &store->lost);
 	if (r) {
 		mdb_txn_abort(txn);
 		return store_lmdb_errno(r);
@@ -95,54 +112,46 @@ static int open_tables(struct store *store)
 	return store_lmdb_errno(mdb_txn_commit(txn));
 }
 
-static int open_folder(int dirfd, const char *name)
+/* Whose store it is and of which version; nothing has been touched if it is refused. */
+static int open_state(struct store *store, const char *state_dir, char why[static STORE_WHY_MAX],
+		      uint32_t *ret_version)
 {
-	int fd;
-
-	if (mkdirat(dirfd, name, 0700) < 0 && errno != EEXIST)
-		return -errno;
-	fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
-}
-
-static int open_folders(struct store *store, const char *state_dir)
-{
-	_cleanup_close_ int state = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-	if (state < 0)
-		return -errno;
-	store->objects_fd = open_folder(state, "objects");
-	if (store->objects_fd < 0)
-		return store->objects_fd;
-	store->tmp_fd = open_folder(store->objects_fd, "tmp");
-	if (store->tmp_fd < 0)
-		return store->tmp_fd;
-	for (unsigned int i = 0; i < 256; i++) {
-		char name[3];
-
-		snprintf(name, sizeof(name), "%02x", i);
-		if (mkdirat(store->objects_fd, name, 0700) < 0 && errno != EEXIST)
-			return -errno;
-	}
-	return fsync(store->objects_fd) < 0 || fsync(state) < 0 ? -errno : 0;
-}
-
-int store_open(const char *state_dir, struct store **ret_store)
-{
-	struct store *store = calloc(1, sizeof(*store));
 	int r;
 
+	store->state_fd = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (store->state_fd < 0)
+		return -errno;
+	r = store_format_read(store->io, store->state_fd, why, ret_version);
+	if (r == 0)
+		r = store_lock(store->state_fd, why, &store->lock_fd);
+	/* Whoever had it open a moment ago may have been newer. */
+	return r == 0 ? store_format_read(store->io, store->state_fd, why, ret_version) : r;
+}
+
+int store_open_io(const char *state_dir, const struct store_io *io, char why[static STORE_WHY_MAX],
+		  struct store **ret_store)
+{
+	struct store *store = calloc(1, sizeof(*store));
+	uint32_t version = 0;
+	int r;
+
+	why[0] = '\0';
 	if (!store)
 		return -ENOMEM;
-	store->objects_fd = store->tmp_fd = -1;
+	store->io = io;
+	store->state_fd = store->lock_fd = -1;
 	pthread_mutex_init(&store->lock, NULL);
-	r = open_folders(store, state_dir);
+	r = open_state(store, state_dir, why, &version);
 	if (r == 0)
-		r = store_env_open(state_dir, "index", &store->index);
+		r = store_env_open(store, state_dir, "index", &store->index);
 	if (r == 0)
-		r = store_env_open(state_dir, "registers", &store->registers);
+		r = store_env_open(store, state_dir, "registers", &store->registers);
 	if (r == 0)
 		r = open_tables(store);
+	if (r == 0 && version < STORE_VERSION)
+		r = store_migrate(store);
+	if (r == 0)
+		r = segments_open(store->io, store->state_fd, &store->segments);
 	if (r == 0)
 		r = store_reconcile(store);
 	if (r == 0)
@@ -155,6 +164,13 @@ int store_open(const char *state_dir, struct store **ret_store)
 	return 0;
 }
 
+int store_open(const char *state_dir, struct store **ret_store)
+{
+	char why[STORE_WHY_MAX];
+
+	return store_open_io(state_dir, &store_io_disk, why, ret_store);
+}
+
 void store_close(struct store *store)
 {
 	if (!store)
@@ -163,10 +179,51 @@ void store_close(struct store *store)
 		mdb_env_close(store->index);
 	if (store->registers)
 		mdb_env_close(store->registers);
-	close_fdp(&store->objects_fd);
-	close_fdp(&store->tmp_fd);
+	segments_close(store->segments);
+	close_fdp(&store->lock_fd);
+	close_fdp(&store->state_fd);
 	pthread_mutex_destroy(&store->lock);
 	free(store);
+}
+
+/* --- room -------------------------------------------------------------------------------- */
+
+uint64_t store_room_of(const struct store *store, uint64_t free_bytes, uint64_t dead_bytes)
+{
+	uint64_t taken = store->kept_bytes + store->arriving_bytes + dead_bytes, room;
+	uint64_t spoken_for = store->reserve_bytes + store->arriving_bytes;
+
+	if (store->quota_bytes <= taken || free_bytes <= spoken_for)
+		return 0;
+	room = store->quota_bytes - taken;
+	free_bytes -= spoken_for;
+	return free_bytes < room ? free_bytes : room;
+}
+
+uint64_t store_room_bytes(struct store *store)
+{
+	uint64_t free_bytes = 0, dead = segments_dead_bytes(store->segments), room;
+
+	if (store->io->free_bytes(store->io->ctx, store->state_fd, &free_bytes) < 0)
+		return 0;
+	pthread_mutex_lock(&store->lock);
+	room = store_room_of(store, free_bytes, dead);
+	pthread_mutex_unlock(&store->lock);
+	return room;
+}
+
+uint64_t store_short_bytes(struct store *store)
+{
+	uint64_t room = store_room_bytes(store), margin;
+
+	pthread_mutex_lock(&store->lock);
+	margin = store->quota_bytes / 8;
+	if (margin > OV_PACK_MAX)
+		margin = OV_PACK_MAX;
+	if (margin < store->quota_bytes / CORE_TRIM_SHARE)
+		margin = store->quota_bytes / CORE_TRIM_SHARE;
+	pthread_mutex_unlock(&store->lock);
+	return room < margin ? margin - room : 0;
 }
 
 void store_set_limits(struct store *store, uint64_t quota_bytes, uint64_t reserve_bytes)
@@ -179,8 +236,11 @@ void store_set_limits(struct store *store, uint64_t quota_bytes, uint64_t reserv
 
 void store_get_stats(struct store *store, struct store_stats *ret_stats)
 {
+	uint64_t dead = segments_dead_bytes(store->segments);
+
 	pthread_mutex_lock(&store->lock);
 	*ret_stats = store->stats;
+	ret_stats->disk_bytes = store->kept_bytes + dead;
 	pthread_mutex_unlock(&store->lock);
 }
 

@@ -3,17 +3,19 @@
  * What this host keeps for others: objects (packs and manifests, ciphertext only) and the durable
  * records of the registers for which it is an acceptor.
  *
- *   <state_dir>/objects/<2 hex>/<64 hex>   one file per object, content only, named by SHA-256
- *   <state_dir>/objects/tmp/               objects that are still arriving; emptied at open
- *   <state_dir>/index/                     LMDB: objects, refs and holders (job + hash), fences (job)
- *   <state_dir>/registers/                 LMDB: records and tombs (job), meta
+ *   <state_dir>/store-format    the version; one that is newer is refused, an older one migrated
+ *   <state_dir>/store-lock      held while the store is open; says by whom
+ *   <state_dir>/segments/       the objects; see segment.h
+ *   <state_dir>/index/          LMDB: objects (hash), refs, holders, lost (job + hash), fences (job)
+ *   <state_dir>/registers/      LMDB: records and tombs (job), meta
  *
- * An object stays while any job refers to it. A put is answered only after file, folder and
- * index are on the disk; a record likewise. Every read hashes the whole object again: a rotten
- * one is deleted and counted, never handed out.
+ * An object stays while any job refers to it. A put is answered only after its bytes, the name of
+ * their file and the index are on the disk; a record likewise. Every read hashes the whole object
+ * again: a rotten one is deleted and counted, never handed out, and remembered until another holder
+ * has been told.
  *
- * Limits: OV_PACK_MAX bytes per object, quota_bytes in all (those still arriving included), and
- * reserve_bytes of the file system stay free. Errors: -ENOSPC refused for one of these,
+ * Limits: OV_PACK_MAX bytes per object, quota_bytes of disk in all (those still arriving included),
+ * and reserve_bytes of the file system stay free. Errors: -ENOSPC refused for one of these,
  * -ESTALE the token is older than one seen for the job, or the job is over, -EBADMSG wrong hash, -ENOENT, -EIO.
  * Threading: all functions may be called from any thread; one struct store_put by one thread at
  * a time. The registers have an environment of their own, so that a record never waits for the
@@ -27,18 +29,31 @@
 struct store;
 struct store_put;
 
+struct store_io;
+
 enum {
 	STORE_RETAIN_MAX = 65536, /* hashes that one retain names */
 	STORE_ARRIVING_MAX = 64,  /* objects that arrive at one time */
+	STORE_WHY_MAX = 160,
 };
 
 struct store_stats {
 	uint64_t objects, object_bytes;
+	uint64_t disk_bytes;  /* what they take, and what could not be given back */
 	uint64_t bad_objects; /* wrong hash, on receipt or on read, since open */
+	uint64_t rotten;      /* of these on read: they were whole when they came */
+	uint64_t scrubbed, scrubbed_bytes;
+	uint64_t puts, put_syncs; /* objects that came, and how often that waited for the disk */
 };
 
 /* Opens or makes the store below state_dir and sets right what a crash left behind. */
 int store_open(const char *state_dir, struct store **ret_store) __attribute__((warn_unused_result));
+/*
+ * Likewise with another disk (borrowed until store_close()) and a reason for people: -EBUSY another
+ * process has it open, -EPROTONOSUPPORT it is of a version from the future; nothing was touched.
+ */
+int store_open_io(const char *state_dir, const struct store_io *io, char why[static STORE_WHY_MAX],
+		  struct store **ret_store) __attribute__((warn_unused_result));
 void store_close(struct store *store);
 
 /* Before this is called the quota is 0: every put is refused. */
@@ -61,6 +76,11 @@ int store_put_write(struct store_put *put, const void *bytes, size_t size)
 	__attribute__((warn_unused_result));
 int store_put_commit(struct store_put *put) __attribute__((warn_unused_result));
 void store_put_abort(struct store_put *put);
+/*
+ * Several at once, which costs the disk little more than one: they share the syncs. At most
+ * STORE_ARRIVING_MAX, of one store. Frees all; status[i] is what store_put_commit() had returned.
+ */
+void store_puts_commit(struct store_put *const *puts, uint32_t count, int *status);
 
 /* Into a sealed memfd that the caller owns. */
 int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
@@ -99,6 +119,16 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 
 /* At most STORE_LIST_MAX; the caller frees. */
 int store_list_held(struct store *store, struct store_item **ret_items, uint32_t *ret_count)
+	__attribute__((warn_unused_result));
+
+/*
+ * Objects that were lost here, with those who had them as it was known (this host among them, it
+ * may be; none: it is too late to tell), until store_lost_done() or until they come again.
+ */
+enum { STORE_LOST_MAX = 4096 };
+int store_list_lost(struct store *store, uint32_t max, struct ov_object *ret_objects,
+		    uint32_t *ret_count) __attribute__((warn_unused_result));
+int store_lost_done(struct store *store, const struct job_id *job, const struct object_hash *hash)
 	__attribute__((warn_unused_result));
 
 /* A job of which something is kept here. */

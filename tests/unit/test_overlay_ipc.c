@@ -284,28 +284,50 @@ static void test_kill_and_restart(void **state)
 }
 
 /* Rot on a peer's disk is found by that peer, and the other holder serves. */
+/* Where the object of fd begins in a host's first segment, which is not full. */
+static int place_of(const struct test_host *host, int fd, const struct ov_object *object,
+		    off_t *ret_offset)
+{
+	uint8_t *wanted = malloc(object->size), *found = malloc(object->size);
+	char path[256];
+	int file;
+
+	assert_true(wanted && found);
+	assert_int_equal(pread_full(fd, wanted, object->size, 0), 0);
+	snprintf(path, sizeof(path), "%s/segments/00000001", host->dir);
+	file = open(path, O_RDWR | O_CLOEXEC);
+	assert_true(file >= 0);
+	for (*ret_offset = 0;; *ret_offset += 4096) {
+		assert_int_equal(pread_full(file, found, object->size, *ret_offset), 0);
+		if (!memcmp(found, wanted, object->size))
+			break;
+	}
+	free(wanted);
+	free(found);
+	return file;
+}
+
 static void test_rot(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_object object;
 	struct ov_msg stats = { .op = OV_STATS };
-	char path[256], hex[65];
-	int fd = object_make(100000, 95, &object), file;
-	int first;
+	int fd = object_make(100000, 95, &object), file, first;
+	uint8_t left[4096], none[4096] = { 0 };
+	off_t at;
 
 	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
 	first = node_id_equal(&object.holders[0], &f->hosts[1].identity.card.id) ? 1 : 2;
-	hex_encode(object.hash.b, 32, hex);
-	snprintf(path, sizeof(path), "%s/objects/%.2s/%s", f->hosts[first].dir, hex, hex);
-	file = open(path, O_WRONLY);
-	assert_true(file >= 0);
-	assert_int_equal(pwrite_full(file, "rot", 3, 50000), 0);
-	close(file);
+	file = place_of(&f->hosts[first], fd, &object, &at);
+	assert_int_equal(pwrite_full(file, "rot", 3, at + 50000), 0);
 	object.holder_count = 1;
 	host_get_checked(&f->hosts[0], &object);
 	assert_int_equal(host_call(&f->hosts[first], &stats, -1, NULL), 0);
 	assert_true(stats.u.stats.bad_objects >= 1);
-	assert_int_equal(access(path, F_OK), -1);
+	/* Its room was given back. */
+	assert_int_equal(pread_full(file, left, sizeof(left), at), 0);
+	assert_memory_equal(left, none, sizeof(none));
+	close(file);
 	close(fd);
 }
 

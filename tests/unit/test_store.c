@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "agent/util/io.h"
+#include "overlay/store/io.h"
 #include "overlay/store/store.h"
 
 enum { QUOTA = 64 << 20 };
@@ -138,12 +139,68 @@ static struct store_stats stats_of(struct store *store)
 	return stats;
 }
 
-static void path_of(const struct fixture *f, const struct ov_object *object, char path[256])
+/* Where an object lies, found by its first bytes: which file, and at which offset. */
+static uint64_t place_of(const struct fixture *f, const struct ov_object *object, char path[256])
 {
-	char hex[65];
+	_cleanup_closedir_ DIR *dir = NULL;
+	struct object_hash hash;
+	struct dirent *entry;
+	uint8_t *bytes = malloc(object->size);
 
-	hex_encode(object->hash.b, 32, hex);
-	snprintf(path, 256, "%s/objects/%.2s/%s", f->dir, hex, hex);
+	assert_non_null(bytes);
+	snprintf(path, 256, "%s/segments", f->dir);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while ((entry = readdir(dir))) {
+		_cleanup_close_ int fd = -1;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, 256, "%s/segments/%.8s", f->dir, entry->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		assert_true(fd >= 0);
+		for (uint64_t at = 0; pread_full(fd, bytes, object->size, (off_t)at) == 0;
+		     at += 4096) {
+			SHA256(bytes, object->size, hash.b);
+			if (memcmp(&hash, &object->hash, sizeof(hash)) != 0)
+				continue;
+			free(bytes);
+			return at;
+		}
+	}
+	fail();
+	return 0;
+}
+
+static void overwrite(const char *path, uint64_t offset, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite_full(fd, text, strlen(text), (off_t)offset), 0);
+	close(fd);
+}
+
+/* What the segments take of the disk. */
+static uint64_t disk_bytes(const struct fixture *f)
+{
+	_cleanup_closedir_ DIR *dir = NULL;
+	struct dirent *entry;
+	uint64_t bytes = 0;
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/segments", f->dir);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while ((entry = readdir(dir))) {
+		struct stat st;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		assert_int_equal(fstatat(dirfd(dir), entry->d_name, &st, 0), 0);
+		bytes += (uint64_t)st.st_blocks * 512;
+	}
+	return bytes;
 }
 
 static void test_put_get(void **state)
@@ -346,73 +403,218 @@ static void test_rot(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_object a = put_new(f->store, 300000, 1, 1, 1), b = put_new(f->store, 10, 2, 1, 1);
-	struct ov_object c = put_new(f->store, 10, 3, 1, 1);
+	struct ov_object c = put_new(f->store, 10, 3, 1, 1), d;
 	char path[256];
-	int fd;
 
-	path_of(f, &a, path);
-	fd = open(path, O_WRONLY);
-	assert_true(fd >= 0);
-	assert_int_equal(pwrite_full(fd, "x", 1, 299999), 0);
-	close(fd);
+	overwrite(path, place_of(f, &a, path) + 299999, "x");
 	assert_int_equal(get(f->store, &a), -ENOENT);
-	assert_int_equal(access(path, F_OK), -1);
+	assert_int_equal(get(f->store, &a), -ENOENT);
 	assert_int_equal(stats_of(f->store).bad_objects, 1);
+	assert_int_equal(stats_of(f->store).rotten, 1);
 	assert_int_equal(stats_of(f->store).objects, 2);
-	/* Cut short, and gone altogether. */
-	path_of(f, &b, path);
-	assert_int_equal(truncate(path, 9), 0);
+	assert_int_equal(stats_of(f->store).disk_bytes, 2 * 4096);
+	assert_int_equal(disk_bytes(f), 2 * 4096);
+	/* Cut short, behind the end, and gone altogether. */
+	assert_int_equal(truncate(path, (off_t)place_of(f, &b, path) + 9), 0);
 	assert_int_equal(get(f->store, &b), -ENOENT);
-	path_of(f, &c, path);
-	assert_int_equal(unlink(path), 0);
 	assert_int_equal(get(f->store, &c), -ENOENT);
-	assert_int_equal(stats_of(f->store).bad_objects, 3);
+	d = put_new(f->store, 10, 4, 1, 1);
+	(void)place_of(f, &d, path);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(get(f->store, &d), -ENOENT);
+	assert_int_equal(stats_of(f->store).bad_objects, 4);
 	assert_int_equal(stats_of(f->store).object_bytes, 0);
-	/* It can come again. */
+	/* It can come again, and not to a file without a name. */
 	put_new(f->store, 300000, 1, 1, 1);
 	assert_int_equal(get(f->store, &a), 0);
+	reopen(f);
+	assert_int_equal(get(f->store, &a), 0);
+}
+
+/* An object that comes again heals the one that is here. */
+static void test_heal(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 300000, 1, 1, 1);
+	char path[256];
+
+	overwrite(path, place_of(f, &a, path) + 5, "x");
+	put_new(f->store, 300000, 1, 1, 1);
+	assert_int_equal(get(f->store, &a), 0);
+	assert_int_equal(stats_of(f->store).objects, 1);
+	assert_int_equal(stats_of(f->store).disk_bytes, 74 * 4096);
+	assert_int_equal(disk_bytes(f), 74 * 4096);
 }
 
 static void test_reconcile(void **state)
 {
 	struct fixture *f = *state;
-	struct ov_object a = put_new(f->store, 1000, 1, 1, 1), b = put_new(f->store, 1000, 2, 1, 1);
-	struct ov_object c = put_new(f->store, 1000, 3, 1, 1);
+	struct ov_object a = put_new(f->store, 10000, 1, 1, 1),
+			 b = put_new(f->store, 1000, 2, 1, 1);
+	struct ov_object c = put_new(f->store, 9000, 3, 1, 1);
 	struct store_put *arriving = NULL;
-	char path[256], orphan[256], stray[256];
+	char path[256], stray[256];
+	uint64_t at = place_of(f, &c, path);
 	int fd;
 
-	path_of(f, &a, path);
-	assert_int_equal(unlink(path), 0);
-	path_of(f, &b, path);
-	assert_int_equal(truncate(path, 1), 0);
-	b.hash.b[5] ^= 1; /* in the same folder, of no row */
-	path_of(f, &b, orphan);
-	snprintf(stray, sizeof(stray), "%s/objects/tmp/stray", f->dir);
-	fd = open(orphan, O_WRONLY | O_CREAT, 0600);
-	assert_true(fd >= 0);
-	close(fd);
+	/* Room that nobody speaks of: between objects, behind them, and a file of its own. */
+	assert_int_equal(store_give_up(f->store, &b.job, &b.hash), 0);
+	store_close(f->store);
+	overwrite(path, 12288, "orphan");
+	overwrite(path, at + 50000, "orphan");
+	snprintf(stray, sizeof(stray), "%s/segments/000000aa", f->dir);
 	fd = open(stray, O_WRONLY | O_CREAT, 0600);
 	assert_true(fd >= 0);
 	close(fd);
-	reopen(f);
-	assert_int_equal(stats_of(f->store).objects, 1);
-	assert_int_equal(get(f->store, &a), -ENOENT);
-	assert_int_equal(get(f->store, &c), 0);
-	assert_int_equal(access(orphan, F_OK), -1);
+	open_store(f);
+	assert_int_equal(stats_of(f->store).objects, 2);
 	assert_int_equal(access(stray, F_OK), -1);
-	assert_int_equal(access(path, F_OK), -1);
-	/* Their references are gone too: nothing is counted twice. */
-	put_new(f->store, 1000, 1, 1, 1);
-	a.seq = 1;
+	assert_int_equal(disk_bytes(f), 6 * 4096);
+	assert_int_equal(get(f->store, &a), 0);
+	assert_int_equal(get(f->store, &c), 0);
+	/* What is appended now does not fall into what is there. */
+	b = put_new(f->store, 5000, 2, 1, 1);
+	assert_int_equal(get(f->store, &a), 0);
+	assert_int_equal(get(f->store, &b), 0);
+	assert_int_equal(get(f->store, &c), 0);
+	/* A row without its object. */
+	at = place_of(f, &b, path);
+	store_close(f->store);
+	assert_int_equal(truncate(path, (off_t)at + 4999), 0);
+	open_store(f);
+	assert_int_equal(stats_of(f->store).objects, 2);
+	assert_int_equal(get(f->store, &b), -ENOENT);
+	assert_int_equal(get(f->store, &c), 0);
+	/* Its reference is gone too: nothing is counted twice. */
+	put_new(f->store, 5000, 2, 1, 1);
 	assert_int_equal(
 		store_retain(f->store,
 			     &(struct ov_retain){ .job = a.job, .token = a.token, .upto_seq = 1 },
 			     NULL, &(uint32_t){ 0 }),
 		0);
 	assert_int_equal(stats_of(f->store).objects, 0);
+	assert_int_equal(disk_bytes(f), 0);
 	assert_int_equal(store_put_begin(f->store, &a, &arriving), 0);
 	store_put_abort(arriving);
+}
+
+/* Several at once: one sync, and what is wrong with one is not the others' fault. */
+static void test_group(void **state)
+{
+	enum { COUNT = 16, SIZE = 5000 };
+	struct fixture *f = *state;
+	struct ov_object objects[COUNT];
+	struct store_put *puts[COUNT];
+	uint8_t bytes[SIZE];
+	int status[COUNT];
+
+	put_new(f->store, 10, 99, 2, 1);
+	for (uint32_t i = 0; i < COUNT; i++) {
+		objects[i] = describe(bytes, SIZE, i == 7 ? 6 : i, 1, 1);
+		if (i == 3)
+			objects[i].hash.b[0] ^= 1;
+		if (i == 4) {
+			objects[i].job.b[0] = 2; /* of which a newer token is known at commit */
+			objects[i].token.counter = 10;
+		}
+		assert_int_equal(store_put_begin(f->store, &objects[i], &puts[i]), 0);
+		assert_int_equal(store_put_write(puts[i], bytes, i == 5 ? SIZE - 1 : SIZE), 0);
+	}
+	assert_int_equal(
+		store_retain(f->store,
+			     &(struct ov_retain){ .job.b[0] = 2, .token.counter = 11, .count = 0 },
+			     NULL, &(uint32_t){ 0 }),
+		0);
+	store_puts_commit(puts, COUNT, status);
+	for (uint32_t i = 0; i < COUNT; i++) {
+		int expected = i == 3 ? -EBADMSG : i == 4 ? -ESTALE : i == 5 ? -ENODATA : 0;
+
+		assert_int_equal(status[i], expected);
+		assert_int_equal(get(f->store, &objects[i]), expected ? -ENOENT : 0);
+	}
+	assert_int_equal(stats_of(f->store).put_syncs, 2);
+	assert_int_equal(stats_of(f->store).objects, 1 + COUNT - 4);
+	assert_int_equal(stats_of(f->store).disk_bytes, 4096 + (COUNT - 4) * 8192);
+	/* ext4 counts a block of its own for a file of many pieces. */
+	assert_in_range(disk_bytes(f), 4096 + (COUNT - 4) * 8192, 8192 + (COUNT - 4) * 8192);
+	reopen(f);
+	assert_int_equal(stats_of(f->store).objects, 1 + COUNT - 4);
+	assert_int_equal(get(f->store, &objects[7]), 0);
+}
+
+/* One daemon at a time, and it is said which. */
+static void test_lock(void **state)
+{
+	struct fixture *f = *state;
+	char why[STORE_WHY_MAX], pid[32];
+	struct store *second = NULL;
+
+	assert_int_equal(store_open_io(f->dir, &store_io_disk, why, &second), -EBUSY);
+	assert_null(second);
+	snprintf(pid, sizeof(pid), "process %d ", (int)getpid());
+	assert_non_null(strstr(why, pid));
+	put_new(f->store, 1000, 1, 1, 1);
+	store_close(f->store);
+	assert_int_equal(store_open_io(f->dir, &store_io_disk, why, &f->store), 0);
+}
+
+static void write_text(const char *dir, const char *name, const char *text)
+{
+	char path[256];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(write_full(fd, text, strlen(text)), 0);
+	close(fd);
+}
+
+/* Names, sizes and times of all that is there. */
+static void describe_tree(const char *dir, uint8_t digest[32])
+{
+	char command[400];
+	FILE *pipe;
+	size_t size;
+	char text[8192];
+
+	snprintf(
+		command, sizeof(command),
+		"cd %s && find . -type f -exec sha256sum {} + | sort; find . -printf '%%p %%s %%T@\n' "
+		"| sort",
+		dir);
+	pipe = popen(command, "re");
+	assert_non_null(pipe);
+	size = fread(text, 1, sizeof(text), pipe);
+	assert_int_equal(pclose(pipe), 0);
+	assert_true(size > 100 && size < sizeof(text));
+	SHA256((uint8_t *)text, size, digest);
+}
+
+/* A store from the future is refused and not touched; so is one whose version cannot be read. */
+static void test_future(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object a = put_new(f->store, 1000, 1, 1, 1);
+	uint8_t before[32], after[32];
+	char why[STORE_WHY_MAX];
+
+	store_close(f->store);
+	f->store = NULL;
+	write_text(f->dir, "store-format", "decamp store 3\n");
+	describe_tree(f->dir, before);
+	assert_int_equal(store_open_io(f->dir, &store_io_disk, why, &f->store), -EPROTONOSUPPORT);
+	assert_non_null(strstr(why, "version 3"));
+	describe_tree(f->dir, after);
+	assert_memory_equal(before, after, sizeof(before));
+	write_text(f->dir, "store-format", "something else");
+	describe_tree(f->dir, before);
+	assert_int_equal(store_open_io(f->dir, &store_io_disk, why, &f->store), -EBADMSG);
+	describe_tree(f->dir, after);
+	assert_memory_equal(before, after, sizeof(before));
+	write_text(f->dir, "store-format", "decamp store 2\n");
+	open_store(f);
+	assert_int_equal(get(f->store, &a), 0);
 }
 
 static int count_records(void *ctx, const struct job_id *job, const void *bytes, size_t size)
@@ -558,7 +760,7 @@ static void test_give_up(void **state)
 	reopen(f);
 	assert_int_equal(stats_of(f->store).objects, 1);
 	/* Nobody vouches for a file that is gone. */
-	path_of(f, &b, path);
+	(void)place_of(f, &b, path);
 	assert_int_equal(unlink(path), 0);
 	assert_int_equal(store_vouch(f->store, &b.job, &b.hash), -ENOENT);
 }
@@ -702,6 +904,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_retain_many, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_rot, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reconcile, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_heal, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_group, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_lock, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_future, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_give_up, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),
