@@ -111,6 +111,9 @@ static int copy_checked(struct store *store, const struct extent *extent, int in
 		size_t left = extent->size - done, part = left < IO_BYTES ? left : IO_BYTES;
 
 		r = store_io_read(store->io, in, buf, part, extent->offset + done);
+		/* A sector that cannot be read twice is rot, too; once may be the cable. */
+		if (r == -EIO)
+			r = store_io_read(store->io, in, buf, part, extent->offset + done);
 		if (r == -ENODATA || r == -EIO)
 			r = -EBADMSG;
 		if (r == 0 && EVP_DigestUpdate(digest, buf, part) != 1)
@@ -150,9 +153,8 @@ static void note_checked(struct store *store, const struct object_hash *hash,
 		(void)mdb_txn_commit(txn);
 }
 
-/* One reading of what the row names; -EAGAIN: by now it names something else. */
-static int read_object(struct store *store, const struct object_hash *hash,
-		       const struct object_row *row, int out)
+int store_read_object(struct store *store, const struct object_hash *hash,
+		      const struct object_row *row, int out)
 {
 	const struct extent extent = store_row_extent(row);
 	_cleanup_close_ int in = -1;
@@ -185,7 +187,7 @@ int store_get(struct store *store, const struct object_hash *hash, int *ret_memf
 		out = memfd_new("object");
 		if (out < 0)
 			return out;
-		r = read_object(store, hash, &row, out);
+		r = store_read_object(store, hash, &row, out);
 		if (r == -EAGAIN)
 			continue;
 		if (r == 0)

@@ -11,6 +11,8 @@
 #include "overlay/core/holders.h"
 #include "overlay/store/internal.h"
 
+enum { ENV_PATH_MAX = 1024 };
+
 int store_lmdb_errno(int r)
 {
 	if (r > 0)
@@ -27,33 +29,11 @@ int store_lmdb_errno(int r)
 	}
 }
 
-/* LMDB does not sync the folder in which it makes its file. */
-static int sync_folder(const struct store_io *io, int state_fd, const char *name)
+static int env_open(const char *path, MDB_env **ret_env)
 {
-	int fd = io->openat(io->ctx, state_fd, name,
-			    O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-	int r;
-
-	if (fd < 0)
-		return fd;
-	r = io->fsync(io->ctx, fd);
-	close(fd);
-	return r == 0 ? io->fsync(io->ctx, state_fd) : r;
-}
-
-int store_env_open(const struct store *store, const char *state_dir, const char *name,
-		   MDB_env **ret_env)
-{
-	char path[4096];
 	MDB_env *env = NULL;
-	int r;
+	int r = mdb_env_create(&env);
 
-	if (snprintf(path, sizeof(path), "%s/%s", state_dir, name) >= (int)sizeof(path))
-		return -ENAMETOOLONG;
-	r = store->io->mkdirat(store->io->ctx, store->state_fd, name, 0700);
-	if (r < 0 && r != -EEXIST)
-		return r;
-	r = mdb_env_create(&env);
 	if (r)
 		return store_lmdb_errno(r);
 	r = mdb_env_set_mapsize(env, STORE_MAP_BYTES);
@@ -65,13 +45,76 @@ int store_env_open(const struct store *store, const char *state_dir, const char 
 		mdb_env_close(env);
 		return store_lmdb_errno(r);
 	}
-	r = sync_folder(store->io, store->state_fd, name);
-	if (r < 0) {
-		mdb_env_close(env);
-		return r;
-	}
 	*ret_env = env;
 	return 0;
+}
+
+static int sync_folder(const struct store_io *io, int dirfd, const char *name)
+{
+	int fd = io->openat(io->ctx, dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+			    0);
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = io->fsync(io->ctx, fd);
+	close(fd);
+	return r;
+}
+
+/*
+ * LMDB begins a file with a write that it does not sync, and takes a torn one for no database of
+ * its own for ever. So the file begins under another name.
+ */
+static int env_make(const struct store *store, const char *path, const char *name)
+{
+	static const char *const files[] = { "/data.mdb", "/lock.mdb" };
+	const struct store_io *io = store->io;
+	char fresh[ENV_PATH_MAX], file[ENV_PATH_MAX];
+	MDB_env *env = NULL;
+	int r;
+
+	if (snprintf(fresh, sizeof(fresh), "%s.new", name) >= (int)sizeof(fresh))
+		return -ENAMETOOLONG;
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		if (snprintf(file, sizeof(file), "%s%s", fresh, files[i]) >= (int)sizeof(file))
+			return -ENAMETOOLONG;
+		r = io->unlinkat(io->ctx, store->state_fd, file, 0);
+		if (r < 0 && r != -ENOENT)
+			return r;
+	}
+	r = io->mkdirat(io->ctx, store->state_fd, fresh, 0700);
+	if (r < 0 && r != -EEXIST)
+		return r;
+	if (snprintf(file, sizeof(file), "%s.new", path) >= (int)sizeof(file))
+		return -ENAMETOOLONG;
+	r = env_open(file, &env);
+	if (r < 0)
+		return r;
+	r = store_lmdb_errno(mdb_env_sync(env, 1));
+	mdb_env_close(env);
+	if (r == 0)
+		r = sync_folder(io, store->state_fd, fresh);
+	if (r == 0)
+		r = io->renameat(io->ctx, store->state_fd, fresh, store->state_fd, name);
+	return r == 0 ? io->fsync(io->ctx, store->state_fd) : r;
+}
+
+int store_env_open(const struct store *store, const char *state_dir, const char *name,
+		   MDB_env **ret_env)
+{
+	char path[ENV_PATH_MAX];
+	struct stat st;
+	int r;
+
+	if (snprintf(path, sizeof(path), "%s/%s", state_dir, name) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	if (fstatat(store->state_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+		r = errno == ENOENT ? env_make(store, path, name) : -errno;
+		if (r < 0)
+			return r;
+	}
+	return env_open(path, ret_env);
 }
 
 static int open_tables(struct store *store)
