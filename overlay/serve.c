@@ -37,6 +37,21 @@ static void service_free(struct service *service)
 	free(service);
 }
 
+/* Objects that have arrived wait for the disk together. */
+static void service_put(struct store_task *const *tasks, uint32_t count)
+{
+	struct store_put *puts[WORKER_GROUP_MAX] = { NULL };
+	int status[WORKER_GROUP_MAX] = { 0 };
+
+	for (uint32_t i = 0; i < count; i++)
+		puts[i] = take_ptr(container_of(tasks[i], struct service, task)->put);
+	store_puts_commit(puts, count, status);
+	for (uint32_t i = 0; i < count; i++)
+		container_of(tasks[i], struct service, task)->status = status[i];
+}
+
+_Static_assert((int)WORKER_GROUP_MAX <= (int)STORE_ARRIVING_MAX, "one commit takes a group");
+
 static void service_run(struct store_task *task)
 {
 	struct service *service = container_of(task, struct service, task);
@@ -44,9 +59,6 @@ static void service_run(struct store_task *task)
 	uint32_t dropped = 0;
 
 	switch (service->op) {
-	case NET_OP_PUT:
-		service->status = store_put_commit(take_ptr(service->put));
-		break;
 	case NET_OP_GET:
 		service->status = store_get(store, &service->hash, &service->fd, &service->size);
 		break;
@@ -131,6 +143,7 @@ static int serve_put(struct overlay *overlay, uint64_t served, const struct net_
 
 	if (!service)
 		return -ENOMEM;
+	service->task.run_group = service_put;
 	r = store_put_begin(overlay->store, &call->object, &service->put);
 	if (r < 0) {
 		service_free(service);

@@ -51,24 +51,43 @@ static struct store_task *list_take(struct task_list *list)
 	return task;
 }
 
+/* Held: lock. The first that waits, and those behind it that would be run with it. */
+static uint32_t take_group(struct store_worker *worker, struct store_task **tasks)
+{
+	uint32_t count = 1;
+
+	tasks[0] = list_take(&worker->waiting);
+	if (!tasks[0]->run_group)
+		return 1;
+	while (count < WORKER_GROUP_MAX && worker->waiting.first &&
+	       worker->waiting.first->run_group == tasks[0]->run_group)
+		tasks[count++] = list_take(&worker->waiting);
+	return count;
+}
+
 static void *worker_main(void *arg)
 {
 	struct store_worker *worker = arg;
 
 	pthread_mutex_lock(&worker->lock);
 	for (;;) {
+		struct store_task *tasks[WORKER_GROUP_MAX];
 		uint64_t one = 1;
-		struct store_task *task;
+		uint32_t count;
 
 		while (!worker->stop && !worker->waiting.first)
 			pthread_cond_wait(&worker->submitted, &worker->lock);
 		if (worker->stop)
 			break;
-		task = list_take(&worker->waiting);
+		count = take_group(worker, tasks);
 		pthread_mutex_unlock(&worker->lock);
-		task->run(task);
+		if (tasks[0]->run_group)
+			tasks[0]->run_group(tasks, count);
+		else
+			tasks[0]->run(tasks[0]);
 		pthread_mutex_lock(&worker->lock);
-		list_add(&worker->finished, task);
+		for (uint32_t i = 0; i < count; i++)
+			list_add(&worker->finished, tasks[i]);
 		/* Cannot fail: the counter is read long before it could overflow. */
 		if (write(worker->wake_fd, &one, sizeof(one)) < 0)
 			abort();
