@@ -239,6 +239,10 @@ static void answer_stats(struct request *request)
 	stats.objects = store.objects;
 	stats.object_bytes = store.object_bytes;
 	stats.bad_objects = store.bad_objects;
+	stats.disk_bytes = store.disk_bytes;
+	stats.rotten_objects = store.rotten;
+	stats.scrubbed_objects = store.scrubbed;
+	stats.scrubbed_bytes = store.scrubbed_bytes;
 	stats.sent_bytes = net.sent_bytes;
 	stats.received_bytes = net.received_bytes;
 	stats.peers_connected = net.peers;

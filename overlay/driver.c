@@ -345,6 +345,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 	habits_start(overlay, start->closed_hours);
 	repair_start(overlay, start);
 	pull_start(overlay, start);
+	scrub_start(overlay, start);
 	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
 		 identity->seed_count);
 	return step(overlay, &tick);
@@ -352,6 +353,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 
 void driver_stop(struct overlay *overlay)
 {
+	scrub_stop(overlay);
 	pull_stop(overlay);
 	trim_stop(overlay);
 	repair_stop(overlay);

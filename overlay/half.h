@@ -9,6 +9,7 @@
  *   trim.c     copies that are too many         pull.c     jobs that are over
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *   refusals.c what is refused: counted, told   newest.c   manifests without a register
+ *   scrub.c    rot that nobody has met
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -141,6 +142,16 @@ struct pull {
 	struct pull_op *op;
 };
 
+/* One object at a time is read; then those are told of who had what was lost here. */
+struct scrub {
+	struct core_bucket bucket;
+	uint32_t age_ms;
+	uint64_t next_ms, tell_ms; /* the next pass; the next look at what was lost */
+	uint64_t owed_bytes;	   /* read, but not taken from the bucket yet */
+	struct object_hash at;
+	struct scrub_op *op;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -169,6 +180,7 @@ struct overlay {
 	uint64_t refusals_ms; /* when they were told, 0: never */
 	struct trim trim;
 	struct pull pull;
+	struct scrub scrub;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -236,6 +248,11 @@ void pull_tick(struct overlay *overlay, uint64_t now_ms);
 void pull_stop(struct overlay *overlay);
 /* The register's answer to driver_pull(); value may be NULL. */
 void pull_answer(struct overlay *overlay, int status, const struct job_value *value);
+
+/* scrub.c: from driver_start() on. */
+void scrub_start(struct overlay *overlay, const struct ov_start *start);
+void scrub_tick(struct overlay *overlay, uint64_t now_ms);
+void scrub_stop(struct overlay *overlay);
 
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;

@@ -114,7 +114,8 @@ struct ov_start {
 	uint32_t repair_round_ms, repair_lazy_ms, repair_gone_ms;
 	/* Asking for jobs of which nothing is heard; 0: an hour, 7 days. */
 	uint32_t pull_round_ms, pull_forget_ms;
-	uint32_t reserved3[2];
+	/* Reading what nobody reads; 0: 2 MB/s, what was not read for 7 days. */
+	uint32_t scrub_bytes_s, scrub_age_ms;
 };
 
 struct ov_job {
@@ -198,6 +199,9 @@ struct ov_stats {
 	uint32_t peers_connected;
 	uint32_t registers; /* jobs for which this host is an acceptor */
 	struct ov_refusals refusals;
+	uint64_t disk_bytes;	 /* what the objects take, and what could not be given back */
+	uint64_t rotten_objects; /* of the bad ones: were whole when they came */
+	uint64_t scrubbed_objects, scrubbed_bytes; /* read by nobody's wish */
 };
 
 struct ov_msg {

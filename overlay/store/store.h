@@ -122,6 +122,13 @@ int store_list_held(struct store *store, struct store_item **ret_items, uint32_t
 	__attribute__((warn_unused_result));
 
 /*
+ * Reads the next object behind *at that was not read for age_ms, by its hash; *at goes there. Zero
+ * is the beginning. -ENOENT: the end, and *at is as before.
+ */
+int store_scrub(struct store *store, uint64_t age_ms, struct object_hash *at, uint32_t *ret_size,
+		bool *ret_rotten) __attribute__((warn_unused_result));
+
+/*
  * Objects that were lost here, with those who had them as it was known (this host among them, it
  * may be; none: it is too late to tell), until store_lost_done() or until they come again.
  */

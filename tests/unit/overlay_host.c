@@ -225,6 +225,7 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	start->pull_forget_ms = host->pull_forget_ms;
 	start->repair_round_ms = host->repair_round_ms;
 	start->repair_lazy_ms = host->repair_lazy_ms;
+	start->scrub_age_ms = host->scrub_age_ms;
 	r = host_call(host, &msg, fd, NULL);
 	close(fd);
 	if (r == 0) {

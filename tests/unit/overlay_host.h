@@ -19,8 +19,9 @@ struct test_host {
 	uint16_t port;
 	char dir[64];
 	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
-	uint32_t pull_round_ms, pull_forget_ms;	  /* likewise */
-	uint64_t quota_bytes;			  /* 0: 1 GiB */
+	uint32_t scrub_age_ms;
+	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
+	uint64_t quota_bytes;			/* 0: 1 GiB */
 	struct ov_identity identity;
 };
 

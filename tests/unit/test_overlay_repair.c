@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Five overlay halves as processes: copies that are lost with their hosts are made again. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 #include "agent/util/io.h"
 #include "overlay_host.h"
 
-enum { HOSTS = 5, LAZY_MS = 2000, ROUND_MS = 300, NOTED_MS = 3500 };
+enum { HOSTS = 5, LAZY_MS = 2000, ROUND_MS = 300, NOTED_MS = 3500, SCRUB_MS = 500 };
 
 struct fixture {
 	struct test_cluster cluster;
@@ -28,6 +29,7 @@ static int setup(void **state)
 		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].repair_lazy_ms = LAZY_MS;
 		f->hosts[i].repair_round_ms = ROUND_MS;
+		f->hosts[i].scrub_age_ms = SCRUB_MS;
 		host_run(&f->hosts[i]);
 		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
 	}
@@ -126,11 +128,64 @@ static void dropped_objects_stay_dropped(void **state)
 	assert_int_equal(copies(f), 0);
 }
 
+static struct ov_stats stats_of(struct test_host *host)
+{
+	struct ov_msg stats = { .op = OV_STATS };
+
+	assert_int_equal(host_call(host, &stats, -1, NULL), 0);
+	return stats.u.stats;
+}
+
+static void report_user(struct test_host *host, uint32_t flags)
+{
+	struct ov_msg msg = { .op = OV_REPORT };
+
+	msg.u.report.flags = MEMBER_TAKES_JOBS | MEMBER_STORES_PACKS | flags;
+	msg.u.report.mem_free_bytes = 1 << 30;
+	assert_int_equal(host_call(host, &msg, -1, NULL), 0);
+}
+
+/* Nobody reads it: the scrubber finds it, but not while somebody is at the machine. */
+static void rot_is_found_and_made_good(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host *rotten;
+	struct ov_object object;
+	uint64_t before;
+	char path[200];
+	int fd = object_make(700000, 5, &object);
+
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+	close(fd);
+	host_sleep_ms(NOTED_MS);
+	assert_int_equal(copies(f), 2);
+	rotten = host_of(f, &object.holders[0]);
+	assert_int_equal(stats_of(rotten).rotten_objects, 0);
+	report_user(rotten, MEMBER_USER_PRESENT);
+	host_sleep_ms(500);
+	before = stats_of(rotten).scrubbed_objects;
+	assert_true(before > 0);
+	snprintf(path, sizeof(path), "%s/segments/00000001", rotten->dir);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite_full(fd, "rot", 3, 654321), 0);
+	close(fd);
+	host_sleep_ms(4 * SCRUB_MS);
+	assert_int_equal(stats_of(rotten).scrubbed_objects, before);
+	report_user(rotten, 0);
+	/* The other holder misses a copy and makes what the rule asks for. */
+	wait_copies(f, 3, 30000);
+	assert_int_equal(stats_of(rotten).rotten_objects, 1);
+	host_kill(host_of(f, &object.holders[1]));
+	host_get_checked(&f->hosts[0], &object);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(lost_copies_are_made_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(dropped_objects_stay_dropped, setup, teardown),
+		cmocka_unit_test_setup_teardown(rot_is_found_and_made_good, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -542,6 +542,60 @@ static void test_group(void **state)
 	assert_int_equal(get(f->store, &objects[7]), 0);
 }
 
+/* All is read in turn; what is lost is remembered until it is told, or comes again. */
+static void test_scrub(void **state)
+{
+	enum { COUNT = 5, SIZE = 9000 };
+	struct fixture *f = *state;
+	struct ov_object objects[COUNT], lost[4];
+	struct object_hash at = { 0 };
+	uint32_t size, count = 77, rotten_count = 0;
+	bool rotten;
+	char path[256];
+
+	for (uint32_t i = 0; i < COUNT; i++) {
+		objects[i] = put_new(f->store, SIZE, i, 1, 1);
+		objects[i].holder_count = 2;
+		objects[i].holders[0].b[0] = 1;
+		objects[i].holders[1].b[0] = 2;
+	}
+	assert_int_equal(store_set_holders(f->store, objects, COUNT - 1), 0);
+	/* Nothing is due: each was read when it came. */
+	assert_int_equal(store_scrub(f->store, 3600 * 1000, &at, &size, &rotten), -ENOENT);
+	overwrite(path, place_of(f, &objects[2], path) + SIZE - 3, "rot");
+	overwrite(path, place_of(f, &objects[4], path) + 4096, "rot");
+	for (uint32_t i = 0; i < COUNT; i++) {
+		assert_int_equal(store_scrub(f->store, 0, &at, &size, &rotten), 0);
+		assert_int_equal(size, SIZE);
+		rotten_count += rotten;
+	}
+	assert_int_equal(store_scrub(f->store, 0, &at, &size, &rotten), -ENOENT);
+	assert_int_equal(rotten_count, 2);
+	assert_int_equal(stats_of(f->store).rotten, 2);
+	assert_int_equal(stats_of(f->store).scrubbed, COUNT);
+	assert_int_equal(stats_of(f->store).scrubbed_bytes, COUNT * SIZE);
+	assert_int_equal(stats_of(f->store).objects, COUNT - 2);
+	/* Of the last one nobody said who else has it. */
+	reopen(f);
+	assert_int_equal(store_list_lost(f->store, 4, lost, &count), 0);
+	assert_int_equal(count, 1);
+	assert_memory_equal(&lost[0].hash, &objects[2].hash, sizeof(lost[0].hash));
+	assert_int_equal(lost[0].token.counter, objects[2].token.counter);
+	assert_int_equal(lost[0].holder_count, 2);
+	assert_int_equal(lost[0].holders[1].b[0], 2);
+	put_new(f->store, SIZE, 2, 1, 1);
+	assert_int_equal(store_list_lost(f->store, 4, lost, &count), 0);
+	assert_int_equal(count, 0);
+	/* Found by a reader, and told. */
+	overwrite(path, place_of(f, &objects[1], path), "rot");
+	assert_int_equal(get(f->store, &objects[1]), -ENOENT);
+	assert_int_equal(store_list_lost(f->store, 4, lost, &count), 0);
+	assert_int_equal(count, 1);
+	assert_int_equal(store_lost_done(f->store, &lost[0].job, &lost[0].hash), 0);
+	assert_int_equal(store_list_lost(f->store, 4, lost, &count), 0);
+	assert_int_equal(count, 0);
+}
+
 /* One daemon at a time, and it is said which. */
 static void test_lock(void **state)
 {
@@ -906,6 +960,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_reconcile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_heal, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_group, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_scrub, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lock, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_future, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_records, setup, teardown),
