@@ -473,6 +473,7 @@ int agent_start_overlay(struct agent *a)
 	memcpy(msg.u.start.closed_hours, c->closed_hours, sizeof(msg.u.start.closed_hours));
 	msg.u.start.quota_bytes = c->quota_bytes;
 	msg.u.start.reserve_bytes = c->reserve_bytes;
+	msg.u.start.scrub_bytes_s = (uint32_t)c->scrub_bytes_s;
 	channel = ov_open_channel(a->main_channel);
 	if (channel < 0)
 		return channel;

@@ -63,6 +63,7 @@ static void values_are_read(void **state)
 				   "port = 65535\n"
 				   "quota_bytes = 3G\n"
 				   "reserve_bytes = 512k\n"
+				   "scrub_bytes_s = 3M\n"
 				   "closure_max_bytes = 7\n"
 				   "lease_ms = 3000\n"
 				   "renew_ms = 700\n"
@@ -84,6 +85,7 @@ static void values_are_read(void **state)
 	assert_int_equal(config.port, 65535);
 	assert_true(config.quota_bytes == UINT64_C(3) << 30);
 	assert_true(config.reserve_bytes == 512 << 10);
+	assert_true(config.scrub_bytes_s == 3 << 20);
 	assert_true(config.closure_max_bytes == 7);
 	assert_int_equal(config.hold_ms, 3504);
 	assert_true(!config.takes_jobs && config.remote_logins);
