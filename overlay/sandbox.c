@@ -153,6 +153,7 @@ static const int allowed[] = {
 	SCMP_SYS(msync),
 	SCMP_SYS(ftruncate),
 	SCMP_SYS(fallocate),
+	SCMP_SYS(fadvise64),
 	SCMP_SYS(fcntl),
 	SCMP_SYS(renameat),
 	SCMP_SYS(renameat2),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the source files of the store share; nobody else includes this.
+ * What the source files of the store share; besides them only its tests include this.
  */
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-/* Reads what nobody has read for long, one object at a time: rot is found while others have copies. */
+/* Reads what nobody has read for long: rot is found while others still have copies. */
 #include <errno.h>
 #include <string.h>
 

@@ -143,7 +143,8 @@ static int list_files(struct segments *segments)
 		if (id >= segments->next_id)
 			segments->next_id = id + 1;
 	}
-	qsort(segments->rows, segments->count, sizeof(*segments->rows), compare_ids);
+	if (segments->count > 0)
+		qsort(segments->rows, segments->count, sizeof(*segments->rows), compare_ids);
 	return 0;
 }
 
