@@ -9,6 +9,7 @@
 # make bench-pause                                 how long a job stands still; build/bench/
 # make bench-handover bench-takeover               until committed, until it runs again; until taken over
 # make bench-export                                what a core of a checkpoint costs; build/bench/
+# make bench-store-io                              a store beside the raw disk; build/bench/
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
