@@ -53,15 +53,16 @@ def test_flipped_bytes(lab):
     job.wait_seq(2)
     holder = lab[job.show()["detail"]["holders"][0]]
     flipped = 0
-    for path in (holder.state_dir / "overlay/objects").rglob("*"):
-        if path.is_file() and path.stat().st_size > 256:
-            with path.open("r+b") as file:
-                file.seek(path.stat().st_size // 2)
-                byte = file.read(1)
-                file.seek(-1, 1)
-                file.write(bytes([byte[0] ^ 0x40]))
-            flipped += 1
-    check(flipped > 0, f"{flipped} objects are changed on {holder.name}")
+    # Objects begin at multiples of 4096: one byte of each such block that is not empty.
+    for path in (holder.state_dir / "overlay/segments").iterdir():
+        with path.open("r+b") as file:
+            while block := file.read(4096):
+                if any(block):
+                    file.seek(-len(block), 1)
+                    file.write(bytes([block[0] ^ 0x40]))
+                    file.seek(len(block) - 1, 1)
+                    flipped += 1
+    check(flipped > 0, f"{flipped} blocks are changed on {holder.name}")
     home.power_cut()
     job.wait_host([host for host in lab.hosts if host is not home], 60, at=lab[2])
     home.boot()
