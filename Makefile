@@ -9,6 +9,7 @@
 # make bench-pause                                 how long a job stands still; build/bench/
 # make bench-handover bench-takeover               until committed, until it runs again; until taken over
 # make bench-export                                what a core of a checkpoint costs; build/bench/
+# make store-faults SEED=8                         the store on a disk that fails at every call
 # make bench-store-io                              a store beside the raw disk; build/bench/
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
@@ -86,7 +87,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night sim-chord
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night sim-chord store-faults
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -200,6 +201,9 @@ unit unit-san fuzz model e2e lint:
 # Only spin and a compiler.
 model-long:
 	$(Q)tests/model/run long
+# The store on a disk that fails at every call, for many draws of what a power cut leaves.
+store-faults: $(B)/tests/test_store_faults
+	$(Q)STORE_FAULTS_SEEDS=$(call given,SEED,8) $<
 soak: all
 	$(Q)tests/oracle/soak $(SEED) $(MINUTES)
 zdtm: all

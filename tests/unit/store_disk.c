@@ -414,6 +414,8 @@ static int count_call(bool needs_room, bool *ret_cut, bool *ret_short)
 	case DISK_ENOSPC_ON:
 		disk.failing |= now;
 		return disk.failing && needs_room ? -ENOSPC : 0;
+	case DISK_LATE:
+		return disk.calls == disk.plan.at + 1 ? -EIO : 0;
 	case DISK_KILL:
 		if (now)
 			kill(getpid(), SIGKILL);
@@ -424,6 +426,12 @@ static int count_call(bool needs_room, bool *ret_cut, bool *ret_short)
 	default:
 		return 0;
 	}
+}
+
+/* Of a call that was done: what it says. */
+static ssize_t answer(ssize_t r)
+{
+	return disk.plan.fault == DISK_LATE && disk.calls == disk.plan.at ? -EIO : r;
 }
 
 static int simple_call(bool needs_room)
@@ -489,7 +497,7 @@ static ssize_t write_call(int fd, const void *bytes, size_t size, uint64_t offse
 		cut();
 	if (is_sync)
 		settle_last(file);
-	return raw_pwrite(fd, bytes, size, offset);
+	return answer(raw_pwrite(fd, bytes, size, offset));
 }
 
 static ssize_t fault_pwrite(void *ctx, int fd, const void *bytes, size_t size, uint64_t offset)
@@ -517,7 +525,7 @@ static int sync_call(int fd)
 	} else {
 		settle(content_of(fd), r < 0);
 	}
-	return r;
+	return (int)answer(r);
 }
 
 static int fault_sync(void *ctx, int fd)
@@ -561,7 +569,7 @@ static int fault_renameat(void *ctx, int old_dirfd, const char *old_name, int di
 		r = store_io_disk.renameat(NULL, old_dirfd, old_name, dirfd, name);
 	if (r == 0 && disk.armed && join(old_dirfd, old_name, path) && join(dirfd, name, new_path))
 		add_name(NAME_RENAME, 0, path, new_path);
-	return r;
+	return disk.armed ? (int)answer(r) : r;
 }
 
 static int fault_unlinkat(void *ctx, int dirfd, const char *name, int flags)
@@ -574,7 +582,7 @@ static int fault_unlinkat(void *ctx, int dirfd, const char *name, int flags)
 		r = store_io_disk.unlinkat(NULL, dirfd, name, flags);
 	if (r == 0 && disk.armed && join(dirfd, name, path))
 		add_name(NAME_REMOVE, 0, path, "");
-	return r;
+	return disk.armed ? (int)answer(r) : r;
 }
 
 static int fault_mkdirat(void *ctx, int dirfd, const char *name, mode_t mode)

@@ -23,6 +23,7 @@ enum disk_fault {
 	DISK_NONE,
 	DISK_EIO, /* this call */
 	DISK_ENOSPC,
+	DISK_LATE,	/* this call is done, but says EIO; so does the next one, which is not */
 	DISK_SHORT,	/* half of this write */
 	DISK_EIO_ON,	/* this call and all that follow */
 	DISK_ENOSPC_ON, /* likewise, of calls that need room */
