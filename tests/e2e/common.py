@@ -211,6 +211,20 @@ def check_counter(job, steps, megabytes=4, folder=None):
                 f"{job.name}: out.txt is at home and identical to an undisturbed run")
 
 
+def damage_store(host):
+    """Change a byte of each block of each object on a host: objects begin at multiples of 4096."""
+    changed = 0
+    for path in (host.state_dir / "overlay/segments").iterdir():
+        with path.open("r+b") as file:
+            while block := file.read(4096):
+                if any(block):
+                    file.seek(-len(block), 1)
+                    file.write(bytes([block[0] ^ 0x40]))
+                    file.seek(len(block) - 1, 1)
+                    changed += 1
+    return changed
+
+
 def home_of(user):
     return "/root" if user == "root" else f"/home/{user}"
 

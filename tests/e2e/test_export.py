@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from common import (ROOT, CliError, Skipped, check, check_equal, home_of, main, make_folder, note,
-                    refused, submit, wait_for)
+from common import (ROOT, CliError, Skipped, check, check_equal, damage_store, home_of, main,
+                    make_folder, note, refused, submit, wait_for)
 
 NUMBER = "0x1122334455667788"
 
@@ -338,15 +338,8 @@ def test_hostile_holder(lab):
     seq = job.ask("ckpt", job.name)["seq"]
     other.restart_daemon()
     other.wait_daemon()
-    damaged = 0
-    for host in lab.hosts:
-        for path in host.path("/var/lib/decamp").glob("**/objects/*/*"):
-            if path.is_file() and len(path.name) == 64 and path.stat().st_size > 100000:
-                data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 1
-                path.write_bytes(data)
-                damaged += 1
-    check(damaged > 0, f"{damaged} copies are damaged")
+    damaged = sum(damage_store(host) for host in lab.hosts)
+    check(damaged > 0, f"{damaged} blocks of copies are damaged")
     refused(lambda: export(other, lab, f"{job.name}@{seq}", "--core", f"{folder}/bad.core"),
             "checkpoint")
     left = [path.name for path in other.path(folder).iterdir() if path.name.startswith("bad")]

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where checkpoints lie: no room on peers, no memory for the images, a disk that changes bytes."""
 
-from common import check, check_counter, check_equal, counter_argv, main, refused, submit
+from common import (check, check_counter, check_equal, counter_argv, damage_store, main, refused,
+                    submit)
 
 STEPS = 300
 
@@ -52,16 +53,7 @@ def test_flipped_bytes(lab):
     job = submit(lab, home, "flipped", counter_argv("mark-7", STEPS, 0.05), "--every", "2")
     job.wait_seq(2)
     holder = lab[job.show()["detail"]["holders"][0]]
-    flipped = 0
-    # Objects begin at multiples of 4096: one byte of each such block that is not empty.
-    for path in (holder.state_dir / "overlay/segments").iterdir():
-        with path.open("r+b") as file:
-            while block := file.read(4096):
-                if any(block):
-                    file.seek(-len(block), 1)
-                    file.write(bytes([block[0] ^ 0x40]))
-                    file.seek(len(block) - 1, 1)
-                    flipped += 1
+    flipped = damage_store(holder)
     check(flipped > 0, f"{flipped} blocks are changed on {holder.name}")
     home.power_cut()
     job.wait_host([host for host in lab.hosts if host is not home], 60, at=lab[2])
