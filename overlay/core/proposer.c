@@ -66,7 +66,7 @@ static void op_message(struct core *core, struct op *op, enum core_message_type 
 
 static void op_clear_masks(struct op *op)
 {
-	op->promised = op->accepted = op->busy = op->unknown = op->moved = 0;
+	op->promised = op->accepted = op->busy = op->unknown = op->moved = op->refused = 0;
 	op->previous_known = false;
 	op->resends = 0;
 	op->settle_ms = UINT64_MAX;
@@ -456,7 +456,10 @@ static void handle_nack(struct core *core, struct op *op, const struct core_mess
 	switch (m->reason) {
 	case CORE_NACK_PROMISED:
 		core_job_saw(job, &m->accepted);
-		op_retry(core, op, op_backoff_ms(core, op));
+		op->refused |= bit & ~op->accepted;
+		/* The others may still choose it, and this is then not a round for nothing. */
+		if (op->phase != OP_ACCEPT || popcount(op->refused | op->unknown) > spare)
+			op_retry(core, op, op_backoff_ms(core, op));
 		return;
 	case CORE_NACK_BUSY:
 		if ((op->promised | op->accepted) & bit)
@@ -666,7 +669,9 @@ static void op_resend(struct core *core, struct op *op)
 		return;
 	}
 	op->busy = busy;
-	if (op->phase == OP_LOCATE) {
+	if (op->refused) {
+		op_retry(core, op, op_backoff_ms(core, op));
+	} else if (op->phase == OP_LOCATE) {
 		op->resends = 0; /* there are more to be asked each time */
 		core_job_locate(core, job);
 		op_arm_resend(core, op);

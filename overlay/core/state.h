@@ -168,6 +168,7 @@ struct op {
 	struct core_ballot ballot;
 	uint32_t promised, accepted, busy, unknown; /* masks over the acceptors */
 	uint32_t moved;				    /* they are in the next epoch, unsettled */
+	uint32_t refused;			    /* they have promised a higher ballot */
 	uint64_t busy_until_ms[OV_REPLICAS_MAX];    /* when the hold of each that is busy is over */
 	struct fence_token expected;		    /* TAKEOVER: the incarnation seen lapsed */
 	struct node_id old_owner;

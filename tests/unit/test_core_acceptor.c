@@ -450,8 +450,11 @@ static void tick_after(struct bench *b, uint64_t ms)
 	read_update(b, update);
 }
 
-/* What P says as an acceptor of epoch 0 that took a seal; the set to come has one more stranger. */
-static void say_sealed(struct bench *b, uint8_t stranger)
+/*
+ * What P says as an acceptor of epoch 0 that accepted something later; a stranger: that is a seal,
+ * and the set to come has him.
+ */
+static void say_found(struct bench *b, uint8_t stranger)
 {
 	struct core_ballot asked = b->reply.ballot;
 	struct core_message *m = &b->message;
@@ -465,11 +468,25 @@ static void say_sealed(struct bench *b, uint8_t stranger)
 	m->value.token.counter = 1;
 	m->value.state = JOB_STATE_HELD;
 	m->value.fence = FENCE_STRICT;
-	m->next.count = 3;
-	m->next.ids[0].b[0] = stranger;
-	m->next.ids[1] = p;
-	m->next.ids[2] = self;
+	if (stranger)
+		m->next =
+			(struct core_acceptors){ .count = 3, .ids = { { { stranger } }, p, self } };
 	(void)say(b, &p, m);
+}
+
+/* The host itself asks for the job's value: it reads first. */
+static void ask(struct bench *b)
+{
+	struct job_value value = { .job = job };
+	struct core_event event = { .type = CORE_EV_REQUEST,
+				    .request = CORE_REQ_GET,
+				    .value = &value,
+				    .now_ms = b->now_ms };
+	const struct core_update *update;
+
+	create(b);
+	assert_int_equal(core_step(b->core, &event, &update), 0);
+	read_update(b, update);
 }
 
 /*
@@ -479,23 +496,13 @@ static void say_sealed(struct bench *b, uint8_t stranger)
 static void the_other_seal_is_no_vote(void **state)
 {
 	struct bench *b = bench();
-	struct job_value value = { .job = job };
-	struct core_event event = {
-		.type = CORE_EV_REQUEST,
-		.request = CORE_REQ_GET,
-		.value = &value,
-		.now_ms = b->now_ms,
-	};
 	struct core_message *m = &b->message;
-	const struct core_update *update;
 
 	(void)state;
-	create(b);
-	assert_int_equal(core_step(b->core, &event, &update), 0);
-	read_update(b, update);
-	say_sealed(b, 7);
+	ask(b);
+	say_found(b, 7);
 	tick_after(b, 1); /* reading is not enough */
-	say_sealed(b, 7);
+	say_found(b, 7);
 	tick_after(b, 200); /* Q does not answer: what P has is to be finished */
 	assert_int_equal(b->reply.type, CORE_MSG_ACCEPT);
 	assert_int_equal(b->reply.next.ids[0].b[0], 7);
@@ -516,6 +523,45 @@ static void the_other_seal_is_no_vote(void **state)
 	(void)say_to(b, &p, m);
 	assert_false(b->installing);
 	end(b);
+}
+
+static void answer_accept(struct bench *b, const struct node_id *from, bool refuse)
+{
+	struct core_message *m = &b->message;
+
+	*m = (struct core_message){ .type = CORE_MSG_ACCEPTED, .ballot = b->reply.ballot };
+	if (refuse) {
+		m->type = CORE_MSG_NACK;
+		m->reason = CORE_NACK_PROMISED;
+		m->accepted = ballot(1000, from, 5);
+	}
+	(void)say(b, from, m);
+}
+
+/* A round ends when too many have promised a higher ballot to somebody, not when one has. */
+static void one_refusal_ends_no_round(void **state)
+{
+	(void)state;
+	for (unsigned int both = 0; both < 2; both++) {
+		struct bench *b = bench();
+		struct core_message accept;
+
+		ask(b);
+		say_found(b, 0);
+		tick_after(b, 200);
+		tick_after(b, 1); /* reading is not enough */
+		say_found(b, 0);
+		tick_after(b, 200);
+		accept = b->reply;
+		assert_int_equal(accept.type, CORE_MSG_ACCEPT);
+		answer_accept(b, &q, true);
+		b->reply = accept;
+		answer_accept(b, &p, both);
+		tick_after(b, 400);
+		assert_int_equal(b->replied, both);
+		assert_true(!both || b->reply.type == CORE_MSG_PREPARE);
+		end(b);
+	}
 }
 
 /* A host that restarts without its ballots never utters one of them again. */
@@ -740,6 +786,7 @@ int main(void)
 		cmocka_unit_test(rule_o1_counts_from_sending),
 		cmocka_unit_test(each_life_has_its_own_rounds),
 		cmocka_unit_test(each_life_has_its_own_ballots),
+		cmocka_unit_test(one_refusal_ends_no_round),
 		cmocka_unit_test(the_other_seal_is_no_vote),
 		cmocka_unit_test(strange_bytes_are_refused),
 		cmocka_unit_test(a_sealed_acceptor_does_not_renew),
