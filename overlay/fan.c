@@ -28,6 +28,17 @@ static int leg_call(struct fan_leg *leg)
 			&leg_caller, leg, &leg->id);
 }
 
+static void call_off_rest(struct fan *fan)
+{
+	for (uint32_t i = 0; i < OVERLAY_FAN_WIDTH; i++) {
+		if (!fan->legs[i].active)
+			continue;
+		net_call_cancel(fan->overlay->net, fan->legs[i].id);
+		fan->legs[i].active = false;
+		fan->active--;
+	}
+}
+
 static void leg_done(void *ctx, int status, const uint8_t *bytes, size_t size)
 {
 	struct fan_leg *leg = ctx;
@@ -45,6 +56,8 @@ static void leg_done(void *ctx, int status, const uint8_t *bytes, size_t size)
 		fan->ops->answer(leg, bytes, size);
 	if (fan->ops->result(leg, status))
 		fan->yes++;
+	if (fan->first_wins && fan->yes >= fan->wanted)
+		call_off_rest(fan);
 	fan_pump(fan);
 }
 
@@ -70,7 +83,8 @@ static void fan_pump(struct fan *fan)
 {
 	struct fan_leg *leg;
 
-	while (fan->next < fan->target_count && fan->yes + fan->active < fan->wanted &&
+	while (fan->next < fan->target_count && fan->yes < fan->wanted &&
+	       fan->yes + fan->active < (uint64_t)fan->wanted + fan->spare &&
 	       (leg = free_leg(fan))) {
 		int r;
 
@@ -102,6 +116,12 @@ int fan_start(struct fan *fan)
 		fan->legs[i].fan = fan;
 	fan_pump(fan);
 	return 0;
+}
+
+void fan_hedge(struct fan *fan)
+{
+	fan->spare++;
+	fan_pump(fan);
 }
 
 void fan_free(struct fan *fan)

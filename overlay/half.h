@@ -4,7 +4,7 @@
  *
  *   channel.c  datagrams of the agent: channels, requests in flight, answers
  *   driver.c   events into the core, updates out of it
- *   fan.c      one call to several peers        objects.c  PUT, GET, RETAIN
+ *   fan.c      one call to several peers        objects.c  PUT, RETAIN; get.c GET
  *   habits.c   when this host is on             repair.c   copies that are missing
  *   trim.c     copies that are too many         pull.c     jobs that are over
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
@@ -35,6 +35,12 @@ enum {
 	OVERLAY_LEAVE_MS = 300, /* for the last messages to leave */
 	OVERLAY_PUT_STALL_MS = 10 * 1000,
 	OVERLAY_GET_STALL_MS = 4 * 1000,
+	OVERLAY_GET_WIDTH = 3,	    /* holders asked for one object at a time */
+	OVERLAY_GET_LOOK_MS = 100,  /* how often it is looked how they do */
+	OVERLAY_GET_SLOW_MS = 500,  /* nothing moved for so long: the next one is asked too */
+	OVERLAY_GET_LONG_MS = 5000, /* drop by drop is no better */
+	OVERLAY_LIARS_MAX = 16,
+	OVERLAY_LIAR_MS = 10 * 60 * 1000,
 	OVERLAY_LIST_STALL_MS = 3 * 1000,
 	OVERLAY_ORDER_MS_MAX = 120 * 1000,
 	OVERLAY_PUT_CANDIDATES_MAX = 32,
@@ -152,6 +158,12 @@ struct scrub {
 	struct scrub_op *op;
 };
 
+/* A peer that returned other bytes than it was asked for. */
+struct liar {
+	struct node_id node;
+	uint64_t until_ms;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -181,6 +193,7 @@ struct overlay {
 	struct trim trim;
 	struct pull pull;
 	struct scrub scrub;
+	struct liar liars[OVERLAY_LIARS_MAX];
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -286,18 +299,21 @@ struct fan {
 	int stream_fd; /* borrowed */
 	uint32_t stall_ms;
 	uint32_t wanted, width;	 /* yeses; calls at a time, at most OVERLAY_FAN_WIDTH */
+	bool first_wins;	 /* enough yeses: calls still under way are called off */
 	struct node_id *targets; /* freed by fan_free() */
 	uint32_t target_count;
 	/* private */
-	uint32_t next, active, yes;
+	uint32_t next, active, yes, spare;
 	sd_event_source *finish;
 	struct fan_leg legs[OVERLAY_FAN_WIDTH];
 };
 
 int fan_start(struct fan *fan);
 void fan_free(struct fan *fan);
+/* One call more than are wanted from now on, if there is somebody left to ask. */
+void fan_hedge(struct fan *fan);
 
-/* objects.c, relay.c: the operations; each finishes its request */
+/* objects.c, get.c, relay.c: the operations; each finishes its request */
 void object_put(struct request *request);
 void object_get(struct request *request);
 void object_retain(struct request *request);
