@@ -303,11 +303,17 @@ int job_hold(struct job *job, int patience_ms) _must_check_;
 void job_drop(struct job *job);
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 		     uint32_t *ret_holder_count, struct node_id *ret_holders);
+/* Objects of a job, for several threads at once: each call has a side channel of its own. */
+enum { FETCH_CHANNELS_MAX = 8 }; /* kept open */
 struct fetch_ctx {
-	int main_channel; /* a channel that fell out of step is made anew under its old number */
-	int channel;
+	int main_channel;
 	struct job_id id;
+	pthread_mutex_t lock; /* guards the rest */
+	int idle[FETCH_CHANNELS_MAX];
+	unsigned int idle_count;
 };
+void job_fetch_init(struct fetch_ctx *fetch, int main_channel, const struct job_id *id);
+void job_fetch_deinit(struct fetch_ctx *fetch);
 int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
 int job_open_manifest(struct agent *a, int channel, const struct job_id *id,

@@ -42,7 +42,7 @@ static void reading_destroy(struct reading *s)
 	manifest_reader_destroy(s->reader);
 	manifest_destroy(s->manifest);
 	json_object_put(s->mounts);
-	close_fdp(&s->fetch.channel);
+	job_fetch_deinit(&s->fetch);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 	uncount_one(a);
@@ -80,13 +80,9 @@ static int reading_create(struct target *t, const struct ckpt_ref *ref,
 	s->job = t->value.job;
 	s->hash = ref->manifest;
 	s->uid = t->seal.uid;
-	s->fetch = (struct fetch_ctx){ .main_channel = t->agent->main_channel,
-				       .channel = ov_open_channel(t->agent->main_channel),
-				       .id = t->value.job };
+	job_fetch_init(&s->fetch, t->agent->main_channel, &t->value.job);
 	memcpy(key.b, t->seal.key, sizeof(key.b));
-	r = s->fetch.channel < 0 ?
-		    s->fetch.channel :
-		    job_open_manifest(t->agent, s->fetch.channel, &s->job, &key, ref, &s->manifest);
+	r = job_open_manifest(t->agent, t->channel, &s->job, &key, ref, &s->manifest);
 	if (r == 0) {
 		int spool = open_spool(t->agent, &spool_max);
 

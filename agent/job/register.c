@@ -198,12 +198,13 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 	return 0;
 }
 
-int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
-		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+/* A channel that fell out of step answers -EAGAIN, and *ret_bad is set. */
+static int fetch_over(int channel, const struct job_id *id, const struct object_hash *hash,
+		      uint32_t size, const struct node_id *holders, uint32_t holder_count,
+		      bool *ret_bad, int *ret_memfd)
 {
-	struct fetch_ctx *fetch = ctx;
 	struct ov_msg msg = { .op = OV_OBJECT_GET,
-			      .u.object = { .job = fetch->id,
+			      .u.object = { .job = *id,
 					    .hash = *hash,
 					    .size = size,
 					    .holder_count = holder_count } };
@@ -214,11 +215,10 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 	if (holder_count > OV_HOLDERS_MAX)
 		return -EBADMSG;
 	memcpy(msg.u.object.holders, holders, holder_count * sizeof(*holders));
-	r = ov_call(fetch->channel, &msg, -1, &fd, JOB_OBJECT_MS);
-	if (is_out_of_step(r, &msg)) {
-		r = renew_channel(fetch->main_channel, &fetch->channel);
-		return r < 0 ? r : -EAGAIN;
-	}
+	r = ov_call(channel, &msg, -1, &fd, JOB_OBJECT_MS);
+	*ret_bad = is_out_of_step(r, &msg);
+	if (*ret_bad)
+		return -EAGAIN;
 	if (r < 0)
 		return r;
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size != (off_t)size || !memfd_is_sealed(fd))
@@ -227,19 +227,74 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 	return 0;
 }
 
+void job_fetch_init(struct fetch_ctx *fetch, int main_channel, const struct job_id *id)
+{
+	*fetch = (struct fetch_ctx){ .main_channel = main_channel, .id = *id };
+	pthread_mutex_init(&fetch->lock, NULL);
+}
+
+void job_fetch_deinit(struct fetch_ctx *fetch)
+{
+	while (fetch->idle_count > 0)
+		close(fetch->idle[--fetch->idle_count]);
+	pthread_mutex_destroy(&fetch->lock);
+}
+
+static int borrow_channel(struct fetch_ctx *fetch)
+{
+	int channel = -1;
+
+	pthread_mutex_lock(&fetch->lock);
+	if (fetch->idle_count > 0)
+		channel = fetch->idle[--fetch->idle_count];
+	pthread_mutex_unlock(&fetch->lock);
+	return channel >= 0 ? channel : ov_open_channel(fetch->main_channel);
+}
+
+static void return_channel(struct fetch_ctx *fetch, int channel_take)
+{
+	pthread_mutex_lock(&fetch->lock);
+	if (fetch->idle_count < FETCH_CHANNELS_MAX) {
+		fetch->idle[fetch->idle_count++] = channel_take;
+		channel_take = -1;
+	}
+	pthread_mutex_unlock(&fetch->lock);
+	close_fdp(&channel_take);
+}
+
+int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
+		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+{
+	struct fetch_ctx *fetch = ctx;
+	int channel = borrow_channel(fetch), r;
+	bool bad = false;
+
+	if (channel < 0)
+		return channel;
+	r = fetch_over(channel, &fetch->id, hash, size, holders, holder_count, &bad, ret_memfd);
+	if (bad)
+		close(channel);
+	else
+		return_channel(fetch, channel);
+	return r;
+}
+
 int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest)
 {
-	struct fetch_ctx fetch = { .main_channel = a->main_channel, .channel = channel, .id = *id };
 	_cleanup_close_ int fd = -1;
+	bool bad = false;
 	void *bytes;
 	int r;
 
 	if (ref->manifest_size == 0 || ref->manifest_size > OV_PACK_MAX)
 		return -EBADMSG;
-	r = job_fetch_object(&fetch, &ref->manifest, ref->manifest_size, ref->holders,
-			     ref->holder_count, &fd);
+	r = fetch_over(channel, id, &ref->manifest, ref->manifest_size, ref->holders,
+		       ref->holder_count, &bad, &fd);
+	/* The number stays: others may have copied it. */
+	if (bad && channel >= 0 && renew_channel(a->main_channel, &channel) < 0)
+		return -EAGAIN;
 	if (r < 0)
 		return r;
 	bytes = mmap(NULL, ref->manifest_size, PROT_READ, MAP_PRIVATE, fd, 0);

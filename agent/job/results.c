@@ -17,9 +17,7 @@ enum { COLLECT_PATIENCE_MS = 20000 };
 static int fetch_results(struct job *job, const struct manifest *manifest,
 			 struct results_report *ret_report)
 {
-	struct fetch_ctx fetch = { .main_channel = job->agent->main_channel,
-				   .channel = job->channel,
-				   .id = job->id };
+	struct fetch_ctx fetch;
 	char folder[JOB_NAME_MAX + 32];
 	struct results_request request = { .manifest = manifest,
 					   .job_key = &job->key,
@@ -30,9 +28,13 @@ static int fetch_results(struct job *job, const struct manifest *manifest,
 					   .uid = job->spec.uid,
 					   .gid = job->spec.gid,
 					   .submit_wall_ms = job->value.submit_wall_ms };
+	int r;
 
 	snprintf(folder, sizeof(folder), "%s.decamp-results", job->spec.name);
-	return restore_results(&request, ret_report);
+	job_fetch_init(&fetch, job->agent->main_channel, &job->id);
+	r = restore_results(&request, ret_report);
+	job_fetch_deinit(&fetch);
+	return r;
 }
 
 /* Stays after the register has forgotten the job: ps -a, show and wait read it. */

@@ -339,10 +339,9 @@ int job_takeover(struct job *job)
 	job_phase(job, PHASE_RESTORING);
 	if (job->value.history_count == 0)
 		return takeover_from_nothing(job);
-	t.fetch = (struct fetch_ctx){ .main_channel = job->agent->main_channel,
-				      .channel = job->channel,
-				      .id = job->id };
+	job_fetch_init(&t.fetch, job->agent->main_channel, &job->id);
 	r = restore_newest(&t, reason);
+	job_fetch_deinit(&t.fetch);
 	if (r < 0) {
 		if (!job->lost && !job->agent->stopping)
 			give_back(job, AVOID_RESTORE_FAILED, reason[0] ? reason : strerror(-r));

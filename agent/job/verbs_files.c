@@ -107,9 +107,7 @@ static int stream_file(int path_fd, uid_t owner, uint64_t offset, struct api_rep
 static int stream_from_manifest(struct target *t, const char *path, uint64_t offset,
 				struct api_reply *reply)
 {
-	struct fetch_ctx fetch = { .main_channel = t->agent->main_channel,
-				   .channel = t->channel,
-				   .id = t->value.job };
+	struct fetch_ctx fetch;
 	struct secret_key key;
 	struct manifest *m;
 	_cleanup_close_ int fd = -1;
@@ -123,8 +121,10 @@ static int stream_from_manifest(struct target *t, const char *path, uint64_t off
 	r = find_file(t, m, path, &index);
 	if (r == 0)
 		r = fd = make_temporary(t->agent);
+	job_fetch_init(&fetch, t->agent->main_channel, &t->value.job);
 	if (r >= 0)
 		r = restore_file(m, &key, index, job_fetch_object, &fetch, fd);
+	job_fetch_deinit(&fetch);
 	key_wipe(&key, sizeof(key));
 	manifest_destroy(m);
 	if (r < 0)

@@ -14,6 +14,7 @@
  *   manifest.c  manifest: what callers see of it
  *   unpack.c    manifest -> file contents, and seeding of a packer
  *   parts.c     manifest -> parts of files
+ *   reader.c    manifest -> blocks, by several threads (reader.h); reader_frames.c: one pack
  *
  * On disk all numbers are little-endian; structs are written as they lie in memory, hence the
  * assertion. Formats: docs/formats.md.
@@ -240,6 +241,7 @@ struct packer {
 
 	/* the checkpoint under way */
 	bool active;
+	bool seeding; /* between packer_seed_begin() and packer_seed_end() */
 	int failed; /* a store that failed: nothing but abort helps */
 	uint64_t seq;
 	struct fence_token token;

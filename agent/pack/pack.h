@@ -195,7 +195,7 @@ size_t manifest_object_count(const struct manifest *m);
 void manifest_object(const struct manifest *m, size_t index, struct object_hash *ret_hash,
 		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders);
 
-/* Fetches one object; blocking; ret_memfd is the caller's. */
+/* Fetches one object; blocking; ret_memfd is the caller's. Called by several threads at once. */
 typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t size,
 			     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
 
@@ -206,9 +206,8 @@ typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t
  * were read, so that the first checkpoint here sends only what changes; what it knew before is lost.
  *
  * The fds must be readable and writable; what the files held before is cut off. The fd of a hard
- * link is ignored: link(2) it to the file that it names. fetch is called from a thread of its own,
- * one call at a time, while the pack before is written out. After an error the files' contents are
- * undefined.
+ * link is ignored: link(2) it to the file that it names. fetch is called from up to READER_THREADS
+ * threads at once (reader.h). After an error the files' contents are undefined.
  */
 int manifest_unpack(const struct manifest *m, const struct secret_key *job_key, const int *fds,
 		    pack_fetch_fn fetch, void *ctx, struct packer *seed,

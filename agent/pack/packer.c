@@ -71,6 +71,7 @@ void packer_reset(struct packer *p)
 	free(p->objects);
 	p->objects = NULL;
 	p->object_count = 0;
+	p->seeding = false;
 	memset(&p->counts, 0, sizeof(p->counts));
 }
 

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,7 +27,7 @@ struct lab_store {
 		uint32_t size;
 	} objects[OBJECTS_MAX];
 	size_t count;
-	uint32_t gets;
+	atomic_uint gets; /* several threads fetch */
 	int fail;	/* this error from now on */
 	int fail_after; /* so many puts, then -EHOSTUNREACH; 0: never */
 	bool lie;	/* flip a bit of what is fetched */
