@@ -30,6 +30,7 @@ enum key_type {
 	KEY_SIZE,
 	KEY_BOOL,
 	KEY_ENGINE,
+	KEY_LAZY,
 	KEY_HOURS,
 	KEY_TAGS
 };
@@ -56,6 +57,7 @@ static const struct key keys[] = {
 	{ "criu_path", KEY_PATH, FIELD(criu_path), 0, 0 },
 	{ "capture_path", KEY_PATH, FIELD(capture_path), 1, 0 },
 	{ "engine", KEY_ENGINE, FIELD(engine), 1, 0 },
+	{ "lazy_restore", KEY_LAZY, FIELD(lazy_restore), 1, 0 },
 	{ "closed_hours", KEY_HOURS, FIELD(closed_hours), 0, 0 },
 	{ "tags", KEY_TAGS, FIELD(tags), 0, 0 },
 	{ "every_s", KEY_UINT, FIELD(every_s), 0, 7 * 86400 },
@@ -122,6 +124,7 @@ void host_config_default(struct host_config *config)
 		.keeper_path = "/usr/lib/decamp/decamp-keeper",
 		.capture_path = "/usr/lib/decamp/decamp-capture",
 		.engine = "auto",
+		.lazy_restore = "auto",
 		.copies = 3,
 		.probe_ms = 1000,
 		.suspect_ms = 5000,
@@ -308,6 +311,10 @@ static const char *wrong_text(const struct key *key, const char *value)
 		if (!strcmp(value, "auto") || !strcmp(value, "native") || !strcmp(value, "criu"))
 			return NULL;
 		return "is neither auto, native nor criu";
+	case KEY_LAZY:
+		if (!strcmp(value, "auto") || !strcmp(value, "off"))
+			return NULL;
+		return "is neither auto nor off";
 	case KEY_NAME:
 		if (strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789_-") == strlen(value) &&
 		    !isdigit((unsigned char)value[0]) && value[0] != '-')

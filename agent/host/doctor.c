@@ -328,7 +328,7 @@ static void examine_capabilities(struct doctor *d)
 
 static void examine_tracking(struct doctor *d)
 {
-	bool async = probe_wp_async(), soft = probe_soft_dirty();
+	bool async = probe_wp_async(), soft = probe_soft_dirty(), lazy = probe_lazy_memory();
 
 	feature(d, "userfaultfd WP_ASYNC + PAGEMAP_SCAN", async,
 		async ? "yes" :
@@ -340,6 +340,11 @@ static void examine_tracking(struct doctor *d)
 		async ? "not needed: userfaultfd" :
 			"comparison of all pages by content: the pause grows with memory",
 		"the same, on kernels before 6.7");
+	feature(d, "memory on demand", lazy,
+		!lazy ? "a restored job waits for all of its memory" :
+		!strcmp(d->config->lazy_restore, "off") ? "no: lazy_restore = off" :
+							  "yes",
+		"userfaultfd: a restored job runs before all of its memory is there");
 	feature(d, "kernel module", false, "not used in this version",
 		"stopping a process without disturbing its system calls");
 }

@@ -36,6 +36,7 @@ struct host_config {
 	char criu_path[256];	  /* empty: found in PATH */
 	char capture_path[256];	  /* /usr/lib/decamp/decamp-capture */
 	char engine[16];	  /* auto, native, criu */
+	char lazy_restore[16];	  /* auto, off */
 	uint8_t closed_hours[21]; /* a bit per local hour of the week, from Thursday 00:00 */
 	char tags[60];		  /* words with one blank between; as long as OV_TAGS_MAX */
 	uint32_t every_s;	  /* 0: adaptive (Young) */

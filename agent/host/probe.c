@@ -113,6 +113,37 @@ bool probe_wp_async(void)
 	return have;
 }
 
+bool probe_lazy_memory(void)
+{
+	/* Kernel faults too: a system call may touch a page before the program does. */
+	_cleanup_close_ int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	const uint64_t events = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+				UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+	struct uffdio_api api = { .api = UFFD_API, .features = events };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_copy copy = { 0 };
+	struct pages p;
+	bool have;
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || !pages_init(&p))
+		return false;
+	reg.range.start = (uintptr_t)p.start;
+	reg.range.len = p.size;
+	copy.dst = (uintptr_t)p.start;
+	copy.src = (uintptr_t)p.start + p.page;
+	copy.len = p.page;
+	p.start[p.page] = 42;
+	/* Dropped before it is watched: nobody reads the events here. */
+	have = madvise(p.start, p.page, MADV_DONTNEED) == 0 &&
+	       ioctl(uffd, UFFDIO_REGISTER, &reg) == 0 && ioctl(uffd, UFFDIO_COPY, &copy) == 0 &&
+	       p.start[0] == 42;
+	/* Its own events would wait for us. */
+	if (ioctl(uffd, UFFDIO_UNREGISTER, &reg.range) < 0)
+		have = false;
+	pages_deinit(&p);
+	return have;
+}
+
 static bool soft_dirty_bit(int pagemap, const char *addr, size_t page, bool *ret_bit)
 {
 	uint64_t entry;

@@ -16,6 +16,8 @@
 bool probe_capability(unsigned int capability);
 /* userfaultfd WP_ASYNC with PAGEMAP_SCAN: of four armed pages exactly the written one shows. */
 bool probe_wp_async(void);
+/* userfaultfd for missing pages of another process, with its events: memory on demand. */
+bool probe_lazy_memory(void);
 /* clear_refs and the soft-dirty bit of pagemap. */
 bool probe_soft_dirty(void);
 /* A real-time thread. */

@@ -363,6 +363,8 @@ int criu_run_restore(struct keeper *k, const struct criu_restore *restore, pid_t
 	request.opts = &o;
 	o.has_shell_job = true;
 	o.shell_job = restore->shell_job;
+	o.has_lazy_pages = restore->lazy;
+	o.lazy_pages = restore->lazy;
 	r = run(&s, restore->criu, restore->images_dir, &helper, &request, reason);
 	if (r == 0)
 		r = keeper_watch(k, s.root_pid);

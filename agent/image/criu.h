@@ -46,6 +46,7 @@ struct criu_restore {
 	const char *criu;
 	const char *images_dir;
 	bool shell_job;
+	bool lazy; /* memory is asked for over images_dir/lazy-pages.socket */
 	/* Called when all is restored and nothing runs yet; < 0: CRIU kills the copy. */
 	int (*ready)(void *ctx);
 	void *ctx;

@@ -15,7 +15,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { COMMIT_PATIENCE_MS = 20000, FINISH_RETRY_S = 3 };
+enum { COMMIT_PATIENCE_MS = 20000, FINISH_RETRY_S = 3, LAZY_PATIENCE_MS = 60000 };
 
 uint32_t job_interval_s(const struct job *job)
 {
@@ -395,6 +395,11 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 	if (!job->keeper || !job->capture || !job->packer ||
 	    (before != PHASE_RUNNING && before != PHASE_MOVING))
 		return -EBUSY;
+	r = job_lazy_settle(job, LAZY_PATIENCE_MS);
+	if (r < 0) {
+		job_say(job, "no checkpoint: not all of its memory is here yet: %s", strerror(-r));
+		return -EAGAIN;
+	}
 	if (before == PHASE_RUNNING)
 		job_phase(job, PHASE_CHECKPOINTING);
 	r = take_snapshot(job, reason, after, false, &snap, &stat);
@@ -426,6 +431,7 @@ int job_finish(struct job *job, int exit_status)
 	int r;
 
 	job_phase(job, PHASE_FINISHING);
+	job_lazy_end(job);
 	for (;;) {
 		r = job->capture && job->packer ? 0 : job_make_capture(job);
 		if (r == 0)

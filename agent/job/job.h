@@ -99,6 +99,7 @@ enum action_type {
 	ACTION_RESULTS, /* we are home: bring the results in */
 	ACTION_LOST,	/* another incarnation has the job: kill and discard */
 	ACTION_STOP,	/* decampd ends; the job runs on */
+	ACTION_MEMORY,	/* news of a job whose memory is not all here yet */
 };
 
 struct action {
@@ -118,6 +119,9 @@ struct action {
 };
 
 struct agent;
+struct restore_lazy;
+struct lazy_events;
+struct fetch_ctx;
 
 struct job {
 	struct agent *agent;
@@ -144,6 +148,7 @@ struct job {
 	atomic_bool user_frozen;  /* by `decamp freeze` */
 	atomic_bool owner_frozen; /* a user sits here and the job could not leave yet */
 	atomic_bool releasing; /* a RELEASE was sent under this token: never to run under it again */
+	atomic_bool starved;   /* nobody gives a part of its memory: frozen until somebody does */
 	atomic_bool lost;
 	atomic_bool claiming; /* see job_claim(): a newer token may be granted before it returns */
 	uint64_t next_ckpt_boot_ns;
@@ -173,7 +178,12 @@ struct job {
 		size_t count;
 	} kept[OV_HISTORY_MAX]; /* objects that each history entry needs */
 	char state_dir[512], run_dir[512], cgroup_dir[512];
-	pid_t traced_pid;     /* adopted process that eBPF follows, or 0 */
+	pid_t traced_pid; /* adopted process that eBPF follows, or 0 */
+	struct {
+		struct restore_lazy *lazy; /* NULL: all of its memory is here */
+		struct manifest *manifest;
+		struct fetch_ctx *fetch;
+	} coming;
 	bool in_place;	      /* adopted and not moved yet: in the host's namespaces */
 	bool lease_frozen;    /* by the warden, when last looked at */
 	bool killed;	      /* its user ended it: its death is its end */
@@ -321,6 +331,21 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      struct manifest **ret_manifest) _must_check_;
 void job_retain(struct job *job);
 void job_learn_kept(struct job *job);
+
+/* ---- lazy.c: a job that runs before all of its memory is here ---- */
+bool job_lazy_wanted(const struct job *job);
+struct lazy_events job_lazy_events(struct job *job);
+void job_lazy_keep(struct job *job, struct restore_lazy *lazy_take, struct manifest *manifest_take,
+		   struct fetch_ctx *fetch_take);
+/*
+ * 0: all is here, and the packer knows it. -EAGAIN: not within this time, or nobody gives it. Other
+ * errors: it never will be, revive the job.
+ */
+int job_lazy_settle(struct job *job, int patience_ms) _must_check_;
+/* The job is dead. */
+void job_lazy_end(struct job *job);
+/* decampd ends: the job is frozen, and begins anew from its checkpoint with the next decampd. */
+void job_lazy_leave(struct job *job);
 
 /* ---- checkpoint.c ---- */
 int job_checkpoint(struct job *job, const char *reason, enum capture_after after,

@@ -11,6 +11,7 @@
 
 #include "agent/job/job.h"
 #include "agent/native/native.h"
+#include "agent/restore/lazy.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -216,6 +217,11 @@ int job_resume(struct job *job)
 	}
 	if (r == 0 && job->releasing)
 		return job_finish_release(job);
+	if (r == 0 && restore_is_partial(job->state_dir)) {
+		job_say(job, "decampd ended before all of its memory was here: it begins anew from "
+			     "its last checkpoint");
+		return job_revive(job);
+	}
 	if (r < 0)
 		return r;
 	if (status.frozen && !job->user_frozen) /* frozen for a checkpoint that never ended */

@@ -18,7 +18,7 @@ enum { LEASE_MARGIN_MS = 200, RELEASE_MS = 30000 };
 
 struct takeover {
 	struct job *job;
-	struct fetch_ctx fetch;
+	struct fetch_ctx *fetch; /* NULL: taken over with the rest of the memory */
 	uint64_t granted_boot_ns;
 };
 
@@ -142,10 +142,12 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 					   .state_dir = job->state_dir,
 					   .criu = job->agent->criu,
 					   .fetch = job_fetch_object,
-					   .fetch_ctx = &t->fetch,
+					   .fetch_ctx = t->fetch,
 					   .progress = on_progress,
 					   .ready = on_ready,
-					   .ctx = t };
+					   .ctx = t,
+					   .lazy_events = job_lazy_events(job) };
+	struct restore_lazy *lazy = NULL;
 	struct manifest *manifest;
 	char images[600];
 	int r;
@@ -169,9 +171,12 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 		request.manifest = manifest;
 		request.images_dir = images;
 		request.seed = job->packer;
+		request.ret_lazy = job_lazy_wanted(job) ? &lazy : NULL;
 		job_fill_keeper(job, &request.keeper);
 		r = restore_job(&request, &job->keeper, reason);
 	}
+	if (r == 0 && lazy)
+		job_lazy_keep(job, lazy, take_ptr(manifest), take_ptr(t->fetch));
 	manifest_destroy(manifest);
 	if (remove_tree_at(AT_FDCWD, images) < 0)
 		log_warn("%s: %s could not be removed", job->spec.name, images);
@@ -339,9 +344,13 @@ int job_takeover(struct job *job)
 	job_phase(job, PHASE_RESTORING);
 	if (job->value.history_count == 0)
 		return takeover_from_nothing(job);
-	job_fetch_init(&t.fetch, job->agent->main_channel, &job->id);
-	r = restore_newest(&t, reason);
-	job_fetch_deinit(&t.fetch);
+	t.fetch = calloc(1, sizeof(*t.fetch));
+	if (t.fetch)
+		job_fetch_init(t.fetch, job->agent->main_channel, &job->id);
+	r = t.fetch ? restore_newest(&t, reason) : -ENOMEM;
+	if (t.fetch)
+		job_fetch_deinit(t.fetch);
+	free(t.fetch);
 	if (r < 0) {
 		if (!job->lost && !job->agent->stopping)
 			give_back(job, AVOID_RESTORE_FAILED, reason[0] ? reason : strerror(-r));

@@ -16,7 +16,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { RETRY_MIN_S = 2, LOOK_MS = 5000 };
+enum { RETRY_MIN_S = 2, LOOK_MS = 5000, STOP_LAZY_MS = 3000 };
 
 void job_say(struct job *job, const char *fmt, ...)
 {
@@ -208,6 +208,7 @@ void job_discard(struct job *job)
 			log_debug("%s: keeper: %s", job->spec.name, strerror(-r));
 		keeper_detach(take_ptr(job->keeper));
 	}
+	job_lazy_end(job);
 	capture_destroy(take_ptr(job->capture));
 	packer_destroy(take_ptr(job->packer));
 	r = remove_tree_at(AT_FDCWD, job->state_dir);
@@ -275,6 +276,39 @@ static int do_kill(struct job *job, int signal)
 	return r;
 }
 
+static void look_at_keeper(struct job *job);
+
+/* Its memory is all here, or stopped coming, or comes again. */
+static int look_at_memory(struct job *job)
+{
+	int r = job_lazy_settle(job, 0);
+
+	if (r < 0 && r != -EAGAIN) {
+		job_say(job,
+			"its memory cannot be had here (%s): it begins anew from its last "
+			"checkpoint",
+			strerror(-r));
+		return job_revive(job);
+	}
+	if (job->keeper)
+		look_at_keeper(job);
+	return 0;
+}
+
+/* A few seconds may be enough; else it is frozen until the next decampd restores it anew. */
+static int do_stop(struct job *job)
+{
+	if (job_lazy_settle(job, STOP_LAZY_MS) < 0) {
+		if (keeper_freeze(job->keeper, KEEPER_CALL_MS) < 0)
+			log_debug("%s: its keeper will freeze it", job->spec.name);
+		job_lazy_leave(job);
+	}
+	if (job->keeper)
+		keeper_detach(take_ptr(job->keeper));
+	job_phase(job, PHASE_GONE);
+	return 0;
+}
+
 static int run_action(struct job *job, struct action *action)
 {
 	bool frozen = job->user_frozen || job->owner_frozen;
@@ -313,11 +347,10 @@ static int run_action(struct job *job, struct action *action)
 		job_discard(job);
 		job_phase(job, PHASE_GONE);
 		return 0;
+	case ACTION_MEMORY:
+		return look_at_memory(job);
 	case ACTION_STOP:
-		if (job->keeper)
-			keeper_detach(take_ptr(job->keeper));
-		job_phase(job, PHASE_GONE);
-		return 0;
+		return do_stop(job);
 	}
 	return -EINVAL;
 }
@@ -383,7 +416,7 @@ static void keeper_again(struct job *job, int error)
 /* A freeze or thaw that failed in the middle is made up for. */
 static void mend_freeze(struct job *job, const struct keeper_status *status)
 {
-	bool want = job->user_frozen || job->owner_frozen;
+	bool want = job->user_frozen || job->owner_frozen || job->starved;
 	int r = 0;
 
 	if (job->phase != PHASE_RUNNING || job->releasing || !status->running)
@@ -460,7 +493,8 @@ static int until_checkpoint_ms(struct job *job)
 
 	if (!job->keeper)
 		return -1;
-	if (job->phase != PHASE_RUNNING || job->user_frozen || job->owner_frozen)
+	if (job->phase != PHASE_RUNNING || job->user_frozen || job->owner_frozen ||
+	    job->coming.lazy)
 		return LOOK_MS;
 	if (due <= now)
 		return 0;

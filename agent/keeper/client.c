@@ -407,6 +407,14 @@ int keeper_lease(struct keeper *k, uint64_t deadline_boot_ns)
 	return call_simple(k, &request, KEEPER_CALL_MS);
 }
 
+int keeper_hold(struct keeper *k, int fd)
+{
+	struct keeper_request request = { .op = KEEPER_OP_HOLD };
+	struct keeper_reply answer;
+
+	return call(k, &request, &fd, fd >= 0, KEEPER_CALL_MS, &answer, NULL);
+}
+
 int keeper_status(struct keeper *k, struct keeper_status *ret_status)
 {
 	struct keeper_request request = { .op = KEEPER_OP_STATUS };

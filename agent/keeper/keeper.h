@@ -136,6 +136,13 @@ int keeper_quit(struct keeper *k) _must_check_;
 /* CLOCK_BOOTTIME ns; 0: no lease (fence=commit). A later deadline thaws a lease freeze. */
 int keeper_lease(struct keeper *k, uint64_t deadline_boot_ns) _must_check_;
 
+/*
+ * Keeps a userfaultfd of the job open as long as the keeper lives, so that memory that is not there
+ * yet never turns into zeros. If this connection ends before keeper_hold(k, -1), which lets all of
+ * them go, the keeper freezes the job (a "frozen by request" that a thaw ends).
+ */
+int keeper_hold(struct keeper *k, int fd) _must_check_;
+
 struct keeper_status {
 	pid_t keeper_pid;
 	pid_t init_pid;	     /* host view; 0 for an adopted job */

@@ -44,6 +44,7 @@ enum keeper_op {
 	KEEPER_OP_QUIT,
 	KEEPER_OP_LEASE,
 	KEEPER_OP_STATUS,
+	KEEPER_OP_HOLD, /* fd: kept open; without one: all are let go */
 };
 
 enum {

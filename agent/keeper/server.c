@@ -78,9 +78,24 @@ static void abandon(struct spawn *s)
 		spawn_free(s);
 }
 
+/*
+ * decampd was giving a restored job its memory and is gone. The held descriptors keep what is
+ * missing from being taken for zeros, and nothing of the job shall run until somebody looks.
+ */
+static void source_is_gone(struct warden *w)
+{
+	w->held_owner = -1;
+	w->freeze_wanted = true;
+	if (freezer_apply(w) < 0)
+		warden_log("memory: cannot freeze, will try again");
+}
+
 static void drop(struct warden *w, struct conn *c)
 {
 	int index = (int)(c - w->conns);
+
+	if (w->held_count > 0 && w->held_owner == index)
+		source_is_gone(w);
 
 	forget_fd(&c->fd);
 	forget_fd(&c->event_fd);
@@ -329,6 +344,27 @@ static int forward_watch(struct warden *w, uint32_t op, pid_t pid)
 	return keeper_send(w->init_sock, &msg, sizeof(msg), NULL, 0);
 }
 
+static int on_hold(struct warden *w, const struct conn *c, const int *fds, int fd_count)
+{
+	int fd;
+
+	if (fd_count == 0) {
+		while (w->held_count > 0)
+			close(w->held[--w->held_count]);
+		return 0;
+	}
+	if (fd_count != 1)
+		return -EBADMSG;
+	if (w->held_count == WARDEN_HELD_MAX)
+		return -ENOSPC;
+	fd = fcntl(fds[0], F_DUPFD_CLOEXEC, 3);
+	if (fd < 0)
+		return -errno;
+	w->held[w->held_count++] = fd;
+	w->held_owner = (int)(c - w->conns);
+	return 0;
+}
+
 static int on_signal(struct warden *w, int sig)
 {
 	if (w->main_pidfd < 0 || !w->main_pid)
@@ -430,6 +466,9 @@ static void dispatch(struct warden *w, struct conn *c, const struct keeper_reque
 		break;
 	case KEEPER_OP_LEASE:
 		r = on_lease(w, q->u.deadline_boot_ns);
+		break;
+	case KEEPER_OP_HOLD:
+		r = on_hold(w, c, fds, fd_count);
 		break;
 	case KEEPER_OP_STATUS:
 		fill_status(w, &answer.u.status);

@@ -23,6 +23,7 @@
 enum {
 	WARDEN_CONNS_MAX = 16,
 	WARDEN_SPAWNS_MAX = 32,
+	WARDEN_HELD_MAX = 256,	/* userfaultfds of a job that is not all there yet */
 	WARDEN_TREE_MAX = 4096, /* processes of an adopted tree */
 };
 
@@ -73,6 +74,8 @@ struct warden {
 	uint64_t freeze_start_ns, freeze_worst_us, lease_boot_ns;
 	uint64_t helper_killed_ns; /* when a helper last died of a signal; 0: never */
 	uint32_t spawn_next_id;
+	int held[WARDEN_HELD_MAX];
+	int held_count, held_owner; /* index of the connection that gave them; -1: it is gone */
 	bool quit;
 	struct conn conns[WARDEN_CONNS_MAX];
 	struct spawn spawns[WARDEN_SPAWNS_MAX];

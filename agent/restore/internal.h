@@ -6,6 +6,7 @@
  *   place.c    one file, safely below a folder         restore.c  the order of it all
  *   results.c  manifest -> temporary files             deliver.c  -> the user's own folders
  *   affinity.c threads are tied to CPUs again
+ *   lazy*.c    memory that comes after the job runs (lazy.h)
  *
  * Threading: none of it is shared between threads.
  */
@@ -72,6 +73,7 @@ struct layout {
 	int upper; /* folder below state_dir */
 	int shm;   /* /dev/shm of the namespaces, once they are there */
 	size_t shm_count;
+	bool lazy; /* pages images are lazy_make()'s */
 	/* The notes' mounts, and this host's where files of the job lie below them. */
 	size_t mount_count;
 	struct notes_mount mounts[KEEPER_MOUNTS_MAX];
@@ -91,6 +93,20 @@ int restore_fail(char reason[RESTORE_REASON_MAX], int r, const char *fmt, ...) _
 size_t restore_open_max(void);
 /* SHA-256 of size bytes; 32 bytes out. */
 int restore_hash(int fd, uint64_t size, uint8_t *ret_hash) _must_check_;
+
+/* ---- lazy.c ---- */
+
+/*
+ * The images in images_fd, which has all but the pages: what must be there at once is fetched, what
+ * may come later is known, CRIU's socket and the marker are there.
+ */
+int lazy_make(const struct restore_request *q, int images_fd,
+	      struct restore_lazy **ret_lazy) _must_check_;
+bool lazy_is_needed(const struct restore_lazy *lazy);
+/* Before CRIU starts; the keeper runs. */
+int lazy_start(struct restore_lazy *lazy, const char *run_dir) _must_check_;
+/* The restore failed, and all of the job is dead. NULL is allowed. */
+void lazy_abandon(struct restore_lazy *lazy);
 
 /* ---- results ---- */
 

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include "agent/restore/internal.h"
+#include "agent/restore/lazy_images.h"
 #include "agent/util/io.h"
 
 enum { MOUNTINFO_MAX = 4 << 20, OPEN_SPARE = 128, OPEN_LIMIT = 1 << 16, HASH_CHUNK = 256 << 10 };
@@ -63,9 +64,9 @@ int restore_hash(int fd, uint64_t size, uint8_t *ret_hash)
 
 int layout_clear(const char *state_dir)
 {
-	static const char *const parts[] = { "upper", "work",	"closure",
-					     "root",  "mounts", "closure.list",
-					     "empty", "view",	"carried.list" };
+	static const char *const parts[] = { "upper",	     "work",	     "closure", "root",
+					     "mounts",	     "closure.list", "empty",	"view",
+					     "carried.list", LAZY_MARKER };
 	_cleanup_close_ int fd = open(state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	if (fd < 0)
@@ -370,6 +371,8 @@ static void choose(struct layout *l)
 			l->shm_count++;
 			continue;
 		}
+		if (l->lazy && f.kind == FILE_IMAGE && lazy_is_pages_image(f.path))
+			continue;
 		l->keep[i] = f.kind != FILE_CLOSURE || !host_has(l, &f);
 	}
 	keep_together(l);

@@ -8,6 +8,7 @@
 
 #include "agent/image/criu.h"
 #include "agent/restore/internal.h"
+#include "agent/restore/lazy_images.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -62,13 +63,14 @@ static int start_keeper(const struct restore_request *q, const struct notes *n,
 }
 
 static int run_criu(const struct restore_request *q, const struct notes *n, struct keeper *k,
-		    char *reason)
+		    bool lazy, char *reason)
 {
 	char why[CRIU_REASON_MAX] = "";
 	struct readiness ready = { q, n };
 	struct criu_restore order = { .criu = q->criu,
 				      .images_dir = q->images_dir,
 				      .shell_job = n->shell_job,
+				      .lazy = lazy,
 				      .ready = call_ready,
 				      .ctx = &ready };
 	pid_t pid;
@@ -93,7 +95,7 @@ static int fill_shm(struct layout *l, struct keeper *k)
 }
 
 static int start_job(const struct restore_request *q, struct layout *l, const struct notes *n,
-		     struct keeper **ret_keeper, char *reason)
+		     struct restore_lazy *lazy, struct keeper **ret_keeper, char *reason)
 {
 	struct keeper *k;
 	int r = start_keeper(q, n, &k, reason);
@@ -101,13 +103,80 @@ static int start_job(const struct restore_request *q, struct layout *l, const st
 	if (r < 0)
 		return r;
 	r = fill_shm(l, k);
+	if (r == 0 && lazy) {
+		r = lazy_start(lazy, q->keeper.run_dir);
+		if (r < 0)
+			restore_fail(reason, r, "the job's memory cannot be served on demand");
+	}
 	if (r == 0)
-		r = run_criu(q, n, k, reason);
+		r = run_criu(q, n, k, lazy != NULL, reason);
 	if (r < 0) {
 		end_keeper(k);
 		return r;
 	}
 	*ret_keeper = k;
+	return 0;
+}
+
+static bool wants_lazy(const struct restore_request *q)
+{
+	uint64_t bytes = 0, min = q->lazy_min_bytes ? q->lazy_min_bytes : RESTORE_LAZY_BYTES;
+
+	for (size_t i = 0; q->ret_lazy && i < manifest_file_count(q->manifest); i++) {
+		struct manifest_file f;
+
+		manifest_file(q->manifest, i, &f);
+		if (f.kind == FILE_IMAGE && lazy_is_pages_image(f.path))
+			bytes += (uint64_t)f.st.st_size;
+	}
+	return q->ret_lazy && bytes >= min;
+}
+
+static int make_lazy(const struct restore_request *q, const struct layout *l,
+		     struct restore_lazy **ret_lazy, char *reason)
+{
+	struct restore_lazy *lazy;
+	int r;
+
+	show_step(q, "fetching");
+	r = lazy_make(q, l->images, &lazy);
+	if (r < 0)
+		return restore_fail(reason, r, "the job's first memory cannot be fetched");
+	/* Only small mappings, or shared ones: then all of it is there. */
+	if (lazy_is_needed(lazy))
+		*ret_lazy = lazy;
+	else
+		lazy_abandon(lazy);
+	return 0;
+}
+
+/* All but the checks before. */
+static int restore_checked(const struct restore_request *q, struct layout *l,
+			   const struct notes *notes, struct keeper **ret_keeper, char *reason)
+{
+	struct restore_lazy *lazy = NULL;
+	int r = 0;
+
+	show_step(q, "laying out");
+	l->lazy = wants_lazy(q);
+	if (l->lazy && q->seed)
+		r = packer_seed_begin(q->seed, q->manifest);
+	if (r == 0)
+		r = layout_make(l);
+	if (r == 0 && l->lazy)
+		r = make_lazy(q, l, &lazy, reason);
+	if (r == 0)
+		r = start_job(q, l, notes, lazy, ret_keeper, reason);
+	if (r < 0) {
+		lazy_abandon(lazy);
+		if (l->lazy && q->seed)
+			packer_seed_abort(q->seed);
+		return r;
+	}
+	if (l->lazy && !lazy && q->seed && packer_seed_end(q->seed, q->manifest) < 0)
+		log_warn("the next checkpoint sends everything");
+	if (lazy)
+		*q->ret_lazy = lazy;
 	return 0;
 }
 
@@ -119,6 +188,8 @@ int restore_job(const struct restore_request *request, struct keeper **ret_keepe
 	int r;
 
 	reason[0] = '\0';
+	if (request->ret_lazy)
+		*request->ret_lazy = NULL;
 	r = notes_parse(manifest_head(request->manifest)->meta_json, &notes);
 	if (r == 0 && notes.root_pid == 0)
 		r = -ENODATA;
@@ -136,10 +207,7 @@ int restore_job(const struct restore_request *request, struct keeper **ret_keepe
 		return restore_fail(reason, r, "what an earlier run left in %s cannot be removed",
 				    request->state_dir);
 	}
-	show_step(request, "laying out");
-	r = layout_make(&l);
-	if (r == 0)
-		r = start_job(request, &l, &notes, ret_keeper, reason);
+	r = restore_checked(request, &l, &notes, ret_keeper, reason);
 	layout_deinit(&l);
 	notes_deinit(&notes);
 	if (r < 0 && layout_clear(request->state_dir) < 0)

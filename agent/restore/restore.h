@@ -15,8 +15,9 @@
 
 #include "agent/keeper/keeper.h"
 #include "agent/pack/pack.h"
+#include "agent/restore/lazy.h"
 
-enum { RESTORE_REASON_MAX = 512 };
+enum { RESTORE_REASON_MAX = 512, RESTORE_LAZY_BYTES = 128 << 20 };
 
 struct restore_request {
 	const struct manifest *manifest;
@@ -31,6 +32,14 @@ struct restore_request {
 	void (*progress)(void *ctx, const char *step, uint64_t done, uint64_t total);
 	int (*ready)(void *ctx); /* < 0: do not let it run */
 	void *ctx;
+	/*
+	 * Not NULL: may run before all its memory is there, if that is more than lazy_min_bytes. Then
+	 * *ret_lazy is set, else it is NULL; manifest, job_key, fetch_ctx and seed must live until
+	 * restore_lazy_end(), and seed is not to be used before.
+	 */
+	struct restore_lazy **ret_lazy;
+	uint64_t lazy_min_bytes; /* 0: RESTORE_LAZY_BYTES */
+	struct lazy_events lazy_events;
 };
 
 /* On success the job runs and *ret_keeper watches it. */
