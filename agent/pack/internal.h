@@ -242,7 +242,7 @@ struct packer {
 	/* the checkpoint under way */
 	bool active;
 	bool seeding; /* between packer_seed_begin() and packer_seed_end() */
-	int failed; /* a store that failed: nothing but abort helps */
+	int failed;   /* a store that failed: nothing but abort helps */
 	uint64_t seq;
 	struct fence_token token;
 	pack_store_fn store;

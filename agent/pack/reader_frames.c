@@ -2,6 +2,7 @@
 /* One pack: fetched, checked, opened frame by frame, handed over. */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "agent/pack/reader_internal.h"
@@ -30,13 +31,42 @@ void worker_deinit(struct worker *me)
 
 void worker_forget(struct worker *me)
 {
-	free(take_ptr(me->bytes));
+	if (me->mapped)
+		munmap(me->bytes, me->size);
+	else
+		free(me->bytes);
+	me->bytes = NULL;
+	me->mapped = false;
+}
+
+/* Nobody can change it between the check and the use: it is sealed, or a copy of our own. */
+static int take_bytes(struct worker *me, int fd, uint32_t size)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	int e;
+
+	me->size = size;
+	if (memfd_is_sealed(fd)) {
+		void *map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+
+		if (map == MAP_FAILED)
+			return -errno;
+		me->bytes = map;
+		me->mapped = true;
+		return 0;
+	}
+	bytes = malloc(size);
+	if (!bytes)
+		return -ENOMEM;
+	e = pread_full(fd, bytes, size, 0);
+	if (e == 0)
+		me->bytes = take_ptr(bytes);
+	return e;
 }
 
 int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
 {
 	_cleanup_close_ int fd = -1;
-	_cleanup_free_ uint8_t *bytes = NULL;
 	struct node_id holders[OV_HOLDERS_MAX];
 	struct object_hash hash, actual;
 	uint32_t size, holder_count;
@@ -51,19 +81,14 @@ int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
 		return -errno;
 	if (st.st_size != (off_t)size)
 		return -EBADMSG;
-	/* A copy of our own: nobody can change it between the check and the use. */
-	bytes = malloc(size);
-	if (!bytes)
-		return -ENOMEM;
-	e = pread_full(fd, bytes, size, 0);
+	e = take_bytes(me, fd, size);
 	if (e < 0)
 		return e;
-	object_hash_of(bytes, size, &actual);
-	if (memcmp(&actual, &hash, sizeof(actual)) != 0)
-		return -EBADMSG;
-	me->bytes = take_ptr(bytes);
-	me->size = size;
-	return 0;
+	object_hash_of(me->bytes, size, &actual);
+	if (memcmp(&actual, &hash, sizeof(actual)) == 0)
+		return 0;
+	worker_forget(me);
+	return -EBADMSG;
 }
 
 /* All blocks of an open frame, whether they are wanted now or not: they may come again. */

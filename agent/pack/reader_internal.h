@@ -55,6 +55,7 @@ struct pack_reader {
 struct worker {
 	uint8_t *bytes; /* of the pack */
 	uint32_t size;
+	bool mapped;
 	uint8_t *frame, *scratch;
 };
 

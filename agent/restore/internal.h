@@ -7,6 +7,7 @@
  *   results.c  manifest -> temporary files             deliver.c  -> the user's own folders
  *   affinity.c threads are tied to CPUs again
  *   lazy*.c    memory that comes after the job runs (lazy.h)
+ *   recent.c   objects that are needed twice
  *
  * Threading: none of it is shared between threads.
  */
@@ -94,13 +95,22 @@ size_t restore_open_max(void);
 /* SHA-256 of size bytes; 32 bytes out. */
 int restore_hash(int fd, uint64_t size, uint8_t *ret_hash) _must_check_;
 
+/* ---- recent.c ---- */
+
+struct recent;
+int recent_create(pack_fetch_fn fetch, void *ctx, struct recent **ret_recent) _must_check_;
+void recent_destroy(struct recent *r);
+/* pack_fetch_fn; ctx is the struct recent. */
+int recent_fetch(void *ctx, const struct object_hash *hash, uint32_t size,
+		 const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
+
 /* ---- lazy.c ---- */
 
 /*
  * The images in images_fd, which has all but the pages: what must be there at once is fetched, what
- * may come later is known, CRIU's socket and the marker are there.
+ * may come later is known, CRIU's socket and the marker are there. recent: may have some of it.
  */
-int lazy_make(const struct restore_request *q, int images_fd,
+int lazy_make(const struct restore_request *q, struct recent *recent, int images_fd,
 	      struct restore_lazy **ret_lazy) _must_check_;
 bool lazy_is_needed(const struct restore_lazy *lazy);
 /* Before CRIU starts; the keeper runs. */

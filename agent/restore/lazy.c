@@ -95,13 +95,13 @@ static int add_pages(const struct filler *f, int images_fd, uint32_t file,
 	return 0;
 }
 
-static int read_now(const struct restore_request *q, struct filler *f,
+static int read_now(const struct restore_request *q, struct recent *recent, struct filler *f,
 		    const struct reader_range *ranges, size_t count)
 {
 	struct reader_config config = { .manifest = q->manifest,
 					.job_key = q->job_key,
-					.fetch = q->fetch,
-					.fetch_ctx = q->fetch_ctx,
+					.fetch = recent_fetch,
+					.fetch_ctx = recent,
 					.seed = q->seed,
 					.sink = fill,
 					.ctx = f };
@@ -115,7 +115,8 @@ static int read_now(const struct restore_request *q, struct filler *f,
 	return r;
 }
 
-static int fill_now(const struct restore_request *q, const struct lazy_plan *plan, int images_fd)
+static int fill_now(const struct restore_request *q, struct recent *recent,
+		    const struct lazy_plan *plan, int images_fd)
 {
 	size_t files = manifest_file_count(q->manifest), count = 0, runs = files;
 	struct filler f = { .plan = plan, .m = q->manifest };
@@ -138,7 +139,7 @@ static int fill_now(const struct restore_request *q, const struct lazy_plan *pla
 			r = add_pages(&f, images_fd, (uint32_t)i, ranges, &count);
 	}
 	if (r == 0)
-		r = read_now(q, &f, ranges, count);
+		r = read_now(q, recent, &f, ranges, count);
 	for (size_t i = 0; f.fds && i < files; i++)
 		close_fdp(&f.fds[i]);
 	free(f.fds);
@@ -261,7 +262,8 @@ static void lazy_free(struct restore_lazy *lazy, bool let_go)
 	free(lazy);
 }
 
-int lazy_make(const struct restore_request *q, int images_fd, struct restore_lazy **ret_lazy)
+int lazy_make(const struct restore_request *q, struct recent *recent, int images_fd,
+	      struct restore_lazy **ret_lazy)
 {
 	struct restore_lazy *lazy = calloc(1, sizeof(*lazy));
 	int r;
@@ -275,7 +277,7 @@ int lazy_make(const struct restore_request *q, int images_fd, struct restore_laz
 	pthread_rwlock_init(&lazy->lock, NULL);
 	r = lazy_plan_make(images_fd, q->manifest, &lazy->plan);
 	if (r == 0)
-		r = fill_now(q, &lazy->plan, images_fd);
+		r = fill_now(q, recent, &lazy->plan, images_fd);
 	if (r == 0)
 		r = make_reader(q, lazy);
 	if (r == 0)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "agent/image/criu.h"
@@ -94,30 +95,6 @@ static int fill_shm(struct layout *l, struct keeper *k)
 	return layout_make_shm(l, status.init_pid);
 }
 
-static int start_job(const struct restore_request *q, struct layout *l, const struct notes *n,
-		     struct restore_lazy *lazy, struct keeper **ret_keeper, char *reason)
-{
-	struct keeper *k;
-	int r = start_keeper(q, n, &k, reason);
-
-	if (r < 0)
-		return r;
-	r = fill_shm(l, k);
-	if (r == 0 && lazy) {
-		r = lazy_start(lazy, q->keeper.run_dir);
-		if (r < 0)
-			restore_fail(reason, r, "the job's memory cannot be served on demand");
-	}
-	if (r == 0)
-		r = run_criu(q, n, k, lazy != NULL, reason);
-	if (r < 0) {
-		end_keeper(k);
-		return r;
-	}
-	*ret_keeper = k;
-	return 0;
-}
-
 static bool wants_lazy(const struct restore_request *q)
 {
 	uint64_t bytes = 0, min = q->lazy_min_bytes ? q->lazy_min_bytes : RESTORE_LAZY_BYTES;
@@ -132,21 +109,103 @@ static bool wants_lazy(const struct restore_request *q)
 	return q->ret_lazy && bytes >= min;
 }
 
-static int make_lazy(const struct restore_request *q, const struct layout *l,
-		     struct restore_lazy **ret_lazy, char *reason)
+/* One restore on its way. */
+struct attempt {
+	struct restore_request q; /* the caller's, but for the fetcher */
+	const struct restore_request *original;
+	struct layout *l;
+	const struct notes *notes;
+	struct recent *recent;
+	struct restore_lazy *lazy; /* NULL: none */
+	pthread_t thread;
+	bool threaded;
+	int lazy_result;
+};
+
+/* What must be there at once is fetched while the namespaces are made. */
+static void *make_lazy(void *arg)
 {
-	struct restore_lazy *lazy;
+	struct attempt *a = arg;
+
+	a->lazy_result = lazy_make(a->original, a->recent, a->l->images, &a->lazy);
+	return NULL;
+}
+
+static void begin_lazy(struct attempt *a)
+{
+	if (!a->l->lazy)
+		return;
+	a->threaded = pthread_create(&a->thread, NULL, make_lazy, a) == 0;
+	if (!a->threaded)
+		make_lazy(a);
+}
+
+/* fits: the rest went well so far. */
+static int end_lazy(struct attempt *a, bool fits, char *reason)
+{
 	int r;
 
-	show_step(q, "fetching");
-	r = lazy_make(q, l->images, &lazy);
-	if (r < 0)
-		return restore_fail(reason, r, "the job's first memory cannot be fetched");
+	if (a->threaded)
+		pthread_join(a->thread, NULL);
+	a->threaded = false;
+	if (a->lazy_result < 0)
+		return fits ? restore_fail(reason, a->lazy_result,
+					   "the job's first memory cannot be fetched") :
+			      a->lazy_result;
 	/* Only small mappings, or shared ones: then all of it is there. */
-	if (lazy_is_needed(lazy))
-		*ret_lazy = lazy;
-	else
-		lazy_abandon(lazy);
+	if (a->lazy && !lazy_is_needed(a->lazy))
+		lazy_abandon(take_ptr(a->lazy));
+	if (!a->lazy || !fits)
+		return 0;
+	r = lazy_start(a->lazy, a->q.keeper.run_dir);
+	return r < 0 ? restore_fail(reason, r, "the job's memory cannot be served on demand") : 0;
+}
+
+static int start_job(struct attempt *a, struct keeper **ret_keeper, char *reason)
+{
+	struct keeper *k;
+	int r, e;
+
+	begin_lazy(a);
+	r = start_keeper(&a->q, a->notes, &k, reason);
+	if (r < 0) {
+		(void)!end_lazy(a, false, reason);
+		return r;
+	}
+	r = fill_shm(a->l, k);
+	e = end_lazy(a, r == 0, reason);
+	if (r == 0)
+		r = e;
+	if (r == 0)
+		r = run_criu(&a->q, a->notes, k, a->lazy != NULL, reason);
+	if (r < 0) {
+		end_keeper(k);
+		return r;
+	}
+	*ret_keeper = k;
+	return 0;
+}
+
+static int lay_out_and_start(struct attempt *a, struct keeper **ret_keeper, char *reason)
+{
+	int r = 0;
+
+	if (a->l->lazy && a->q.seed)
+		r = packer_seed_begin(a->q.seed, a->q.manifest);
+	if (r == 0)
+		r = layout_make(a->l);
+	if (r == 0)
+		r = start_job(a, ret_keeper, reason);
+	if (r < 0) {
+		lazy_abandon(a->lazy);
+		if (a->l->lazy && a->q.seed)
+			packer_seed_abort(a->q.seed);
+		return r;
+	}
+	if (a->l->lazy && !a->lazy && a->q.seed && packer_seed_end(a->q.seed, a->q.manifest) < 0)
+		log_warn("the next checkpoint sends everything");
+	if (a->lazy)
+		*a->q.ret_lazy = a->lazy;
 	return 0;
 }
 
@@ -154,30 +213,20 @@ static int make_lazy(const struct restore_request *q, const struct layout *l,
 static int restore_checked(const struct restore_request *q, struct layout *l,
 			   const struct notes *notes, struct keeper **ret_keeper, char *reason)
 {
-	struct restore_lazy *lazy = NULL;
-	int r = 0;
+	struct attempt a = { .q = *q, .original = q, .l = l, .notes = notes };
+	int r = recent_create(q->fetch, q->fetch_ctx, &a.recent);
 
-	show_step(q, "laying out");
-	l->lazy = wants_lazy(q);
-	if (l->lazy && q->seed)
-		r = packer_seed_begin(q->seed, q->manifest);
-	if (r == 0)
-		r = layout_make(l);
-	if (r == 0 && l->lazy)
-		r = make_lazy(q, l, &lazy, reason);
-	if (r == 0)
-		r = start_job(q, l, notes, lazy, ret_keeper, reason);
-	if (r < 0) {
-		lazy_abandon(lazy);
-		if (l->lazy && q->seed)
-			packer_seed_abort(q->seed);
+	if (r < 0)
 		return r;
-	}
-	if (l->lazy && !lazy && q->seed && packer_seed_end(q->seed, q->manifest) < 0)
-		log_warn("the next checkpoint sends everything");
-	if (lazy)
-		*q->ret_lazy = lazy;
-	return 0;
+	show_step(q, "laying out");
+	a.q.fetch = recent_fetch;
+	a.q.fetch_ctx = a.recent;
+	l->request = &a.q;
+	l->lazy = wants_lazy(q);
+	r = lay_out_and_start(&a, ret_keeper, reason);
+	recent_destroy(a.recent);
+	l->request = q;
+	return r;
 }
 
 int restore_job(const struct restore_request *request, struct keeper **ret_keeper,

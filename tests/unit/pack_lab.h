@@ -28,9 +28,9 @@ struct lab_store {
 	} objects[OBJECTS_MAX];
 	size_t count;
 	atomic_uint gets; /* several threads fetch */
-	int fail;	/* this error from now on */
-	int fail_after; /* so many puts, then -EHOSTUNREACH; 0: never */
-	bool lie;	/* flip a bit of what is fetched */
+	int fail;	  /* this error from now on */
+	int fail_after;	  /* so many puts, then -EHOSTUNREACH; 0: never */
+	bool lie;	  /* flip a bit of what is fetched */
 };
 
 struct lab {
