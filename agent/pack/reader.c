@@ -203,10 +203,22 @@ static struct work *next_urgent(struct pack_reader *r)
 	return NULL;
 }
 
-/* While somebody waits for a page, the rest of the network and of the processors is left to that. */
+/*
+ * While somebody waits for a page, the network and the processors are left to that. Who just waited
+ * mostly does again: so for a moment one thread goes on, and the others wait too.
+ */
+static bool background_may(const struct pack_reader *r)
+{
+	if (!r->on_demand)
+		return true;
+	if (!r->let_go || r->urgent_open > 0)
+		return false;
+	return r->background == 0 || now_boot_ns() - r->urgent_ns > READER_QUIET_MS * 1000000ull;
+}
+
 static struct work *next_of_all(struct pack_reader *r)
 {
-	if (r->on_demand && (!r->let_go || r->urgent_open > 0))
+	if (!background_may(r))
 		return NULL;
 	for (size_t i = 0; i < r->work_count; i++) {
 		struct work *w = &r->work[(r->next + i) % r->work_count];
@@ -214,9 +226,29 @@ static struct work *next_of_all(struct pack_reader *r)
 		if (w->state != WORK_TODO)
 			continue;
 		r->next = (r->next + i + 1) % r->work_count;
+		w->background = true;
+		r->background++;
 		return w;
 	}
 	return NULL;
+}
+
+static void wait_for_work(struct pack_reader *r, bool urgent_only)
+{
+	struct timespec until;
+
+	/* Quiet comes by itself. */
+	if (!urgent_only && r->on_demand && r->let_go && r->urgent_open == 0) {
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += READER_QUIET_MS * 1000000;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		pthread_cond_timedwait(&r->changed, &r->lock, &until);
+	} else {
+		pthread_cond_wait(&r->changed, &r->lock);
+	}
 }
 
 /* NULL: all is done, or it is to end. */
@@ -233,7 +265,7 @@ static struct work *next_work(struct pack_reader *r, bool urgent_only)
 			w->state = WORK_BUSY;
 			break;
 		}
-		pthread_cond_wait(&r->changed, &r->lock);
+		wait_for_work(r, urgent_only);
 	}
 	pthread_mutex_unlock(&r->lock);
 	return w;
@@ -244,7 +276,9 @@ static void work_done(struct pack_reader *r, struct work *w, int error)
 	pthread_mutex_lock(&r->lock);
 	if (w->urgent)
 		r->urgent_open--;
-	w->urgent = false;
+	if (w->background)
+		r->background--;
+	w->urgent = w->background = false;
 	w->state = error == 0 ? WORK_DONE : WORK_TODO;
 	if (error == 0) {
 		r->done++;
@@ -397,6 +431,7 @@ void reader_let_go(struct pack_reader *r)
 {
 	pthread_mutex_lock(&r->lock);
 	r->let_go = true;
+	r->urgent_ns = now_boot_ns(); /* the first faults come now */
 	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->lock);
 }
@@ -438,6 +473,7 @@ enum reader_answer reader_urge(struct pack_reader *r, uint32_t file, uint64_t bl
 		answer = READER_THERE;
 	} else if (!w->urgent) {
 		w->urgent = true;
+		r->urgent_ns = now_boot_ns();
 		w->frame = (uint32_t)((p->slot + (block - p->block)) / PACK_FRAME_BLOCKS);
 		r->urgent_open++;
 		if (w->state == WORK_TODO)

@@ -20,7 +20,7 @@
 
 #include "agent/pack/pack.h"
 
-enum { READER_THREADS = 5, READER_RETRY_MS = 1000 };
+enum { READER_THREADS = 5, READER_RETRY_MS = 1000, READER_QUIET_MS = 50 };
 
 struct reader_range {
 	uint32_t file;	       /* of the manifest, a regular one that is no hard link */

@@ -23,6 +23,7 @@ struct work {
 	size_t first, count; /* of the placements */
 	enum work_state state;
 	bool urgent;
+	bool background; /* counted as such */
 };
 
 struct pack_reader {
@@ -42,6 +43,8 @@ struct pack_reader {
 	uint32_t *urgent; /* a ring of indices into work */
 	size_t urgent_first, urgent_last, urgent_open;
 	size_t next, done, workers;
+	size_t background;  /* packs being read that nobody waits for */
+	uint64_t urgent_ns; /* when somebody last began to wait for one */
 	uint64_t done_bytes, total_bytes;
 	bool let_go, cancelled;
 	int error;
