@@ -34,11 +34,11 @@ enum {
 	OVERLAY_REQUEST_MS = 60 * 1000,
 	OVERLAY_LEAVE_MS = 300, /* for the last messages to leave */
 	OVERLAY_PUT_STALL_MS = 10 * 1000,
-	OVERLAY_GET_STALL_MS = 4 * 1000,
-	OVERLAY_GET_WIDTH = 3,	    /* holders asked for one object at a time */
-	OVERLAY_GET_LOOK_MS = 100,  /* how often it is looked how they do */
-	OVERLAY_GET_SLOW_MS = 500,  /* nothing moved for so long: the next one is asked too */
-	OVERLAY_GET_LONG_MS = 5000, /* drop by drop is no better */
+	OVERLAY_GET_STALL_MS = 12 * 1000, /* not how long a slow holder costs: see SLOW below */
+	OVERLAY_GET_WIDTH = 3,		  /* holders asked for one object at a time */
+	OVERLAY_GET_LOOK_MS = 100,	  /* how often it is looked how they do */
+	OVERLAY_GET_SLOW_MS = 500,	  /* nothing moved for so long: the next one is asked too */
+	OVERLAY_GET_LONG_MS = 5000,	  /* drop by drop is no better */
 	OVERLAY_LIARS_MAX = 16,
 	OVERLAY_LIAR_MS = 10 * 60 * 1000,
 	OVERLAY_LIST_STALL_MS = 3 * 1000,
