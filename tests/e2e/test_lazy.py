@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Jobs that run before all of their memory is there: moved, checkpointed there, moved again."""
 
-from common import check, check_counter, counter_argv, main, submit, wait_for
+from common import check, check_counter, counter_argv, main, note, submit, wait_for
 
 STEPS, MEGABYTES = 500, 256
 
@@ -29,6 +29,53 @@ def test_moves(lab):
         check(True, "and is checkpointed there")
     job.wait_collected(seconds=300)
     check_counter(job, STEPS, MEGABYTES)
+
+
+def wait_partial(host, seconds=60):
+    """Until a job runs there whose memory is still coming."""
+    folder = host.path("/var/lib/decamp/jobs")
+    wait_for(lambda: list(folder.glob("*/lazy")), seconds, "a job that is not all there", 0.005)
+
+
+def test_daemon_killed(lab):
+    """decampd is killed while it brings memory: the job stands still, and begins anew."""
+    home, target = lab[1], lab[4]
+    job = submit(lab, home, "killed", counter_argv("mark-2", STEPS, 0.05, MEGABYTES), "--every", "5")
+    job.wait_seq(2, seconds=120)
+    lab.lose(5)
+    try:
+        job.ask("migrate", job.name, target.name)
+        wait_partial(target)
+        wait_for(lambda: target.pids("mark-2"), 60, "its processes", 0.005)
+        target.kill_daemon()
+    finally:
+        lab.lose(0)
+    partial = list(target.path("/var/lib/decamp/jobs").glob("*/lazy"))
+    note(f"killed while memory came: {bool(partial)}")
+    target.start_daemon()
+    target.wait_daemon()
+    if partial:
+        wait_for(lambda: said(lab, target, "begins anew from its last checkpoint"), 60,
+                 "word that it begins anew")
+        check(True, "a job that was not all there begins anew")
+    job.wait_collected(seconds=300)
+    check_counter(job, STEPS, MEGABYTES)
+
+
+def test_holder_dies(lab):
+    """A host that holds the job's memory loses power while it comes: the others serve."""
+    home, target = lab[1], lab[3]
+    job = submit(lab, home, "holder", counter_argv("mark-3", STEPS, 0.05, MEGABYTES), "--every", "5")
+    job.wait_seq(2, seconds=120)
+    job.ask("migrate", job.name, target.name)
+    wait_partial(target)
+    lab[2].power_cut()
+    job.wait_host([target], seconds=120)
+    job.wait_collected(seconds=300)
+    check_counter(job, STEPS, MEGABYTES)
+    lab[2].boot()
+    lab[2].start_daemon()
+    lab[2].wait_daemon()
 
 
 if __name__ == "__main__":
