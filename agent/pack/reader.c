@@ -340,20 +340,26 @@ static void count_starving(struct pack_reader *r, int by, int error)
 	pthread_mutex_unlock(&r->starved_lock);
 }
 
+/* Nobody answered in time, which is so of a host that itself stood still for a while. */
+static bool may_come_back(int error)
+{
+	return error == -ENOENT || error == -EAGAIN || error == -EHOSTUNREACH;
+}
+
 static int fetch_patiently(struct pack_reader *r, struct worker *me, const struct work *w)
 {
 	bool starving = false;
 	int e;
 
-	for (;;) {
+	for (int tries = 1;; tries++) {
 		e = reader_fetch(r, me, w->pack);
-		if (e == 0 || !r->on_demand)
+		if (e == 0 || (!r->on_demand && (tries == READER_TRIES || !may_come_back(e))))
 			break;
-		if (!starving)
+		if (!starving && r->on_demand)
 			count_starving(r, 1, e);
-		starving = true;
+		starving = r->on_demand;
 		if (!pause_before_retry(r)) {
-			e = -ECANCELED;
+			e = r->on_demand ? -ECANCELED : e;
 			break;
 		}
 	}

@@ -8,7 +8,8 @@
  * reaches the sink before its frame has authenticated, and at most one pack and two frames a thread
  * are in memory: READER_THREADS * (OV_PACK_MAX + 512 KiB), usually a quarter of that.
  *
- * Two ways to use it. reader_run(): all packs, in order, until done or the first error. On demand:
+ * Two ways to use it. reader_run(): all packs, in order, until done or the first
+ * error; a pack that nobody gives is asked for READER_TRIES times. On demand:
  * reader_start(), then packs that reader_urge() asks for come first, the rest follows after
  * reader_let_go(), newest checkpoint first, for what changed lately is needed soon. Then a pack that
  * nobody can give is no error: it is asked for again until it comes.
@@ -20,7 +21,7 @@
 
 #include "agent/pack/pack.h"
 
-enum { READER_THREADS = 5, READER_RETRY_MS = 1000, READER_QUIET_MS = 50 };
+enum { READER_THREADS = 5, READER_RETRY_MS = 1000, READER_QUIET_MS = 50, READER_TRIES = 3 };
 
 struct reader_range {
 	uint32_t file;	       /* of the manifest, a regular one that is no hard link */
