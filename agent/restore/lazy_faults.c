@@ -73,8 +73,7 @@ static int refused(struct restore_lazy *lazy, struct space *s, uint64_t page, ui
 			return 0;
 		}
 		return lazy->complete ? 0 : 1;
-	case ESRCH:
-	case ENOSPC:
+	case ESRCH: /* no memory is left of it: nothing else may count as its end */
 		s->gone = true;
 		return 0;
 	case EAGAIN:
@@ -196,7 +195,7 @@ static bool put_zero(struct space *s, uint64_t page)
 		return true;
 	if (errno == EEXIST)
 		wake(s, page, 1);
-	if (errno == ESRCH || errno == ENOSPC)
+	if (errno == ESRCH)
 		s->gone = true;
 	return errno != EAGAIN && errno != ENOMEM;
 }
@@ -280,11 +279,10 @@ int space_serve(struct restore_lazy *lazy, struct space *s)
 
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
-		if (n != sizeof(msg)) {
-			s->gone = true;
-			break;
-		}
-		r = on_message(lazy, s, &msg);
+		if (n != sizeof(msg))
+			r = n < 0 ? -errno : -EPROTO;
+		else
+			r = on_message(lazy, s, &msg);
 	}
 	if (r == 0)
 		answer_zeros(lazy, s);

@@ -128,6 +128,7 @@ struct world {
 	struct manifest *m;
 	struct restore_lazy *lazy;
 	atomic_int starved, fed, finished;
+	int then; /* so many packs come after the job was made ready; 0: all */
 };
 
 static char criu[PATH_MAX];
@@ -258,6 +259,16 @@ static void on_finished(void *ctx)
 	w->finished++;
 }
 
+/* Nothing of it has run, and nothing comes in the background yet. */
+static int on_ready(void *ctx)
+{
+	struct world *w = ctx;
+
+	if (w->then)
+		w->source.good = w->source.fetched + w->then;
+	return 0;
+}
+
 static struct packer_counts checkpoint(struct world *w, struct fixture *f)
 {
 	_cleanup_free_ struct pack_wanted *wanted = NULL;
@@ -320,6 +331,8 @@ static int restore(struct world *w)
 					   .fetch = fetch,
 					   .fetch_ctx = &w->source,
 					   .seed = w->lab.packer,
+					   .ready = on_ready,
+					   .ctx = w,
 					   .ret_lazy = &w->lazy,
 					   .lazy_min_bytes = 1,
 					   .lazy_events = { on_starved, on_finished, w } };
@@ -413,12 +426,9 @@ static void starve(struct world *w, bool lies)
 	char *text;
 
 	capture_job(w);
-	w->source.good = INT_MAX;
-	/* What is needed at once comes, then two packs more. */
 	w->source.lies = lies;
-	w->source.delay_ms = 20;
+	w->then = 2;
 	assert_int_equal(restore(w), 0);
-	w->source.good = w->source.fetched + 1;
 	say_go(w);
 	for (int i = 0; w->starved == 0 && i < 600; i++)
 		sleep_ms(100);
@@ -458,9 +468,8 @@ static void leave(struct world *w, bool orderly)
 	char *text;
 
 	capture_job(w);
-	w->source.delay_ms = 50;
+	w->then = 2;
 	assert_int_equal(restore(w), 0);
-	w->source.good = 0;
 	say_go(w);
 	if (orderly)
 		assert_int_equal(keeper_freeze(w->g.k, KEEPER_CALL_MS), 0);
