@@ -216,7 +216,7 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	strcpy(start->advertise_addr, "127.0.0.1");
 	start->port = host->port;
 	start->probe_ms = 200;
-	start->suspect_ms = 1000;
+	start->suspect_ms = host->suspect_ms ? host->suspect_ms : 1000;
 	start->renew_ms = 300;
 	start->lease_ms = 2000;
 	start->hold_ms = 2600;
