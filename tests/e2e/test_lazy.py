@@ -16,7 +16,7 @@ def test_moves(lab):
     """Restored lazily twice; its checkpoints wait for its memory; its result is undisturbed."""
     home = lab[1]
     argv = counter_argv("mark-1", STEPS, 0.05, MEGABYTES)
-    job = submit(lab, home, "lazy", argv, "--every", "5")
+    job = submit(lab, home, "lazy", argv, "--every", "3")
     job.wait_seq(2, seconds=120)
     for target in (lab[2], lab[3]):
         seq = job.show()["seq"]
@@ -40,7 +40,7 @@ def wait_partial(host, seconds=60):
 def test_daemon_killed(lab):
     """decampd is killed while it brings memory: the job stands still, and begins anew."""
     home, target = lab[1], lab[4]
-    job = submit(lab, home, "killed", counter_argv("mark-2", STEPS, 0.05, MEGABYTES), "--every", "5")
+    job = submit(lab, home, "killed", counter_argv("mark-2", STEPS, 0.05, MEGABYTES), "--every", "3")
     job.wait_seq(2, seconds=120)
     lab.lose(5)
     try:
@@ -65,7 +65,7 @@ def test_daemon_killed(lab):
 def test_holder_dies(lab):
     """A host that holds the job's memory loses power while it comes: the others serve."""
     home, target = lab[1], lab[3]
-    job = submit(lab, home, "holder", counter_argv("mark-3", STEPS, 0.05, MEGABYTES), "--every", "5")
+    job = submit(lab, home, "holder", counter_argv("mark-3", STEPS, 0.05, MEGABYTES), "--every", "3")
     job.wait_seq(2, seconds=120)
     job.ask("migrate", job.name, target.name)
     wait_partial(target)
