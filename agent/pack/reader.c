@@ -109,7 +109,8 @@ static int make_work(struct pack_reader *r)
 
 	if (r->count > UINT32_MAX)
 		return -EFBIG;
-	qsort(r->items, r->count, sizeof(*r->items), compare_placements);
+	if (r->count > 0)
+		qsort(r->items, r->count, sizeof(*r->items), compare_placements);
 	r->work = calloc(packs + 1, sizeof(*r->work));
 	r->work_of = calloc(packs + 1, sizeof(*r->work_of));
 	r->urgent = calloc(packs + 1, sizeof(*r->urgent));
