@@ -64,6 +64,7 @@ static int draft_packs(struct draft *d, struct packer *p)
 		pb->size = info->size;
 		pb->seq = info->seq;
 		pb->blocks = info->blocks;
+		pb->deltas = info->delta_count > 0;
 		pb->holders = borrow(info->holders, info->holder_count * sizeof(info->holders[0]));
 		info->manifest_index = (uint32_t)n;
 		d->pb.packs[n++] = pb;

@@ -67,8 +67,8 @@ int block_index_insert(struct block_index *x, struct block_hash hash, uint32_t p
 	return 0;
 }
 
-void block_index_sweep(struct block_index *x, bool (*keep)(const void *ctx, uint32_t pack),
-		       const void *ctx)
+void block_index_sweep(struct block_index *x,
+		       bool (*keep)(const void *ctx, uint32_t pack, uint32_t slot), const void *ctx)
 {
 	size_t start = 0;
 
@@ -88,7 +88,7 @@ void block_index_sweep(struct block_index *x, bool (*keep)(const void *ctx, uint
 		if (moved.pack == 0)
 			continue;
 		e->pack = 0;
-		if (keep(ctx, moved.pack - 1))
+		if (keep(ctx, moved.pack - 1, moved.slot))
 			*probe(x, moved.hash) = moved;
 		else
 			x->count--;

@@ -3,7 +3,11 @@
  * Inside of the pack stage: shared by its source files, its tests and its fuzzers, by nobody else.
  *
  *   index.c     hash of a block -> where it lies; chained lookups by 64-bit key (slotmap)
- *   frame.c     pack objects: header, frames, frame table; writer and view
+ *   frame.c     pack objects: header, frames, frame table; the view
+ *   writer.c    pack objects being written
+ *   delta.c     differences of blocks; bodies of frames that have some
+ *   cache.c     contents of blocks that deltas may be made against
+ *   base.c      which block a new one may be a difference to
  *   packer.c    the packer's verbs; packs and which of them to forget
  *   files.c     remembered files and their extents
  *   read.c      one regular file -> extents
@@ -14,7 +18,8 @@
  *   manifest.c  manifest: what callers see of it
  *   unpack.c    manifest -> file contents, and seeding of a packer
  *   parts.c     manifest -> parts of files
- *   reader.c    manifest -> blocks, by several threads (reader.h); reader_frames.c: one pack
+ *   links.c     from differences to their bases
+ *   reader*.c   manifest -> blocks, by several threads (reader.h)
  *
  * On disk all numbers are little-endian; structs are written as they lie in memory, hence the
  * assertion. Formats: docs/formats.md.
@@ -31,6 +36,15 @@ enum {
 	PACK_FRAMES_MAX = PACK_RAW_MAX / PACK_BLOCK / PACK_FRAME_BLOCKS,
 	PACK_BLOCKS_MAX = PACK_RAW_MAX / PACK_BLOCK,
 	PACK_FRAME_RAW = PACK_FRAME_BLOCKS * PACK_BLOCK,
+	PACK_BLOCK_WORDS = PACK_BLOCK / 8,
+	PACK_BLOCK_MAP = PACK_BLOCK_WORDS / 8, /* bytes: a bit for each word of a block */
+	MIXED_HEADER = 8,
+	MIXED_REF = 4,
+	/* Of a mixed frame before compression: no delta is larger than a block. */
+	PACK_BODY_MAX = MIXED_HEADER + PACK_FRAME_RAW,
+	PACK_DELTA_WORDS_MAX = 384,
+	PACK_BASES_MAX = 256,		      /* packs that the deltas of one pack refer to */
+	PACK_CHAIN_MAX = 16,		      /* deltas one upon the other */
 	PACK_SEALED_FLUSH = PACK_RAW_MAX / 4, /* a pack is closed when its frames reach this */
 	PACK_PAD = 4096,
 	PACK_ZSTD_LEVEL = 1,
@@ -79,8 +93,9 @@ const struct block_entry *block_index_find(const struct block_index *x, struct b
 /* The first place of a block stays: a second insert of its hash changes nothing. */
 int block_index_insert(struct block_index *x, struct block_hash hash, uint32_t pack,
 		       uint32_t slot) _must_check_;
-/* Drops all entries whose pack keep() refuses. Needs no memory, so it cannot fail. */
-void block_index_sweep(struct block_index *x, bool (*keep)(const void *ctx, uint32_t pack),
+/* Drops all entries whose place keep() refuses. Needs no memory, so it cannot fail. */
+void block_index_sweep(struct block_index *x,
+		       bool (*keep)(const void *ctx, uint32_t pack, uint32_t slot),
 		       const void *ctx);
 
 /* Small integers by a 64-bit hash; equal hashes are allowed, the caller tells values apart. */
@@ -120,14 +135,81 @@ struct pack_frame {
 };
 _Static_assert(sizeof(struct pack_frame) == 12, "no padding");
 
-enum { PACK_FRAME_STORED = 1 }; /* flags: not compressed */
+enum {
+	PACK_FRAME_STORED = 1 << 0, /* flags: not compressed */
+	PACK_FRAME_MIXED = 1 << 1,  /* the body has deltas */
+};
 
 /* Cleartext header of an object of `size` bytes; -EBADMSG. */
 int pack_header_decode(const uint8_t *bytes, size_t size,
 		       struct pack_header *ret_header) _must_check_;
-/* Plaintext of the frame table -> ret_frames[header->frame_count]; -EBADMSG. */
+/* Plaintext of the frame table. -EBADMSG. */
+struct pack_table {
+	struct pack_frame frames[PACK_FRAMES_MAX];
+	uint32_t base_count;
+	struct object_hash bases[PACK_BASES_MAX]; /* packs with the blocks that deltas are made of */
+};
 int pack_table_decode(const uint8_t *bytes, size_t size, const struct pack_header *header,
-		      struct pack_frame ret_frames[PACK_FRAMES_MAX]) _must_check_;
+		      struct pack_table *ret_table) _must_check_;
+size_t pack_table_encode(const struct pack_table *table, uint32_t frame_count, uint8_t *out);
+
+/* ---- delta.c ---- */
+
+struct block_delta {
+	uint32_t count;			      /* of words */
+	uint64_t map[PACK_BLOCK_MAP / 8];     /* which they are */
+	uint64_t words[PACK_BLOCK_WORDS + 1]; /* exclusive or of both blocks */
+};
+void block_delta(const uint8_t *now, const uint8_t *base, struct block_delta *ret_delta);
+/* The exclusive or of a whole block. words has as many as map has bits. */
+void block_delta_mask(const uint8_t *map, const uint8_t *words, uint8_t *ret_mask);
+
+/* Where the base of a delta lies; pack is an index into the bases of the delta's own pack. */
+struct pack_base {
+	uint16_t pack; /* PACK_BASE_NONE: no delta */
+	uint16_t slot;
+};
+#define PACK_BASE_NONE UINT16_MAX
+
+/*
+ * A body with deltas -> for each block its content, or, with a base, the exclusive or of both.
+ * -EBADMSG for a body that is not exactly that of so many blocks and bases.
+ */
+int mixed_body_decode(const uint8_t *body, size_t size, uint32_t blocks, uint32_t base_count,
+		      uint8_t *ret_blocks, struct pack_base *ret_bases) _must_check_;
+
+/* ---- writer.c ---- */
+
+/* One frame: filled with blocks, then sealed, which may be in another thread. */
+struct frame_job {
+	struct pack_header header; /* salt, version */
+	struct job_id job;
+	uint64_t seq;
+	struct secret_key key;
+	uint32_t number;
+	int level; /* of zstd */
+	uint32_t blocks, full, deltas, words;
+	uint64_t which; /* bit i: block i is a delta */
+	uint8_t *raw;	/* full blocks */
+	uint8_t refs[PACK_FRAME_BLOCKS * MIXED_REF];
+	uint8_t maps[PACK_FRAME_BLOCKS * PACK_BLOCK_MAP];
+	uint8_t *delta_words;
+	/* sealed */
+	struct pack_frame frame; /* without its offset */
+	uint8_t *out;
+	int result;
+};
+struct frame_scratch {
+	void *zstd; /* ZSTD_CCtx */
+	uint8_t *body, *packed;
+};
+
+int frame_job_init(struct frame_job *f) _must_check_;
+void frame_job_deinit(struct frame_job *f);
+int frame_scratch_init(struct frame_scratch *s) _must_check_;
+void frame_scratch_deinit(struct frame_scratch *s);
+/* Fills frame, out and result. */
+void frame_job_seal(struct frame_job *f, struct frame_scratch *s);
 
 /* A pack being written. Buffers are allocated once and reused. */
 struct pack_writer {
@@ -135,11 +217,12 @@ struct pack_writer {
 	uint64_t seq;
 	struct secret_key key;
 	struct pack_header header;
-	struct pack_frame frames[PACK_FRAMES_MAX];
-	uint8_t *out, *raw, *scratch;
+	struct pack_table table;
+	int level;
+	uint8_t *out;
 	size_t out_size;
-	uint32_t raw_blocks; /* in the open frame */
-	void *zstd;	     /* ZSTD_CCtx */
+	struct frame_job frame; /* the open one */
+	struct frame_scratch scratch;
 };
 
 int pack_writer_init(struct pack_writer *w) _must_check_;
@@ -148,6 +231,10 @@ int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 		      const struct secret_key *job_key, uint64_t seq) _must_check_;
 /* Appends one block; *ret_full: close the pack now. */
 int pack_writer_block(struct pack_writer *w, const uint8_t *block, uint32_t *ret_slot,
+		      bool *ret_full) _must_check_;
+/* Appends one block as a delta; -ENOSPC: it has too many bases already, give it whole. */
+int pack_writer_delta(struct pack_writer *w, const struct block_delta *delta,
+		      const struct object_hash *base, uint32_t base_slot, uint32_t *ret_slot,
 		      bool *ret_full) _must_check_;
 /* Seals the table. The object is valid until the next begin. */
 int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes,
@@ -160,15 +247,73 @@ struct pack_view {
 	uint64_t seq;
 	struct secret_key key;
 	struct pack_header header;
-	struct pack_frame frames[PACK_FRAMES_MAX];
+	struct pack_table table;
 };
 
 /* Authenticates header, table and padding; frames are authenticated one by one. -EBADMSG. */
 int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const struct job_id *job,
 		   const struct secret_key *job_key, uint64_t seq) _must_check_;
-/* out and scratch have PACK_FRAME_RAW bytes each. */
-int pack_view_frame(const struct pack_view *v, uint32_t frame, uint8_t *out,
-		    uint8_t *scratch) _must_check_;
+/*
+ * Blocks of a frame. One with a base (an index into v->table.bases) is the exclusive or of its
+ * content and the base block's. out and scratch have PACK_FRAME_RAW + PACK_FRAME_SLACK bytes each.
+ */
+enum { PACK_FRAME_SLACK = 64 };
+int pack_view_frame(const struct pack_view *v, uint32_t frame, uint8_t *out, uint8_t *scratch,
+		    struct pack_base ret_bases[PACK_FRAME_BLOCKS]) _must_check_;
+
+/* What both sides of frame.c and writer.c need. */
+int pack_frame_key(const struct secret_key *job_key, const struct pack_header *h,
+		   struct secret_key *ret_key) _must_check_;
+struct frame_ad {
+	char magic[8];
+	uint32_t version;
+	uint32_t number;
+	uint8_t salt[16];
+	struct job_id job;
+	uint64_t seq;
+};
+_Static_assert(sizeof(struct frame_ad) == 56, "no padding");
+struct table_ad {
+	struct pack_header header;
+	struct job_id job;
+	uint64_t seq;
+};
+_Static_assert(sizeof(struct table_ad) == 88, "no padding");
+/* Associated data of a frame: it opens at its own place of its own pack only. */
+struct frame_ad pack_frame_ad(const struct pack_header *h, const struct job_id *job, uint64_t seq,
+			      uint32_t number);
+
+#define PACK_MAGIC "DECAMPPK"
+/* The table's nonce number; frames count from 0. */
+#define PACK_TABLE_NUMBER UINT32_MAX
+enum {
+	PACK_VERSION = 2,
+	PACK_TABLE_MAX = 8 + PACK_FRAMES_MAX * sizeof(struct pack_frame) + 4 +
+			 PACK_BASES_MAX * sizeof(struct object_hash),
+};
+
+/* ---- cache.c ---- */
+
+enum { CACHE_OVERHEAD = 24, CACHE_PLACES_MAX = 1 << 26 };
+
+struct cache_place;
+struct block_cache {
+	uint64_t limit; /* places; 0: off */
+	uint64_t high;	/* places that were ever used */
+	uint64_t hand;
+	struct cache_place *places;
+	uint32_t *buckets;
+	size_t mask;
+	uint32_t free;
+	uint8_t *bytes;
+};
+void block_cache_init(struct block_cache *c, uint64_t budget_bytes);
+/* Empties it; the limit stays. */
+void block_cache_deinit(struct block_cache *c);
+/* NULL or the content, valid until the next put. */
+const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
+void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block);
+void block_cache_drop(struct block_cache *c, uint64_t key);
 
 /* ---- packer.c, files.c ---- */
 
@@ -218,14 +363,25 @@ enum pack_state {
 	PACK_FORGOTTEN, /* stored and still referenced by the last manifest; nothing new refers to it */
 };
 
+/* A block of a pack that is a delta. */
+struct delta_info {
+	uint32_t slot;
+	uint32_t depth; /* 1: its base is whole */
+	uint32_t base_pack, base_slot;
+};
+
 struct pack_info {
 	enum pack_state state;
+	uint32_t uid; /* never used again: names blocks in the cache */
 	struct object_hash hash;
 	uint64_t seq;
 	uint32_t size, blocks, live;
 	uint32_t holder_count;
 	struct node_id holders[OV_HOLDERS_MAX];
-	uint32_t manifest_index; /* while a manifest is built */
+	uint32_t manifest_index;   /* while a manifest is built */
+	struct delta_info *deltas; /* sorted by slot */
+	size_t delta_count, delta_room;
+	uint64_t frames_known; /* seeding: a bit for each frame that was read */
 };
 
 struct packer {
@@ -235,6 +391,9 @@ struct packer {
 	struct block_index index;
 	struct pack_info *packs;
 	size_t pack_count;
+	uint32_t last_uid;
+	struct packer_budget budget;
+	struct block_cache cache;
 	struct file_list last, now;
 	struct object_hash *objects; /* of the last manifest, itself included */
 	size_t object_count;
@@ -251,13 +410,23 @@ struct packer {
 	bool writing;
 	uint32_t open_pack;
 	struct pack_writer writer;
+	struct block_delta deltas[2]; /* room to try in */
 	uint8_t *read_buffer;
+};
+
+/* Where the blocks of the file of the last checkpoint lie; a cursor, as runs mostly go forward. */
+struct old_file {
+	const struct extent_list *extents; /* NULL: there is none */
+	size_t index;			   /* of the extent at hand */
+	uint64_t before;		   /* blocks before it */
+	uint64_t next;			   /* the block that the next new one may be a version of */
+	uint64_t end;			   /* from here on there is none */
 };
 
 struct block_hash packer_hash(const struct packer *p, const uint8_t *block);
 bool block_is_zero(const uint8_t *block);
 /* A block that is not zero -> where it lies from now on. */
-int packer_block(struct packer *p, const uint8_t *block, uint32_t *ret_pack,
+int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, uint32_t *ret_pack,
 		 uint32_t *ret_slot) _must_check_;
 int packer_flush(struct packer *p) _must_check_;
 int packer_new_pack(struct packer *p, uint32_t *ret_pack) _must_check_;
@@ -272,13 +441,35 @@ void packer_retire(struct packer *p);
 void packer_reset(struct packer *p);
 
 /* read.c: content hash only if want_hash */
-int packer_read_file(struct packer *p, int fd, uint64_t size, bool want_hash,
-		     struct extent_list *extents, uint8_t ret_content_hash[32]) _must_check_;
-/* One chunk of blocks -> extents. */
-int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
+int packer_read_file(struct packer *p, const struct pack_input *in, struct extent_list *extents,
+		     uint8_t ret_content_hash[32]) _must_check_;
+/* One chunk of blocks -> extents. old->next goes on with them. */
+int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks, struct old_file *old,
 		      struct extent_list *extents) _must_check_;
-/* Is the content of a pack's blocks still to be had? */
-bool packer_pack_usable(const struct packer *p, uint32_t pack);
+/* base.c: is the content of a block still to be had, and that of what it is a difference to? */
+bool packer_slot_usable(const struct packer *p, uint32_t pack, uint32_t slot);
+/* Of slots from there on, how many are alike in that; at least 1, at most count. */
+uint32_t packer_usable_run(const struct packer *p, uint32_t pack, uint32_t slot, uint32_t count,
+			   bool *ret_usable);
+const struct delta_info *pack_delta_find(const struct pack_info *info, uint32_t slot);
+int pack_delta_add(struct pack_info *info, const struct delta_info *delta) _must_check_;
+void pack_info_clear(struct pack_info *info);
+uint64_t pack_cache_key(const struct packer *p, uint32_t pack, uint32_t slot);
+void old_file_find(const struct packer *p, const struct pack_input *in, struct old_file *ret_old);
+/* Moves the cursor to the extent with that block; -ENOENT. */
+int old_file_seek(struct old_file *old, uint64_t block);
+/*
+ * The delta to send for a block, and what it is a difference to; NULL: send it whole. *ret_last is
+ * the version that it replaces, valid if *ret_has_last.
+ */
+struct base_choice {
+	const struct block_delta *delta;
+	struct delta_info info; /* but for the slot */
+	bool has_last;
+	uint32_t last_pack, last_slot;
+};
+void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file *old,
+			struct base_choice *ret_choice);
 /* runs.c */
 int packer_add_runs(struct packer *p, const struct pack_input *in,
 		    struct extent_list *extents) _must_check_;
@@ -294,6 +485,21 @@ struct manifest {
 	Decamp__Manifest *pb;
 	ProtobufCAllocator *allocator;
 };
+
+/* links.c: packs of a manifest by their names; empty if none has differences. */
+int links_init(struct slotmap *links, const struct manifest *m) _must_check_;
+/* -ENOENT. */
+int links_pack(const struct slotmap *links, const struct manifest *m,
+	       const struct object_hash *name, uint32_t *ret_pack) _must_check_;
+/* A block, and what it is a difference to as its frame says (ret_base: not known). */
+struct base_ref {
+	uint32_t pack, slot;
+	uint32_t depth; /* of the chain: 0 for a block of a file */
+	struct pack_base ref;
+};
+/* -EBADMSG, with a warning that names pack and block. */
+int links_base(const struct slotmap *links, const struct manifest *m, const struct pack_view *v,
+	       const struct base_ref *from, struct base_ref *ret_base) _must_check_;
 
 /* check.c: every field; -EBADMSG. */
 int manifest_check(const Decamp__Manifest *pb) _must_check_;

@@ -8,7 +8,8 @@
  *
  * A checkpoint needs no chain: each manifest names, directly, every pack that it needs, old and
  * new. A block whose content was seen in any earlier checkpoint of the job is a reference, wherever
- * it lay then. Zero blocks cost nothing. Packs that few live blocks use are rewritten ("forgotten":
+ * it lay then. Zero blocks cost nothing. A block that changed a little is a difference to a block of an
+ * earlier checkpoint, which the manifest keeps alive: at most 16 such steps, mostly one. Packs that few live blocks use are rewritten ("forgotten":
  * their blocks count as new). Formats: docs/formats.md.
  *
  * Limits: PACK_RAW_MAX raw bytes a pack, files of at most 1 TiB, MANIFEST_FILES_MAX files.
@@ -122,6 +123,16 @@ int packer_create(const struct job_id *job, const struct secret_key *job_key,
 		  struct packer **ret_packer) _must_check_;
 void packer_destroy(struct packer *p);
 
+/*
+ * What a packer may use, and what it knows of the way out. Without a call: the values of
+ * PACKER_BUDGET_DEFAULT. Not between begin and finish or abort (-EBUSY).
+ */
+struct packer_budget {
+	uint64_t cache_bytes; /* contents that deltas are made against; less than 2 MiB: no deltas */
+};
+#define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
+int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;
+
 /* Starts checkpoint seq. store is called from packer_add and packer_finish. */
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx) _must_check_;
@@ -153,6 +164,7 @@ void packer_abort(struct packer *p);
 /* Numbers of the checkpoint under way or just finished. */
 struct packer_counts {
 	uint64_t raw_bytes, new_bytes, sent_bytes, zero_bytes;
+	uint64_t delta_bytes; /* of new_bytes: sent as differences */
 	uint32_t packs, packs_new;
 };
 void packer_counts(const struct packer *p, struct packer_counts *ret_counts);

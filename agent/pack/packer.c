@@ -7,21 +7,14 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
-static bool pack_usable(const void *ctx, uint32_t pack)
+static bool slot_usable(const void *ctx, uint32_t pack, uint32_t slot)
 {
-	const struct packer *p = ctx;
-
-	return p->packs[pack].state == PACK_OPEN || p->packs[pack].state == PACK_KNOWN;
-}
-
-bool packer_pack_usable(const struct packer *p, uint32_t pack)
-{
-	return pack_usable(p, pack);
+	return packer_slot_usable(ctx, pack, slot);
 }
 
 static void sweep(struct packer *p)
 {
-	block_index_sweep(&p->index, pack_usable, p);
+	block_index_sweep(&p->index, slot_usable, p);
 }
 
 /* ---- life ---- */
@@ -51,6 +44,8 @@ int packer_create(const struct job_id *job, const struct secret_key *job_key,
 		return -ENOMEM;
 	p->job = *job;
 	p->job_key = *job_key;
+	p->budget = PACKER_BUDGET_DEFAULT;
+	block_cache_init(&p->cache, p->budget.cache_bytes);
 	r = derive_hash_secret(p);
 	if (r < 0) {
 		packer_destroy(p);
@@ -65,9 +60,12 @@ void packer_reset(struct packer *p)
 	block_index_deinit(&p->index);
 	file_list_deinit(&p->last);
 	file_list_deinit(&p->now);
+	for (size_t i = 0; i < p->pack_count; i++)
+		pack_info_clear(&p->packs[i]);
 	free(p->packs);
 	p->packs = NULL;
 	p->pack_count = 0;
+	block_cache_deinit(&p->cache);
 	free(p->objects);
 	p->objects = NULL;
 	p->object_count = 0;
@@ -93,6 +91,18 @@ void packer_destroy(struct packer *p)
 	release_buffers(p);
 	key_wipe(p, sizeof(*p));
 	free(p);
+}
+
+int packer_set_budget(struct packer *p, const struct packer_budget *budget)
+{
+	if (p->active)
+		return -EBUSY;
+	if (p->budget.cache_bytes != budget->cache_bytes) {
+		block_cache_deinit(&p->cache);
+		block_cache_init(&p->cache, budget->cache_bytes);
+	}
+	p->budget = *budget;
+	return 0;
 }
 
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
@@ -165,7 +175,8 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	for (size_t i = 0; i < count; i++) {
 		if (p->packs[i].state != PACK_UNUSED)
 			continue;
-		memset(&p->packs[i], 0, sizeof(p->packs[i]));
+		pack_info_clear(&p->packs[i]);
+		p->packs[i].uid = ++p->last_uid;
 		*ret_pack = (uint32_t)i;
 		return 0;
 	}
@@ -177,6 +188,7 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	memset(bigger + count, 0, 16 * sizeof(*bigger));
 	p->packs = bigger;
 	p->pack_count = count + 16;
+	p->packs[count].uid = ++p->last_uid;
 	*ret_pack = (uint32_t)count;
 	return 0;
 }
@@ -237,26 +249,73 @@ int packer_flush(struct packer *p)
 	return 0;
 }
 
-static int new_block(struct packer *p, const uint8_t *block, struct block_hash hash,
-		     uint32_t *ret_pack, uint32_t *ret_slot)
+static int open_pack(struct packer *p)
 {
-	bool full;
+	uint32_t pack;
 	int r;
 
-	if (!p->writing) {
-		uint32_t pack;
+	if (p->writing)
+		return 0;
+	r = packer_new_pack(p, &pack);
+	if (r == 0)
+		r = pack_writer_begin(&p->writer, &p->job, &p->job_key, p->seq);
+	if (r < 0)
+		return r;
+	p->packs[pack].state = PACK_OPEN;
+	p->open_pack = pack;
+	p->writing = true;
+	return 0;
+}
 
-		r = packer_new_pack(p, &pack);
-		if (r == 0)
-			r = pack_writer_begin(&p->writer, &p->job, &p->job_key, p->seq);
-		if (r < 0)
+/* As a delta if the choice is one, and its pack takes one more base. */
+static int write_block(struct packer *p, const uint8_t *block, const struct base_choice *choice,
+		       uint32_t *ret_slot, bool *ret_full)
+{
+	int r = -ENOSPC;
+
+	if (choice->delta) {
+		struct delta_info info = choice->info;
+
+		r = pack_writer_delta(&p->writer, choice->delta, &p->packs[info.base_pack].hash,
+				      info.base_slot, ret_slot, ret_full);
+		if (r == 0) {
+			info.slot = *ret_slot;
+			r = pack_delta_add(&p->packs[p->open_pack], &info);
+			p->counts.delta_bytes += PACK_BLOCK;
 			return r;
-		p->packs[pack].state = PACK_OPEN;
-		p->open_pack = pack;
-		p->writing = true;
+		}
 	}
+	return r == -ENOSPC ? pack_writer_block(&p->writer, block, ret_slot, ret_full) : r;
+}
+
+/* What the next version may be a difference to. */
+static void keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
+			 uint32_t slot)
+{
+	/* A version in the middle of a chain is of no more use; one that is whole is, as a base. */
+	if (choice->has_last && (!choice->delta || choice->info.base_pack != choice->last_pack ||
+				 choice->info.base_slot != choice->last_slot ||
+				 pack_delta_find(&p->packs[choice->last_pack], choice->last_slot)))
+		block_cache_drop(&p->cache,
+				 pack_cache_key(p, choice->last_pack, choice->last_slot));
+	block_cache_put(&p->cache, pack_cache_key(p, p->open_pack, slot), block);
+	if (choice->delta) /* it changes again and again: a hit, for the cache */
+		(void)block_cache_get(&p->cache, pack_cache_key(p, p->open_pack, slot));
+}
+
+static int new_block(struct packer *p, const uint8_t *block, struct block_hash hash,
+		     struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot)
+{
+	struct base_choice choice;
+	bool full = false;
+	int r;
+
+	r = open_pack(p);
+	if (r < 0)
+		return r;
+	packer_choose_base(p, block, old, &choice);
 	*ret_pack = p->open_pack;
-	r = pack_writer_block(&p->writer, block, ret_slot, &full);
+	r = write_block(p, block, &choice, ret_slot, &full);
 	if (r == 0)
 		r = block_index_insert(&p->index, hash, *ret_pack, *ret_slot);
 	if (r < 0) {
@@ -264,17 +323,19 @@ static int new_block(struct packer *p, const uint8_t *block, struct block_hash h
 		p->failed = r;
 		return r;
 	}
+	keep_content(p, block, &choice, *ret_slot);
 	p->counts.new_bytes += PACK_BLOCK;
 	return full ? packer_flush(p) : 0;
 }
 
-int packer_block(struct packer *p, const uint8_t *block, uint32_t *ret_pack, uint32_t *ret_slot)
+int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, uint32_t *ret_pack,
+		 uint32_t *ret_slot)
 {
 	struct block_hash hash = packer_hash(p, block);
 	const struct block_entry *e = block_index_find(&p->index, hash);
 
 	if (!e)
-		return new_block(p, block, hash, ret_pack, ret_slot);
+		return new_block(p, block, hash, old, ret_pack, ret_slot);
 	*ret_pack = e->pack - 1;
 	*ret_slot = e->slot;
 	return 0;
@@ -327,9 +388,12 @@ static int reuse_content(struct packer *p, const struct pack_input *in, struct p
 		return -ENOENT;
 	for (size_t i = 0; i < old->extents.count; i++) {
 		const struct extent *e = &old->extents.items[i];
+		bool usable;
 		int r;
 
-		if (e->pack != PACK_ZERO && !pack_usable(p, e->pack))
+		if (e->pack != PACK_ZERO &&
+		    (packer_usable_run(p, e->pack, e->slot, e->count, &usable) < e->count ||
+		     !usable))
 			return -ENOENT;
 		r = extent_append(&f->extents, e->pack, e->slot, e->count);
 		if (r < 0)
@@ -375,8 +439,7 @@ static int fill_file(struct packer *p, const struct pack_input *in, struct packe
 	else if (in->fd < 0)
 		r = reuse_content(p, in, f);
 	else
-		r = packer_read_file(p, in->fd, (uint64_t)in->st.st_size, in->kind != FILE_IMAGE,
-				     &f->extents, f->content_hash);
+		r = packer_read_file(p, in, &f->extents, f->content_hash);
 	if (r == 0)
 		p->counts.raw_bytes += (uint64_t)in->st.st_size;
 	return r;
@@ -408,20 +471,31 @@ int packer_add(struct packer *p, const struct pack_input *in)
 
 /* ---- which packs stay ---- */
 
-static void mark(uint8_t *bits, const struct extent *e, struct pack_info *info)
-{
-	for (uint32_t slot = e->slot; slot < e->slot + e->count; slot++) {
-		uint8_t bit = (uint8_t)(1 << (slot % 8));
+enum { BITMAP = PACK_BLOCKS_MAX / 8 };
 
-		if (!(bits[slot / 8] & bit))
-			info->live++;
-		bits[slot / 8] |= bit;
+/* Live, with all that it is a difference to. */
+static void mark(struct packer *p, uint8_t *bits, uint32_t pack, uint32_t slot)
+{
+	for (;;) {
+		struct pack_info *info = &p->packs[pack];
+		uint8_t *byte = bits + (size_t)pack * BITMAP + slot / 8;
+		uint8_t bit = (uint8_t)(1 << (slot % 8));
+		const struct delta_info *d;
+
+		if (*byte & bit)
+			return;
+		*byte |= bit;
+		info->live++;
+		d = info->delta_count ? pack_delta_find(info, slot) : NULL;
+		if (!d)
+			return;
+		pack = d->base_pack;
+		slot = d->base_slot;
 	}
 }
 
 int packer_count_live(struct packer *p, const struct file_list *files)
 {
-	enum { BITMAP = PACK_BLOCKS_MAX / 8 };
 	_cleanup_free_ uint8_t *bits = calloc(p->pack_count + 1, BITMAP);
 
 	if (!bits)
@@ -434,8 +508,8 @@ int packer_count_live(struct packer *p, const struct file_list *files)
 		for (size_t j = 0; j < list->count; j++) {
 			const struct extent *e = &list->items[j];
 
-			if (e->pack != PACK_ZERO)
-				mark(bits + (size_t)e->pack * BITMAP, e, &p->packs[e->pack]);
+			for (uint32_t k = 0; e->pack != PACK_ZERO && k < e->count; k++)
+				mark(p, bits, e->pack, e->slot + k);
 		}
 	}
 	return 0;
@@ -480,7 +554,7 @@ void packer_retire(struct packer *p)
 		if (info->state == PACK_UNUSED)
 			continue;
 		if (info->live == 0)
-			info->state = PACK_UNUSED;
+			pack_info_clear(info);
 		else if ((uint64_t)info->live * 100 <
 			 (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN)
 			info->state = PACK_FORGOTTEN;

@@ -9,11 +9,14 @@
 
 #define NO_PACK UINT32_MAX
 
+enum { FRAME_ROOM = PACK_FRAME_RAW + PACK_FRAME_SLACK };
+
 /* A run of blocks of one frame, and where in the caller's buffer its first block would lie. */
 struct piece {
 	uint32_t pack;
 	uint16_t slot, count;
-	int64_t at; /* negative: the read begins inside of the first block */
+	uint16_t depth; /* of the chain: 0 for the block itself, then what it is a difference to */
+	int64_t at;	/* negative: the read begins inside of the first block */
 };
 
 struct manifest_reader {
@@ -30,6 +33,8 @@ struct manifest_reader {
 	struct pack_view view;
 	uint32_t frame; /* the one in raw, or NO_PACK */
 	uint8_t *raw, *scratch;
+	struct pack_base bases[PACK_FRAME_BLOCKS]; /* of that frame */
+	struct slotmap links;			   /* from differences to their bases */
 
 	/* Reading mostly goes on where it ended: no search from a file's beginning. */
 	size_t cursor_file, cursor_extent;
@@ -55,10 +60,10 @@ int manifest_reader_create(const struct manifest *m, const struct secret_key *jo
 					       .pack = NO_PACK,
 					       .frame = NO_PACK };
 		r->spooled = calloc(m->pb->n_packs + 1, sizeof(*r->spooled));
-		r->raw = malloc(PACK_FRAME_RAW);
-		r->scratch = malloc(PACK_FRAME_RAW);
+		r->raw = malloc(FRAME_ROOM);
+		r->scratch = malloc(FRAME_ROOM);
 	}
-	if (!r || !r->spooled || !r->raw || !r->scratch) {
+	if (!r || !r->spooled || !r->raw || !r->scratch || links_init(&r->links, m) < 0) {
 		manifest_reader_destroy(r);
 		return -ENOMEM;
 	}
@@ -74,15 +79,16 @@ void manifest_reader_destroy(struct manifest_reader *r)
 	key_wipe(&r->job_key, sizeof(r->job_key));
 	key_wipe(&r->view, sizeof(r->view));
 	if (r->raw)
-		key_wipe(r->raw, PACK_FRAME_RAW);
+		key_wipe(r->raw, FRAME_ROOM);
 	if (r->scratch)
-		key_wipe(r->scratch, PACK_FRAME_RAW);
+		key_wipe(r->scratch, FRAME_ROOM);
 	close_fdp(&r->spool);
 	free(r->spooled);
 	free(r->bytes);
 	free(r->raw);
 	free(r->scratch);
 	free(r->pieces);
+	slotmap_deinit(&r->links);
 	free(r);
 }
 
@@ -166,7 +172,7 @@ static int open_frame(struct manifest_reader *r, uint32_t pack, uint32_t frame)
 	if (e < 0 || r->frame == frame)
 		return e;
 	r->frame = NO_PACK;
-	e = pack_view_frame(&r->view, frame, r->raw, r->scratch);
+	e = pack_view_frame(&r->view, frame, r->raw, r->scratch, r->bases);
 	if (e == 0)
 		r->frame = frame;
 	return e;
@@ -195,7 +201,7 @@ static int add_pieces(struct manifest_reader *r, uint32_t pack, uint32_t slot, u
 {
 	while (count > 0) {
 		uint64_t n = PACK_FRAME_BLOCKS - slot % PACK_FRAME_BLOCKS;
-		struct piece p = { pack, (uint16_t)slot, 0, at };
+		struct piece p = { .pack = pack, .slot = (uint16_t)slot, .at = at };
 		int e;
 
 		n = n < count ? n : count;
@@ -250,16 +256,65 @@ static int compare_pieces(const void *a, const void *b)
 	return x->slot < y->slot ? -1 : x->slot > y->slot;
 }
 
-static void copy_piece(const struct manifest_reader *r, const struct piece *p, uint8_t *to,
-		       size_t size)
+/* A difference and its base meet in the buffer, which begins as zeros: exclusive or asks no order. */
+static void merge_piece(const struct manifest_reader *r, const struct piece *p, uint8_t *to,
+			size_t size)
 {
 	int64_t from = p->at < 0 ? 0 : p->at, end = p->at + (int64_t)p->count * PACK_BLOCK;
 	const uint8_t *raw = r->raw + (size_t)(p->slot % PACK_FRAME_BLOCKS) * PACK_BLOCK;
 
 	if (end > (int64_t)size)
 		end = (int64_t)size;
-	if (from < end)
-		memcpy(to + from, raw + (from - p->at), (size_t)(end - from));
+	for (int64_t i = from; i < end; i++)
+		to[i] ^= raw[i - p->at];
+}
+
+/* Block i of a piece is a difference: its base belongs at the same place. */
+static int add_base(struct manifest_reader *r, const struct piece *p, uint32_t i)
+{
+	struct base_ref base, from = { .pack = p->pack,
+				       .slot = p->slot + i,
+				       .depth = p->depth,
+				       .ref = r->bases[(p->slot + i) % PACK_FRAME_BLOCKS] };
+	struct piece piece = { .count = 1, .at = p->at + (int64_t)i * PACK_BLOCK };
+	int e = links_base(&r->links, r->m, &r->view, &from, &base);
+
+	if (e < 0)
+		return e;
+	piece.pack = base.pack;
+	piece.slot = (uint16_t)base.slot;
+	piece.depth = (uint16_t)base.depth;
+	return add_piece(r, &piece);
+}
+
+static int read_piece(struct manifest_reader *r, struct piece p, uint8_t *to, size_t size)
+{
+	int e = open_frame(r, p.pack, p.slot / PACK_FRAME_BLOCKS);
+
+	if (e < 0)
+		return e;
+	merge_piece(r, &p, to, size);
+	for (uint32_t i = 0; i < p.count && e == 0; i++)
+		if (r->bases[(p.slot + i) % PACK_FRAME_BLOCKS].pack != PACK_BASE_NONE)
+			e = add_base(r, &p, i);
+	return e;
+}
+
+/* Those there are, then their bases, and so on. */
+static int read_pieces(struct manifest_reader *r, uint8_t *to, size_t size)
+{
+	size_t first = 0;
+	int e = 0;
+
+	while (first < r->piece_count && e == 0) {
+		size_t end = r->piece_count;
+
+		if (end - first > 1)
+			qsort(r->pieces + first, end - first, sizeof(*r->pieces), compare_pieces);
+		for (; first < end && e == 0; first++)
+			e = read_piece(r, r->pieces[first], to, size);
+	}
+	return e;
 }
 
 int manifest_read(struct manifest_reader *r, size_t file, uint64_t offset, void *ret_bytes,
@@ -284,13 +339,7 @@ int manifest_read(struct manifest_reader *r, size_t file, uint64_t offset, void 
 	if (e < 0)
 		return e;
 	memset(ret_bytes, 0, size);
-	if (r->piece_count > 1)
-		qsort(r->pieces, r->piece_count, sizeof(*r->pieces), compare_pieces);
-	for (size_t i = 0; i < r->piece_count && e == 0; i++) {
-		e = open_frame(r, r->pieces[i].pack, r->pieces[i].slot / PACK_FRAME_BLOCKS);
-		if (e == 0)
-			copy_piece(r, &r->pieces[i], ret_bytes, size);
-	}
+	e = read_pieces(r, ret_bytes, size);
 	if (e < 0)
 		key_wipe(ret_bytes, size);
 	return e;

@@ -31,10 +31,10 @@ bool block_is_zero(const uint8_t *block)
 	return true;
 }
 
-int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
+int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks, struct old_file *old,
 		      struct extent_list *extents)
 {
-	for (size_t i = 0; i < blocks; i++) {
+	for (size_t i = 0; i < blocks; i++, old->next++) {
 		const uint8_t *block = bytes + i * PACK_BLOCK;
 		uint32_t pack = PACK_ZERO, slot = 0;
 		int r;
@@ -42,7 +42,7 @@ int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
 		if (block_is_zero(block)) {
 			p->counts.zero_bytes += PACK_BLOCK;
 		} else {
-			r = packer_block(p, block, &pack, &slot);
+			r = packer_block(p, block, old, &pack, &slot);
 			if (r < 0)
 				return r;
 		}
@@ -80,11 +80,17 @@ static int hash_update(EVP_MD_CTX *sha, const uint8_t *bytes, uint64_t size)
 	return 0;
 }
 
-static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
+static int read_range(struct packer *p, const struct pack_input *in, EVP_MD_CTX *sha,
 		      struct extent_list *extents)
 {
-	uint64_t at = 0;
-	int r;
+	uint64_t at = 0, size = (uint64_t)in->st.st_size;
+	struct old_file old;
+	int fd = in->fd, r;
+
+	old_file_find(p, in, &old);
+	/* What nobody changes needs no bases, and stays readable without them. */
+	if (in->kind == FILE_CLOSURE)
+		old.extents = NULL;
 
 	while (at < size) {
 		uint64_t left = size - at, hole = hole_at(fd, at, left);
@@ -101,6 +107,7 @@ static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
 			if (r < 0)
 				return r;
 			at += hole;
+			old.next += zeros;
 			continue;
 		}
 		r = pread_full(fd, p->read_buffer, n, (off_t)at);
@@ -110,7 +117,7 @@ static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
 		memset(p->read_buffer + n, 0, blocks * PACK_BLOCK - n);
 		r = sha ? hash_update(sha, p->read_buffer, n) : 0;
 		if (r == 0)
-			r = packer_add_blocks(p, p->read_buffer, blocks, extents);
+			r = packer_add_blocks(p, p->read_buffer, blocks, &old, extents);
 		if (r < 0)
 			return r;
 		at += n;
@@ -118,26 +125,26 @@ static int read_range(struct packer *p, int fd, uint64_t size, EVP_MD_CTX *sha,
 	return 0;
 }
 
-int packer_read_file(struct packer *p, int fd, uint64_t size, bool want_hash,
-		     struct extent_list *extents, uint8_t ret_content_hash[32])
+int packer_read_file(struct packer *p, const struct pack_input *in, struct extent_list *extents,
+		     uint8_t ret_content_hash[32])
 {
 	EVP_MD_CTX *sha = NULL;
 	struct stat st;
 	int r = 0;
 
-	if (want_hash) {
+	if (in->kind != FILE_IMAGE) {
 		sha = EVP_MD_CTX_new();
 		if (!sha)
 			return -ENOMEM;
 		r = EVP_DigestInit_ex(sha, EVP_sha256(), NULL) == 1 ? 0 : -EIO;
 	}
 	if (r == 0)
-		r = read_range(p, fd, size, sha, extents);
+		r = read_range(p, in, sha, extents);
 	if (r == 0 && sha)
 		r = EVP_DigestFinal_ex(sha, ret_content_hash, NULL) == 1 ? 0 : -EIO;
 	EVP_MD_CTX_free(sha);
 	/* A file that was cut meanwhile looks like one with a hole at its end. */
-	if (r == 0 && (fstat(fd, &st) < 0 || st.st_size < (off_t)size))
+	if (r == 0 && (fstat(in->fd, &st) < 0 || st.st_size < in->st.st_size))
 		r = -ENODATA;
 	return r;
 }

@@ -9,141 +9,12 @@
 #include "agent/pack/reader_internal.h"
 #include "agent/util/io.h"
 
-/* ---- what lies where ---- */
-
-static int place(struct pack_reader *r, const struct placement *p)
-{
-	if (r->count == r->capacity) {
-		size_t capacity = r->capacity ? r->capacity * 2 : 256;
-		struct placement *bigger = reallocarray(r->items, capacity, sizeof(*bigger));
-
-		if (!bigger)
-			return -ENOMEM;
-		r->items = bigger;
-		r->capacity = capacity;
-	}
-	r->items[r->count++] = *p;
-	r->total_bytes += (uint64_t)p->count * PACK_BLOCK;
-	return 0;
-}
-
-/* `count` slots of one extent, cut where frames end. */
-static int place_extent(struct pack_reader *r, struct placement p, uint32_t slot, uint64_t count)
-{
-	while (count > 0) {
-		uint64_t n = PACK_FRAME_BLOCKS - slot % PACK_FRAME_BLOCKS;
-		int e;
-
-		n = n < count ? n : count;
-		p.slot = (uint16_t)slot;
-		p.count = (uint16_t)n;
-		e = place(r, &p);
-		if (e < 0)
-			return e;
-		slot += (uint32_t)n;
-		p.block += n;
-		count -= n;
-	}
-	return 0;
-}
-
-static int place_range(struct pack_reader *r, const struct reader_range *range)
-{
-	const Decamp__File *f = r->c.manifest->pb->files[range->file];
-	uint64_t at = 0, end = range->first + range->count;
-
-	for (size_t i = 0; i < f->n_extent_pack && at < end; at += f->extent_count[i++]) {
-		uint64_t first = at > range->first ? at : range->first;
-		uint64_t last = at + f->extent_count[i] < end ? at + f->extent_count[i] : end;
-		struct placement p = { .pack = f->extent_pack[i],
-				       .file = range->file,
-				       .block = first };
-		int e;
-
-		if (last <= first || p.pack == PACK_ZERO)
-			continue;
-		e = place_extent(r, p, f->extent_slot[i] + (uint32_t)(first - at), last - first);
-		if (e < 0)
-			return e;
-	}
-	return 0;
-}
-
-static int compare_placements(const void *a, const void *b)
-{
-	const struct placement *x = a, *y = b;
-
-	if (x->pack != y->pack)
-		return x->pack < y->pack ? -1 : 1;
-	if (x->slot != y->slot)
-		return x->slot < y->slot ? -1 : 1;
-	return 0;
-}
-
-static int compare_blocks(const void *a, const void *b, void *ctx)
-{
-	const struct placement *items = ctx, *x = items + *(const uint32_t *)a,
-			       *y = items + *(const uint32_t *)b;
-
-	if (x->file != y->file)
-		return x->file < y->file ? -1 : 1;
-	return x->block < y->block ? -1 : x->block > y->block;
-}
-
-/* Newest first; packs of one checkpoint as they were written. */
-static int compare_seqs(const void *a, const void *b, void *ctx)
-{
-	const struct pack_reader *r = ctx;
-	const struct work *x = a, *y = b;
-	uint64_t xs = r->c.manifest->pb->packs[x->pack]->seq,
-		 ys = r->c.manifest->pb->packs[y->pack]->seq;
-
-	if (xs != ys)
-		return xs > ys ? -1 : 1;
-	return x->pack < y->pack ? -1 : x->pack > y->pack;
-}
-
-static int make_work(struct pack_reader *r)
-{
-	size_t packs = r->c.manifest->pb->n_packs;
-
-	if (r->count > UINT32_MAX)
-		return -EFBIG;
-	if (r->count > 0)
-		qsort(r->items, r->count, sizeof(*r->items), compare_placements);
-	r->work = calloc(packs + 1, sizeof(*r->work));
-	r->work_of = calloc(packs + 1, sizeof(*r->work_of));
-	r->urgent = calloc(packs + 1, sizeof(*r->urgent));
-	r->by_block = calloc(r->count + 1, sizeof(*r->by_block));
-	if (!r->work || !r->work_of || !r->urgent || !r->by_block)
-		return -ENOMEM;
-	for (size_t i = 0; i < r->count; i++) {
-		struct work *last = r->work_count ? &r->work[r->work_count - 1] : NULL;
-
-		r->by_block[i] = (uint32_t)i;
-		if (last && last->pack == r->items[i].pack)
-			last->count++;
-		else
-			r->work[r->work_count++] =
-				(struct work){ .pack = r->items[i].pack, .first = i, .count = 1 };
-	}
-	return 0;
-}
-
-static void sort_for_demand(struct pack_reader *r)
-{
-	qsort_r(r->by_block, r->count, sizeof(*r->by_block), compare_blocks, r->items);
-	qsort_r(r->work, r->work_count, sizeof(*r->work), compare_seqs, r);
-	for (size_t i = 0; i < r->work_count; i++)
-		r->work_of[r->work[i].pack] = (uint32_t)i;
-}
-
 int reader_create(const struct reader_config *config, const struct reader_range *ranges,
 		  size_t count, struct pack_reader **ret_reader)
 {
 	struct pack_reader *r = calloc(1, sizeof(*r));
 	pthread_condattr_t attr;
-	int e = 0;
+	int e;
 
 	if (!r)
 		return -ENOMEM;
@@ -155,10 +26,7 @@ int reader_create(const struct reader_config *config, const struct reader_range 
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&r->changed, &attr);
 	pthread_condattr_destroy(&attr);
-	for (size_t i = 0; e == 0 && i < count; i++)
-		e = place_range(r, &ranges[i]);
-	if (e == 0)
-		e = make_work(r);
+	e = reader_plan(r, ranges, count);
 	if (e < 0) {
 		reader_destroy(r);
 		return e;
@@ -178,10 +46,12 @@ void reader_destroy(struct pack_reader *r)
 	pthread_mutex_destroy(&r->lock);
 	pthread_mutex_destroy(&r->seed_lock);
 	pthread_mutex_destroy(&r->starved_lock);
+	wants_deinit(r);
+	slotmap_deinit(&r->links);
 	free(r->items);
 	free(r->work);
 	free(r->work_of);
-	free(r->urgent);
+	free(r->deltas);
 	free(r->by_block);
 	free(r);
 }
@@ -190,18 +60,45 @@ void reader_destroy(struct pack_reader *r)
 
 static bool is_over(const struct pack_reader *r)
 {
-	return r->cancelled || r->error < 0 || r->done == r->work_count;
+	return r->cancelled || r->error < 0 || r->open == 0;
 }
 
-static struct work *next_urgent(struct pack_reader *r)
+void reader_urge_work(struct pack_reader *r, struct work *w, uint32_t frame)
 {
-	while (r->urgent_first != r->urgent_last) {
-		struct work *w = &r->work[r->urgent[r->urgent_first++ % (r->work_count + 1)]];
+	r->urgent_ns = now_boot_ns();
+	if (w->urgent)
+		return;
+	w->urgent = ++r->urged;
+	w->frame = frame;
+	r->urgent_open++;
+	pthread_cond_broadcast(&r->changed);
+}
 
-		if (w->state == WORK_TODO)
-			return w;
+void reader_reopen(struct pack_reader *r, struct work *w)
+{
+	size_t index = (size_t)(w - r->work);
+
+	if (w->state != WORK_DONE)
+		return; /* of a busy one, work_done() sees it */
+	w->state = WORK_TODO;
+	r->open++;
+	if (index < r->next)
+		r->next = index;
+	pthread_cond_broadcast(&r->changed);
+}
+
+/* Who began to wait first. */
+static struct work *next_urgent(const struct pack_reader *r)
+{
+	struct work *first = NULL;
+
+	for (size_t i = r->next; r->urgent_open > 0 && i < r->work_count; i++) {
+		struct work *w = &r->work[i];
+
+		if (w->state == WORK_TODO && w->urgent && (!first || w->urgent < first->urgent))
+			first = w;
 	}
-	return NULL;
+	return first;
 }
 
 /*
@@ -217,16 +114,25 @@ static bool background_may(const struct pack_reader *r)
 	return r->background == 0 || now_boot_ns() - r->urgent_ns > READER_QUIET_MS * 1000000ull;
 }
 
+/* What was put off waits until older packs have taken enough differences away. */
+static bool must_wait(const struct pack_reader *r, const struct work *w)
+{
+	uint64_t max = r->c.wants_max ? r->c.wants_max : READER_WANTS_MAX;
+
+	return w->deferred && !w->wants && r->wants_bytes > max / 2;
+}
+
 static struct work *next_of_all(struct pack_reader *r)
 {
 	if (!background_may(r))
 		return NULL;
-	for (size_t i = 0; i < r->work_count; i++) {
-		struct work *w = &r->work[(r->next + i) % r->work_count];
+	while (r->next < r->work_count && r->work[r->next].state != WORK_TODO)
+		r->next++;
+	for (size_t i = r->next; i < r->work_count; i++) {
+		struct work *w = &r->work[i];
 
-		if (w->state != WORK_TODO)
+		if (w->state != WORK_TODO || must_wait(r, w))
 			continue;
-		r->next = (r->next + i + 1) % r->work_count;
 		w->background = true;
 		r->background++;
 		return w;
@@ -272,25 +178,68 @@ static struct work *next_work(struct pack_reader *r, bool urgent_only)
 	return w;
 }
 
-static void work_done(struct pack_reader *r, struct work *w, int error)
+/* Whether all of it is done, and what somebody waits for if not. */
+static void work_settle(struct pack_reader *r, struct work *w, const struct leftover *left)
+{
+	w->passed = true;
+	w->deferred = left->deferred;
+	if (!left->again && !left->deferred && !w->wants) {
+		w->state = WORK_DONE;
+		r->open--;
+		return;
+	}
+	w->state = WORK_TODO;
+	if ((size_t)(w - r->work) < r->next)
+		r->next = (size_t)(w - r->work);
+	for (const struct want *want = w->wants; want; want = want->next)
+		if (want->urgent)
+			reader_urge_work(r, w, want->slot / PACK_FRAME_BLOCKS);
+}
+
+static void work_done(struct pack_reader *r, struct work *w, int error, const struct leftover *left)
 {
 	pthread_mutex_lock(&r->lock);
 	if (w->urgent)
 		r->urgent_open--;
 	if (w->background)
 		r->background--;
-	w->urgent = w->background = false;
-	w->state = error == 0 ? WORK_DONE : WORK_TODO;
+	w->urgent = 0;
+	w->background = false;
 	if (error == 0) {
-		r->done++;
-		for (size_t i = 0; i < w->count; i++)
-			r->done_bytes += (uint64_t)r->items[w->first + i].count * PACK_BLOCK;
+		work_settle(r, w, left);
 		if (r->c.progress)
 			r->c.progress(r->c.ctx, r->done_bytes, r->total_bytes);
-	} else if ((error != -EAGAIN || !r->on_demand) && r->error == 0) {
-		r->error = error;
+	} else {
+		w->state = WORK_TODO;
+		r->error = r->error < 0 ? r->error : error;
 	}
 	pthread_cond_broadcast(&r->changed);
+	pthread_mutex_unlock(&r->lock);
+}
+
+/* May a pack that has differences to w's blocks be read before w? */
+static bool newer_is_open(const struct pack_reader *r, const struct work *w)
+{
+	for (size_t i = 0; i < r->delta_count && r->deltas[i]->seq > w->seq; i++) {
+		const struct work *newer = r->deltas[i];
+
+		/*
+		 * On demand threads pick what is urgent, so not to wait for what nobody reads. Else who
+		 * puts a newer pack on the list reads it next.
+		 */
+		if (!newer->passed &&
+		    (newer->state == WORK_BUSY || (newer->state == WORK_TODO && !r->on_demand)))
+			return true;
+	}
+	return false;
+}
+
+/* What is fetched already waits, so that all differences to its blocks are known. */
+static void await_newer(struct pack_reader *r, const struct work *w)
+{
+	pthread_mutex_lock(&r->lock);
+	while (!is_over(r) && !w->urgent && newer_is_open(r, w))
+		pthread_cond_wait(&r->changed, &r->lock);
 	pthread_mutex_unlock(&r->lock);
 }
 
@@ -347,7 +296,16 @@ static bool may_come_back(int error)
 	return error == -ENOENT || error == -EAGAIN || error == -EHOSTUNREACH;
 }
 
-static int fetch_patiently(struct pack_reader *r, struct worker *me, const struct work *w)
+/* Nobody waits for a pack that nobody gives. */
+static void pass_over(struct pack_reader *r, struct work *w)
+{
+	pthread_mutex_lock(&r->lock);
+	w->passed = true;
+	pthread_cond_broadcast(&r->changed);
+	pthread_mutex_unlock(&r->lock);
+}
+
+static int fetch_patiently(struct pack_reader *r, struct worker *me, struct work *w)
 {
 	bool starving = false;
 	int e;
@@ -356,8 +314,10 @@ static int fetch_patiently(struct pack_reader *r, struct worker *me, const struc
 		e = reader_fetch(r, me, w->pack);
 		if (e == 0 || (!r->on_demand && (tries == READER_TRIES || !may_come_back(e))))
 			break;
-		if (!starving && r->on_demand)
+		if (!starving && r->on_demand) {
+			pass_over(r, w);
 			count_starving(r, 1, e);
+		}
 		starving = r->on_demand;
 		if (!pause_before_retry(r)) {
 			e = r->on_demand ? -ECANCELED : e;
@@ -385,11 +345,15 @@ static void work_off(struct pack_reader *r, bool urgent_only)
 		return;
 	}
 	while ((w = next_work(r, urgent_only))) {
+		struct leftover left = { 0 };
+
 		e = fetch_patiently(r, &me, w);
-		if (e == 0)
-			e = reader_hand_over(r, &me, w);
+		if (e == 0) {
+			await_newer(r, w);
+			e = reader_hand_over(r, &me, w, &left);
+		}
 		worker_forget(&me);
-		work_done(r, w, e);
+		work_done(r, w, e, &left);
 	}
 	worker_deinit(&me);
 }
@@ -416,9 +380,9 @@ static void start_threads(struct pack_reader *r, size_t max)
 
 int reader_run(struct pack_reader *r)
 {
-	size_t others = r->work_count < READER_THREADS ? r->work_count : READER_THREADS;
+	size_t others = r->delta_count == 0 && r->open < READER_THREADS ? r->open : READER_THREADS;
 
-	if (r->work_count == 0)
+	if (r->open == 0)
 		return 0;
 	start_threads(r, others - 1);
 	work_off(r, false);
@@ -427,8 +391,11 @@ int reader_run(struct pack_reader *r)
 
 int reader_start(struct pack_reader *r)
 {
+	int e = reader_plan_demand(r);
+
+	if (e < 0)
+		return e;
 	r->on_demand = true;
-	sort_for_demand(r);
 	start_threads(r, READER_THREADS);
 	/* One alone would serve urgent packs only. */
 	return r->thread_count >= 2 ? 0 : -EAGAIN;
@@ -443,49 +410,32 @@ void reader_let_go(struct pack_reader *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
-static const struct placement *find(const struct pack_reader *r, uint32_t file, uint64_t block)
+static struct work *work_of(const struct pack_reader *r, uint32_t pack)
 {
-	size_t low = 0, high = r->count;
-
-	/* The last one that does not begin behind it. */
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-		const struct placement *p = &r->items[r->by_block[middle]];
-
-		if (p->file < file || (p->file == file && p->block <= block))
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low > 0) {
-		const struct placement *p = &r->items[r->by_block[low - 1]];
-
-		if (p->file == file && block - p->block < p->count)
-			return p;
-	}
-	return NULL;
+	return &r->work[r->work_of[pack]];
 }
 
 enum reader_answer reader_urge(struct pack_reader *r, uint32_t file, uint64_t block)
 {
-	const struct placement *p = find(r, file, block);
+	struct placement *p = reader_find(r, file, block);
 	enum reader_answer answer = READER_COMING;
-	struct work *w;
+	struct want *want;
+	uint64_t bit;
 
 	if (!p)
 		return READER_ZERO;
-	w = &r->work[r->work_of[p->pack]];
+	bit = (uint64_t)1 << (block - p->block);
 	pthread_mutex_lock(&r->lock);
-	if (w->state == WORK_DONE) {
+	want = want_find(r, file, block);
+	if (p->left & bit) {
+		p->urged |= bit;
+		reader_urge_work(r, work_of(r, p->pack),
+				 (uint32_t)(p->slot + (block - p->block)) / PACK_FRAME_BLOCKS);
+	} else if (want) {
+		want->urgent = true;
+		reader_urge_work(r, work_of(r, want->pack), want->slot / PACK_FRAME_BLOCKS);
+	} else {
 		answer = READER_THERE;
-	} else if (!w->urgent) {
-		w->urgent = true;
-		r->urgent_ns = now_boot_ns();
-		w->frame = (uint32_t)((p->slot + (block - p->block)) / PACK_FRAME_BLOCKS);
-		r->urgent_open++;
-		if (w->state == WORK_TODO)
-			r->urgent[r->urgent_last++ % (r->work_count + 1)] = (uint32_t)(w - r->work);
-		pthread_cond_broadcast(&r->changed);
 	}
 	pthread_mutex_unlock(&r->lock);
 	return answer;
@@ -507,10 +457,7 @@ int reader_wait(struct pack_reader *r, int timeout_ms)
 	while (!is_over(r) && e == 0)
 		e = timeout_ms < 0 ? pthread_cond_wait(&r->changed, &r->lock) :
 				     pthread_cond_timedwait(&r->changed, &r->lock, &until);
-	result = r->error < 0		  ? r->error :
-		 r->done == r->work_count ? 1 :
-		 r->cancelled		  ? -ECANCELED :
-					    0;
+	result = r->error < 0 ? r->error : r->open == 0 ? 1 : r->cancelled ? -ECANCELED : 0;
 	pthread_mutex_unlock(&r->lock);
 	/* reader_run() has no other results than 0 and an error. */
 	return result == 1 && !r->on_demand ? 0 : result;

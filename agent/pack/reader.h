@@ -5,11 +5,13 @@
  *   ranges of blocks -> placements by pack -> [fetch, check, open frames] x threads -> sink
  *
  * Each thread fetches one pack at a time, hashes it, and hands over what its frames hold: nothing
- * reaches the sink before its frame has authenticated, and at most one pack and two frames a thread
- * are in memory: READER_THREADS * (OV_PACK_MAX + 512 KiB), usually a quarter of that.
+ * reaches the sink before its frame has authenticated, a block that is a difference not before that
+ * of its base has, too. At most one pack and two frames a thread are in memory, and differences whose
+ * bases were not read yet: READER_THREADS * (OV_PACK_MAX + 512 KiB), usually a quarter of that, and
+ * READER_WANTS_MAX.
  *
- * Two ways to use it. reader_run(): all packs, in order, until done or the first
- * error; a pack that nobody gives is asked for READER_TRIES times. On demand:
+ * Two ways to use it. reader_run(): all packs, newest checkpoint first, until done or
+ * the first error; a pack that nobody gives is asked for READER_TRIES times. On demand:
  * reader_start(), then packs that reader_urge() asks for come first, the rest follows after
  * reader_let_go(), newest checkpoint first, for what changed lately is needed soon. Then a pack that
  * nobody can give is no error: it is asked for again until it comes.
@@ -21,7 +23,13 @@
 
 #include "agent/pack/pack.h"
 
-enum { READER_THREADS = 5, READER_RETRY_MS = 1000, READER_QUIET_MS = 50, READER_TRIES = 3 };
+enum {
+	READER_THREADS = 5,
+	READER_RETRY_MS = 1000,
+	READER_QUIET_MS = 50,
+	READER_TRIES = 3,
+	READER_WANTS_MAX = 64 << 20, /* bytes of differences whose bases were not read yet */
+};
 
 struct reader_range {
 	uint32_t file;	       /* of the manifest, a regular one that is no hard link */
@@ -39,6 +47,7 @@ struct reader_config {
 	 * yet, the pack will be read once more. Other errors end it all.
 	 */
 	int (*sink)(void *ctx, uint32_t file, uint64_t block, uint32_t count, const uint8_t *bytes);
+	uint64_t wants_max; /* 0: READER_WANTS_MAX */
 	/* Optional; one call at a time. */
 	void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 	/* On demand: nobody gives a pack (error < 0); they do again (0). One call at a time. */

@@ -8,10 +8,12 @@
 #include "agent/pack/reader_internal.h"
 #include "agent/util/io.h"
 
+enum { FRAME_ROOM = PACK_FRAME_RAW + PACK_FRAME_SLACK };
+
 int worker_init(struct worker *me)
 {
-	me->frame = malloc(PACK_FRAME_RAW);
-	me->scratch = malloc(PACK_FRAME_RAW + AEAD_TAG);
+	me->frame = malloc(FRAME_ROOM);
+	me->scratch = malloc(FRAME_ROOM);
 	if (!me->frame || !me->scratch) {
 		free(me->frame);
 		free(me->scratch);
@@ -23,10 +25,13 @@ int worker_init(struct worker *me)
 void worker_deinit(struct worker *me)
 {
 	worker_forget(me);
-	key_wipe(me->frame, PACK_FRAME_RAW);
-	key_wipe(me->scratch, PACK_FRAME_RAW);
+	key_wipe(me->frame, FRAME_ROOM);
+	key_wipe(me->scratch, FRAME_ROOM);
+	key_wipe(me->block, sizeof(me->block));
+	key_wipe(&me->delta, sizeof(me->delta));
 	free(me->frame);
 	free(me->scratch);
+	free(me->wants);
 }
 
 void worker_forget(struct worker *me)
@@ -91,79 +96,208 @@ int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
 	return -EBADMSG;
 }
 
-/* All blocks of an open frame, whether they are wanted now or not: they may come again. */
-static int seed_frame(struct pack_reader *r, const struct worker *me, uint32_t pack, uint32_t frame,
-		      uint32_t blocks)
+/* ---- what a packer learns ---- */
+
+/*
+ * All blocks of an open frame, whether they are wanted now or not: they may come again. Of a
+ * difference, what it is one to; its content once it is whole.
+ */
+static int seed_frame(struct pack_reader *r, const struct worker *me, const struct pack_view *v,
+		      uint32_t pack, uint32_t frame)
 {
+	uint32_t blocks = v->table.frames[frame].blocks;
 	struct packer *seed = r->c.seed;
 	struct block_hash hashes[PACK_FRAME_BLOCKS];
 	int e = 0;
 
 	for (uint32_t i = 0; i < blocks; i++)
-		hashes[i] = packer_hash(seed, me->frame + (size_t)i * PACK_BLOCK);
+		if (me->bases[i].pack == PACK_BASE_NONE)
+			hashes[i] = packer_hash(seed, me->frame + (size_t)i * PACK_BLOCK);
 	pthread_mutex_lock(&r->seed_lock);
-	for (uint32_t i = 0; i < blocks && e == 0; i++)
-		e = block_index_insert(&seed->index, hashes[i], pack,
-				       frame * PACK_FRAME_BLOCKS + i);
+	if (seed->packs[pack].frames_known >> frame & 1)
+		blocks = 0; /* of an earlier time: a pack may be read more than once */
+	for (uint32_t i = 0; i < blocks && e == 0; i++) {
+		struct delta_info info = { .slot = frame * PACK_FRAME_BLOCKS + i,
+					   .base_slot = me->bases[i].slot };
+
+		if (me->bases[i].pack == PACK_BASE_NONE)
+			e = block_index_insert(&seed->index, hashes[i], pack, info.slot);
+		/* One whose base is not of this checkpoint is not needed by it either. */
+		else if (links_pack(&r->links, r->c.manifest, &v->table.bases[me->bases[i].pack],
+				    &info.base_pack) == 0)
+			e = pack_delta_add(&seed->packs[pack], &info);
+	}
+	if (e == 0)
+		seed->packs[pack].frames_known |= (uint64_t)1 << frame;
 	pthread_mutex_unlock(&r->seed_lock);
 	return e;
 }
 
-static int open_frame(struct pack_reader *r, struct worker *me, const struct pack_view *v,
-		      uint32_t pack, uint32_t frame)
+static int seed_content(struct pack_reader *r, const struct worker *me, const struct want *want)
 {
-	int e = pack_view_frame(v, frame, me->frame, me->scratch);
+	struct packer *seed = r->c.seed;
+	struct block_hash hash;
+	int e;
 
-	if (e == 0 && r->c.seed)
-		e = seed_frame(r, me, pack, frame, v->frames[frame].blocks);
+	if (!seed)
+		return 0;
+	hash = packer_hash(seed, me->block);
+	pthread_mutex_lock(&r->seed_lock);
+	e = block_index_insert(&seed->index, hash, want->origin_pack, want->origin_slot);
+	pthread_mutex_unlock(&r->seed_lock);
 	return e;
 }
 
-/* -EAGAIN of the sink is kept for the end: the other blocks are welcome now. */
-static int hand_over_part(struct pack_reader *r, struct worker *me, const struct pack_view *v,
-			  const struct work *w, size_t from, size_t to, bool *again)
-{
-	uint32_t current = UINT32_MAX;
+/* ---- one frame ---- */
 
-	for (size_t i = from; i < to; i++) {
-		const struct placement *p = &r->items[w->first + i];
-		uint32_t frame = p->slot / PACK_FRAME_BLOCKS;
+static int open_frame(struct pack_reader *r, struct worker *me, const struct pack_view *v,
+		      uint32_t pack, uint32_t frame)
+{
+	int e = pack_view_frame(v, frame, me->frame, me->scratch, me->bases);
+
+	if (e == 0 && r->c.seed)
+		e = seed_frame(r, me, v, pack, frame);
+	return e;
+}
+
+/* What is kept for the end, as the other blocks are welcome now; 0 or an error that ends it all. */
+static int put_off(const struct pack_reader *r, int e, struct leftover *left)
+{
+	if (e == -ENOBUFS)
+		left->deferred = true;
+	else if (e == -EAGAIN && r->on_demand)
+		left->again = true;
+	else
+		return e;
+	return 0;
+}
+
+/* Blocks from i on that are left and whole. */
+static uint32_t whole_run(const struct worker *me, const struct placement *p, uint32_t i)
+{
+	uint32_t n = 0;
+
+	while (i + n < p->count && p->left >> (i + n) & 1 &&
+	       me->bases[(p->slot + i + n) % PACK_FRAME_BLOCKS].pack == PACK_BASE_NONE)
+		n++;
+	return n;
+}
+
+static int hand_over_run(struct pack_reader *r, const struct worker *me, struct placement *p,
+			 uint32_t i, uint32_t n)
+{
+	uint32_t slot = (p->slot + i) % PACK_FRAME_BLOCKS;
+	uint64_t mask = n == 64 ? UINT64_MAX : (((uint64_t)1 << n) - 1) << i;
+	int e = r->c.sink(r->c.ctx, p->file, p->block + i, n,
+			  me->frame + (size_t)slot * PACK_BLOCK);
+
+	if (e < 0)
+		return e;
+	pthread_mutex_lock(&r->lock);
+	p->left &= ~mask;
+	r->done_bytes += (uint64_t)n * PACK_BLOCK;
+	pthread_mutex_unlock(&r->lock);
+	return 0;
+}
+
+static int hand_over_placement(struct pack_reader *r, struct worker *me, const struct pack_view *v,
+			       struct placement *p, struct leftover *left)
+{
+	uint32_t n;
+
+	for (uint32_t i = 0; i < p->count; i += n) {
+		uint32_t slot = (p->slot + i) % PACK_FRAME_BLOCKS;
 		int e = 0;
 
-		if (frame != current) {
-			reader_give_way(r, w);
-			e = open_frame(r, me, v, w->pack, frame);
-			current = frame;
+		n = whole_run(me, p, i);
+		if (n > 0) {
+			e = hand_over_run(r, me, p, i, n);
+		} else {
+			n = 1;
+			if (p->left >> i & 1)
+				e = want_add(r, me, v, p, i, me->frame + (size_t)slot * PACK_BLOCK);
 		}
-		if (e == 0)
-			e = r->c.sink(r->c.ctx, p->file, p->block, p->count,
-				      me->frame +
-					      (size_t)(p->slot % PACK_FRAME_BLOCKS) * PACK_BLOCK);
-		if (e == -EAGAIN && r->on_demand)
-			*again = true;
-		else if (e < 0)
+		e = put_off(r, e, left);
+		if (e < 0)
 			return e;
 	}
 	return 0;
 }
 
-static int hand_over_view(struct pack_reader *r, struct worker *me, const struct pack_view *v,
-			  const struct work *w)
+static int hand_over_want(struct pack_reader *r, struct worker *me, const struct pack_view *v,
+			  struct work *w, struct want *want, struct leftover *left)
 {
-	uint32_t frame = reader_first_frame(r, w);
-	bool again = false;
-	size_t start = 0;
+	uint32_t slot = want->slot % PACK_FRAME_BLOCKS;
+	const uint8_t *bytes = me->frame + (size_t)slot * PACK_BLOCK;
 	int e;
 
-	while (start < w->count && r->items[w->first + start].slot / PACK_FRAME_BLOCKS < frame)
-		start++;
-	e = hand_over_part(r, me, v, w, start, w->count, &again);
+	if (me->bases[slot].pack != PACK_BASE_NONE)
+		return want_move(r, me, v, want, bytes);
+	want_resolve(me, want, bytes);
+	e = r->c.sink(r->c.ctx, want->file, want->block, 1, me->block);
 	if (e == 0)
-		e = hand_over_part(r, me, v, w, 0, start, &again);
-	return e == 0 && again ? -EAGAIN : e;
+		e = seed_content(r, me, want);
+	if (e == 0)
+		want_end(r, want);
+	else
+		want_put_back(r, w, want);
+	return put_off(r, e, left);
 }
 
-int reader_hand_over(struct pack_reader *r, struct worker *me, const struct work *w)
+/* ---- one pack ---- */
+
+static int hand_over_frame(struct pack_reader *r, struct worker *me, const struct pack_view *v,
+			   struct work *w, uint32_t frame, struct leftover *left)
+{
+	int e;
+
+	reader_give_way(r, w);
+	e = open_frame(r, me, v, w->pack, frame);
+	for (size_t i = 0; e == 0 && i < w->count; i++) {
+		struct placement *p = &r->items[w->first + i];
+
+		if (p->slot / PACK_FRAME_BLOCKS == frame && p->left != 0)
+			e = hand_over_placement(r, me, v, p, left);
+	}
+	for (size_t i = 0; e == 0 && i < me->want_count; i++)
+		if (me->wants[i] && me->wants[i]->slot / PACK_FRAME_BLOCKS == frame)
+			e = hand_over_want(r, me, v, w, take_ptr(me->wants[i]), left);
+	return e;
+}
+
+/* A bit for each frame of which something is wanted. */
+static uint64_t frames_wanted(const struct pack_reader *r, const struct worker *me,
+			      const struct work *w)
+{
+	uint64_t frames = 0;
+
+	for (size_t i = 0; i < w->count; i++)
+		if (r->items[w->first + i].left != 0)
+			frames |= (uint64_t)1 << r->items[w->first + i].slot / PACK_FRAME_BLOCKS;
+	for (size_t i = 0; i < me->want_count; i++)
+		frames |= (uint64_t)1 << me->wants[i]->slot / PACK_FRAME_BLOCKS;
+	return frames;
+}
+
+static int hand_over_view(struct pack_reader *r, struct worker *me, const struct pack_view *v,
+			  struct work *w, struct leftover *left)
+{
+	uint32_t first = reader_first_frame(r, w), count = v->header.frame_count;
+	uint64_t frames;
+	int e = wants_take(r, me, w);
+
+	frames = e == 0 ? frames_wanted(r, me, w) : 0;
+	for (uint32_t i = 0; i < count && e == 0; i++) {
+		uint32_t frame = (first + i) % count;
+
+		if (frames >> frame & 1)
+			e = hand_over_frame(r, me, v, w, frame, left);
+	}
+	return e;
+}
+
+int reader_hand_over(struct pack_reader *r, struct worker *me, struct work *w,
+		     struct leftover *left)
 {
 	const Decamp__Pack *pack = r->c.manifest->pb->packs[w->pack];
 	struct pack_view v;
@@ -174,7 +308,7 @@ int reader_hand_over(struct pack_reader *r, struct worker *me, const struct work
 	if (e < 0)
 		return e;
 	/* Frames are full but the last, so a slot below block_count lies in a frame below count. */
-	e = v.header.block_count == pack->blocks ? hand_over_view(r, me, &v, w) : -EBADMSG;
+	e = v.header.block_count == pack->blocks ? hand_over_view(r, me, &v, w, left) : -EBADMSG;
 	key_wipe(&v.key, sizeof(v.key));
 	return e;
 }

@@ -11,44 +11,14 @@
 
 #define RUN_FIRST_MASK (((uint64_t)1 << 56) - 1)
 
-/* Where the blocks of the old file lie; a cursor, since runs mostly go forward. */
-struct old_file {
-	const struct extent_list *extents; /* NULL: there is none */
-	size_t index;			   /* of the extent at hand */
-	uint64_t before;		   /* blocks before it */
-};
-
-static void find_old(const struct packer *p, const struct pack_input *in, struct old_file *ret_old)
-{
-	const struct packed_file *f = file_list_find(&p->last, in->kind, in->path);
-
-	*ret_old = (struct old_file){ 0 };
-	if (f && f->hardlink == 0 && S_ISREG(f->st.st_mode))
-		ret_old->extents = &f->extents;
-}
-
-/* Moves the cursor to the extent with that block. */
-static int seek_old(struct old_file *old, uint64_t block)
-{
-	if (!old->extents)
-		return -ENOENT;
-	if (block < old->before) {
-		old->index = 0;
-		old->before = 0;
-	}
-	while (old->index < old->extents->count &&
-	       block - old->before >= old->extents->items[old->index].count)
-		old->before += old->extents->items[old->index++].count;
-	return old->index < old->extents->count ? 0 : -ENOENT;
-}
-
 static int add_old(struct packer *p, struct old_file *old, uint64_t first, uint64_t count,
 		   struct extent_list *extents)
 {
 	while (count > 0) {
 		const struct extent *e;
 		uint32_t skip, n;
-		int r = seek_old(old, first);
+		bool usable = true;
+		int r = old_file_seek(old, first);
 
 		if (r < 0)
 			return r;
@@ -57,7 +27,7 @@ static int add_old(struct packer *p, struct old_file *old, uint64_t first, uint6
 		n = e->count - skip < count ? e->count - skip : (uint32_t)count;
 		if (e->pack == PACK_ZERO)
 			p->counts.zero_bytes += (uint64_t)n * PACK_BLOCK;
-		else if (!packer_pack_usable(p, e->pack))
+		else if (packer_usable_run(p, e->pack, e->slot + skip, n, &usable) < n || !usable)
 			return -ENOENT;
 		r = extent_append(extents, e->pack, e->slot + skip, n);
 		if (r < 0)
@@ -68,7 +38,7 @@ static int add_old(struct packer *p, struct old_file *old, uint64_t first, uint6
 	return 0;
 }
 
-static int add_new(struct packer *p, int fd, uint64_t first, uint64_t count,
+static int add_new(struct packer *p, int fd, uint64_t first, uint64_t count, struct old_file *old,
 		   struct extent_list *extents)
 {
 	while (count > 0) {
@@ -77,7 +47,7 @@ static int add_new(struct packer *p, int fd, uint64_t first, uint64_t count,
 				   (off_t)(first * PACK_BLOCK));
 
 		if (r == 0)
-			r = packer_add_blocks(p, p->read_buffer, (size_t)n, extents);
+			r = packer_add_blocks(p, p->read_buffer, (size_t)n, old, extents);
 		if (r < 0)
 			return r;
 		first += n;
@@ -105,19 +75,34 @@ static int check_runs(const struct pack_input *in)
 	return left == 0 ? 0 : -EINVAL;
 }
 
+/* Where the next run of old blocks begins: new ones in between are versions of what lies before. */
+static uint64_t next_old(const struct pack_input *in, size_t run)
+{
+	for (size_t i = run; i < in->run_count; i++)
+		if (in->runs[i].from >> 56 == PACK_RUN_OLD)
+			return in->runs[i].from & RUN_FIRST_MASK;
+	return UINT64_MAX;
+}
+
 int packer_add_runs(struct packer *p, const struct pack_input *in, struct extent_list *extents)
 {
-	struct old_file old;
+	struct old_file old, versions;
 	int r = check_runs(in);
 
-	find_old(p, in, &old);
+	old_file_find(p, in, &old);
+	old_file_find(p, in, &versions);
 	for (size_t i = 0; r == 0 && i < in->run_count; i++) {
 		const struct pack_run *run = &in->runs[i];
 		uint64_t first = run->from & RUN_FIRST_MASK;
 
-		r = run->from >> 56 == PACK_RUN_OLD ?
-			    add_old(p, &old, first, run->count, extents) :
-			    add_new(p, in->fd, first, run->count, extents);
+		if (run->from >> 56 == PACK_RUN_OLD) {
+			r = add_old(p, &old, first, run->count, extents);
+			versions.next = first + run->count;
+			continue;
+		}
+		if (i == 0 || in->runs[i - 1].from >> 56 == PACK_RUN_OLD)
+			versions.end = next_old(in, i);
+		r = add_new(p, in->fd, first, run->count, &versions, extents);
 	}
 	return r;
 }
@@ -159,6 +144,24 @@ static int want(struct wanted_list *list, uint32_t id, uint64_t first, uint64_t 
 	return 0;
 }
 
+static int want_extent(const struct packer *p, struct wanted_list *list, uint32_t id,
+		       uint64_t block, const struct extent *e)
+{
+	uint32_t n;
+	int r = 0;
+
+	if (e->pack == PACK_ZERO)
+		return 0;
+	for (uint32_t i = 0; r == 0 && i < e->count; i += n) {
+		bool usable;
+
+		n = packer_usable_run(p, e->pack, e->slot + i, e->count - i, &usable);
+		if (!usable)
+			r = want(list, id, block + i, n);
+	}
+	return r;
+}
+
 int packer_wanted(const struct packer *p, size_t max, struct pack_wanted **ret_wanted,
 		  size_t *ret_count)
 {
@@ -173,11 +176,8 @@ int packer_wanted(const struct packer *p, size_t max, struct pack_wanted **ret_w
 		if (!is_pages(f, &id))
 			continue;
 		for (size_t j = 0; r == 0 && j < f->extents.count; j++) {
-			const struct extent *e = &f->extents.items[j];
-
-			if (e->pack != PACK_ZERO && !packer_pack_usable(p, e->pack))
-				r = want(&list, id, block, e->count);
-			block += e->count;
+			r = want_extent(p, &list, id, block, &f->extents.items[j]);
+			block += f->extents.items[j].count;
 		}
 	}
 	if (r < 0) {

@@ -9,7 +9,8 @@
 #define MANIFEST_LABEL "decamp manifest v1"
 
 enum {
-	MANIFEST_VERSION = 1,
+	MANIFEST_VERSION = 2,
+	MANIFEST_VERSION_MIN = 1, /* no pack has deltas */
 	MANIFEST_ZSTD_LEVEL = 3,
 	/* Decoded protobuf in memory: many times its size on the wire for tiny messages. */
 	DECODED_MAX = 768 << 20,
@@ -230,7 +231,8 @@ int manifest_open(const void *bytes, size_t size, const struct object_hash *hash
 		return -EBADMSG;
 	memcpy(&header, bytes, sizeof(header));
 	if (memcmp(header.magic, MANIFEST_MAGIC, sizeof(header.magic)) != 0 ||
-	    header.version != MANIFEST_VERSION || header.box_size != size - BOX_OFFSET)
+	    header.version < MANIFEST_VERSION_MIN || header.version > MANIFEST_VERSION ||
+	    header.box_size != size - BOX_OFFSET)
 		return -EBADMSG;
 	r = check_signatures(&header, bytes, cluster_public);
 	if (r < 0)

@@ -121,6 +121,7 @@ static int seed_packs(struct packer *seed, const struct manifest *m)
 
 		manifest_object(m, i, &info->hash, &info->size, &info->holder_count, info->holders);
 		info->state = PACK_KNOWN;
+		info->uid = ++seed->last_uid;
 		info->seq = m->pb->packs[i]->seq;
 		info->blocks = m->pb->packs[i]->blocks;
 	}
@@ -147,6 +148,45 @@ static int seed_file(struct packer *seed, const Decamp__File *f)
 	if (r < 0)
 		packed_file_deinit(&file);
 	return r;
+}
+
+/* A pack with deltas of which a live frame was not read refers to packs that are not known. */
+static void seed_forget_unread(struct packer *seed, const struct manifest *m)
+{
+	for (size_t i = 0; i < seed->last.count; i++) {
+		const struct extent_list *list = &seed->last.items[i].extents;
+
+		for (size_t j = 0; j < list->count; j++) {
+			const struct extent *e = &list->items[j];
+
+			if (e->pack == PACK_ZERO || !m->pb->packs[e->pack]->deltas)
+				continue;
+			for (uint32_t k = e->slot / PACK_FRAME_BLOCKS;
+			     k <= (e->slot + e->count - 1) / PACK_FRAME_BLOCKS; k++)
+				if (!(seed->packs[e->pack].frames_known >> k & 1))
+					seed->packs[e->pack].state = PACK_FORGOTTEN;
+		}
+	}
+}
+
+/* The length of each chain. */
+static int seed_chains(struct packer *seed)
+{
+	for (size_t i = 0; i < seed->pack_count; i++) {
+		struct pack_info *info = &seed->packs[i];
+
+		for (size_t j = 0; j < info->delta_count; j++) {
+			struct delta_info *d = &info->deltas[j];
+			const struct delta_info *up = d;
+
+			for (d->depth = 0; up; d->depth++) {
+				if (d->depth >= PACK_CHAIN_MAX)
+					return -EBADMSG;
+				up = pack_delta_find(&seed->packs[up->base_pack], up->base_slot);
+			}
+		}
+	}
+	return 0;
 }
 
 int packer_seed_begin(struct packer *seed, const struct manifest *m)
@@ -177,7 +217,10 @@ static int seed_finish(struct packer *seed, const struct manifest *m)
 		seed->objects[i] = seed->packs[i].hash;
 	seed->objects[n] = m->hash;
 	seed->object_count = n + 1;
-	r = packer_count_live(seed, &seed->last);
+	seed_forget_unread(seed, m);
+	r = seed_chains(seed);
+	if (r == 0)
+		r = packer_count_live(seed, &seed->last);
 	if (r == 0)
 		packer_retire(seed);
 	return r;

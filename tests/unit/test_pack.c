@@ -464,9 +464,9 @@ static void test_only_needed_packs_are_fetched(void **state)
 	free(bytes);
 }
 
-static bool keep_even(const void *ctx, uint32_t pack)
+static bool keep_even(const void *ctx, uint32_t pack, uint32_t slot)
 {
-	(void)ctx;
+	(void)ctx, (void)slot;
 	return pack % 2 == 0;
 }
 

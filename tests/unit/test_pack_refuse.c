@@ -61,13 +61,15 @@ static void small_checkpoint(struct lab *lab)
 static int open_all_frames(const struct lab *lab, const uint8_t *bytes, size_t size,
 			   const struct job_id *job, const struct secret_key *key, uint64_t seq)
 {
-	static uint8_t out[PACK_FRAME_RAW], scratch[PACK_FRAME_RAW];
+	static uint8_t out[PACK_FRAME_RAW + PACK_FRAME_SLACK];
+	static uint8_t scratch[PACK_FRAME_RAW + PACK_FRAME_SLACK];
+	struct pack_base bases[PACK_FRAME_BLOCKS];
 	struct pack_view v;
 	int r = pack_view_open(&v, bytes, size, job, key, seq);
 
 	(void)lab;
 	for (uint32_t i = 0; r == 0 && i < v.header.frame_count; i++)
-		r = pack_view_frame(&v, i, out, scratch);
+		r = pack_view_frame(&v, i, out, scratch, bases);
 	return r;
 }
 

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <errno.h>
+#include <string.h>
+#include <zstd.h>
+
+#include "agent/pack/internal.h"
+
+enum {
+	OUT_MAX = sizeof(struct pack_header) + PACK_SEALED_FLUSH + PACK_FRAME_RAW + AEAD_TAG +
+		  PACK_TABLE_MAX + AEAD_TAG + PACK_PAD,
+	FRAME_OUT_MAX = PACK_BODY_MAX + AEAD_TAG,
+	DELTA_WORDS_BYTES = PACK_FRAME_BLOCKS * PACK_DELTA_WORDS_MAX * 8,
+};
+
+_Static_assert((int)OUT_MAX <= (int)OV_PACK_MAX, "a pack fits the overlay's limit");
+_Static_assert(MIXED_REF + PACK_BLOCK_MAP + PACK_DELTA_WORDS_MAX * 8 <= PACK_BLOCK,
+	       "no delta is larger than its block");
+
+/* ---- frames ---- */
+
+int frame_job_init(struct frame_job *f)
+{
+	memset(f, 0, sizeof(*f));
+	f->raw = malloc(PACK_FRAME_RAW);
+	f->delta_words = malloc(DELTA_WORDS_BYTES);
+	f->out = malloc(FRAME_OUT_MAX);
+	if (f->raw && f->delta_words && f->out)
+		return 0;
+	frame_job_deinit(f);
+	return -ENOMEM;
+}
+
+static void wipe_free(void *bytes, size_t size)
+{
+	if (bytes)
+		key_wipe(bytes, size);
+	free(bytes);
+}
+
+void frame_job_deinit(struct frame_job *f)
+{
+	wipe_free(f->raw, PACK_FRAME_RAW);
+	wipe_free(f->delta_words, DELTA_WORDS_BYTES);
+	free(f->out);
+	key_wipe(f, sizeof(*f));
+}
+
+int frame_scratch_init(struct frame_scratch *s)
+{
+	s->zstd = ZSTD_createCCtx();
+	s->body = malloc(PACK_BODY_MAX);
+	s->packed = malloc(PACK_BODY_MAX);
+	if (s->zstd && s->body && s->packed)
+		return 0;
+	frame_scratch_deinit(s);
+	return -ENOMEM;
+}
+
+void frame_scratch_deinit(struct frame_scratch *s)
+{
+	ZSTD_freeCCtx(s->zstd);
+	wipe_free(s->body, PACK_BODY_MAX);
+	wipe_free(s->packed, PACK_BODY_MAX);
+	memset(s, 0, sizeof(*s));
+}
+
+static size_t mixed_body(const struct frame_job *f, uint8_t *body)
+{
+	uint8_t *at = body;
+
+	memcpy(at, &f->which, MIXED_HEADER);
+	at += MIXED_HEADER;
+	memcpy(at, f->refs, f->deltas * MIXED_REF);
+	at += f->deltas * MIXED_REF;
+	memcpy(at, f->maps, f->deltas * PACK_BLOCK_MAP);
+	at += f->deltas * PACK_BLOCK_MAP;
+	memcpy(at, f->raw, f->full * PACK_BLOCK);
+	at += f->full * PACK_BLOCK;
+	memcpy(at, f->delta_words, (size_t)f->words * 8);
+	return (size_t)(at + (size_t)f->words * 8 - body);
+}
+
+void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
+{
+	struct frame_ad ad = pack_frame_ad(&f->header, &f->job, f->seq, f->number);
+	const uint8_t *body = f->raw, *plain = s->packed;
+	size_t body_size = (size_t)f->full * PACK_BLOCK, size;
+
+	f->frame = (struct pack_frame){ .blocks = (uint16_t)f->blocks };
+	if (f->deltas > 0) {
+		f->frame.flags |= PACK_FRAME_MIXED;
+		body_size = mixed_body(f, s->body);
+		body = s->body;
+	}
+	/* What does not get smaller is stored; zstd says so by running out of room. */
+	size = ZSTD_compressCCtx(s->zstd, s->packed, body_size - 1, body, body_size, f->level);
+	if (ZSTD_isError(size)) {
+		plain = body;
+		size = body_size;
+		f->frame.flags |= PACK_FRAME_STORED;
+	}
+	f->result = aead_seal(&f->key, f->number, &ad, sizeof(ad), plain, size, f->out);
+	f->frame.size = (uint32_t)size + AEAD_TAG;
+}
+
+/* ---- packs ---- */
+
+int pack_writer_init(struct pack_writer *w)
+{
+	int r;
+
+	memset(w, 0, sizeof(*w));
+	w->out = malloc(OUT_MAX);
+	r = w->out ? frame_job_init(&w->frame) : -ENOMEM;
+	if (r == 0)
+		r = frame_scratch_init(&w->scratch);
+	if (r < 0)
+		pack_writer_deinit(w);
+	return r;
+}
+
+void pack_writer_deinit(struct pack_writer *w)
+{
+	free(w->out);
+	frame_job_deinit(&w->frame);
+	frame_scratch_deinit(&w->scratch);
+	key_wipe(&w->key, sizeof(w->key));
+	memset(w, 0, sizeof(*w));
+}
+
+static void frame_begin(struct pack_writer *w)
+{
+	struct frame_job *f = &w->frame;
+
+	f->header = w->header;
+	f->job = w->job;
+	f->seq = w->seq;
+	f->key = w->key;
+	f->number = w->header.frame_count;
+	f->level = w->level;
+	f->blocks = f->full = f->deltas = f->words = 0;
+	f->which = 0;
+}
+
+int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
+		      const struct secret_key *job_key, uint64_t seq)
+{
+	int r;
+
+	w->job = *job;
+	w->seq = seq;
+	w->level = PACK_ZSTD_LEVEL;
+	w->header = (struct pack_header){ .version = PACK_VERSION };
+	memcpy(w->header.magic, PACK_MAGIC, sizeof(w->header.magic));
+	r = random_bytes(w->header.salt, sizeof(w->header.salt));
+	if (r < 0)
+		return r;
+	r = pack_frame_key(job_key, &w->header, &w->key);
+	if (r < 0)
+		return r;
+	w->out_size = sizeof(struct pack_header);
+	w->table.base_count = 0;
+	frame_begin(w);
+	return 0;
+}
+
+static int frame_end(struct pack_writer *w)
+{
+	struct frame_job *f = &w->frame;
+
+	frame_job_seal(f, &w->scratch);
+	if (f->result < 0)
+		return f->result;
+	f->frame.offset = (uint32_t)w->out_size;
+	w->table.frames[f->number] = f->frame;
+	memcpy(w->out + w->out_size, f->out, f->frame.size);
+	w->out_size += f->frame.size;
+	w->header.frame_count++;
+	frame_begin(w);
+	return 0;
+}
+
+static int block_end(struct pack_writer *w, uint32_t *ret_slot, bool *ret_full)
+{
+	uint32_t slot = w->header.block_count++;
+	int r;
+
+	w->frame.blocks++;
+	if (w->frame.blocks == PACK_FRAME_BLOCKS) {
+		r = frame_end(w);
+		if (r < 0)
+			return r;
+	}
+	*ret_slot = slot;
+	*ret_full = w->header.block_count == PACK_BLOCKS_MAX || w->out_size >= PACK_SEALED_FLUSH;
+	return 0;
+}
+
+int pack_writer_block(struct pack_writer *w, const uint8_t *block, uint32_t *ret_slot,
+		      bool *ret_full)
+{
+	struct frame_job *f = &w->frame;
+
+	memcpy(f->raw + (size_t)f->full++ * PACK_BLOCK, block, PACK_BLOCK);
+	return block_end(w, ret_slot, ret_full);
+}
+
+static int find_base(struct pack_writer *w, const struct object_hash *base, uint16_t *ret_index)
+{
+	struct pack_table *t = &w->table;
+	uint32_t i = t->base_count;
+
+	/* Neighbours have their bases in the same pack: the latest first. */
+	while (i > 0 && memcmp(&t->bases[i - 1], base, sizeof(*base)) != 0)
+		i--;
+	if (i == 0) {
+		if (t->base_count == PACK_BASES_MAX)
+			return -ENOSPC;
+		t->bases[t->base_count++] = *base;
+		i = t->base_count;
+	}
+	*ret_index = (uint16_t)(i - 1);
+	return 0;
+}
+
+int pack_writer_delta(struct pack_writer *w, const struct block_delta *delta,
+		      const struct object_hash *base, uint32_t base_slot, uint32_t *ret_slot,
+		      bool *ret_full)
+{
+	struct frame_job *f = &w->frame;
+	uint16_t ref[2] = { 0, (uint16_t)base_slot };
+	int r = find_base(w, base, &ref[0]);
+
+	if (r < 0)
+		return r;
+	memcpy(f->refs + (size_t)f->deltas * MIXED_REF, ref, MIXED_REF);
+	memcpy(f->maps + (size_t)f->deltas * PACK_BLOCK_MAP, delta->map, PACK_BLOCK_MAP);
+	memcpy(f->delta_words + (size_t)f->words * 8, delta->words, (size_t)delta->count * 8);
+	f->which |= (uint64_t)1 << f->blocks;
+	f->deltas++;
+	f->words += delta->count;
+	return block_end(w, ret_slot, ret_full);
+}
+
+int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes, uint32_t *ret_size)
+{
+	struct table_ad ad = { .job = w->job, .seq = w->seq };
+	uint8_t table[PACK_TABLE_MAX];
+	size_t size, used;
+	int r;
+
+	if (w->frame.blocks > 0) {
+		r = frame_end(w);
+		if (r < 0)
+			return r;
+	}
+	size = pack_table_encode(&w->table, w->header.frame_count, table);
+	w->header.table_offset = (uint32_t)w->out_size;
+	w->header.table_size = (uint32_t)size + AEAD_TAG;
+	used = w->out_size + w->header.table_size;
+	w->header.total_size = (uint32_t)((used + PACK_PAD - 1) / PACK_PAD * PACK_PAD);
+	ad.header = w->header;
+	r = aead_seal(&w->key, PACK_TABLE_NUMBER, &ad, sizeof(ad), table, size,
+		      w->out + w->out_size);
+	if (r < 0)
+		return r;
+	memset(w->out + used, 0, w->header.total_size - used);
+	memcpy(w->out, &w->header, sizeof(w->header));
+	*ret_bytes = w->out;
+	*ret_size = w->header.total_size;
+	return 0;
+}
