@@ -180,7 +180,7 @@ void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file 
 	uint32_t pack, slot;
 
 	*c = (struct base_choice){ 0 };
-	if (!old || p->cache.limit == 0 || old->next >= old->end ||
+	if (!old || p->cache.memory.limit == 0 || old->next >= old->end ||
 	    old_file_seek(old, old->next) < 0)
 		return;
 	e = &old->extents->items[old->index];

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Contents of blocks that deltas may be made against. Bounded: a full cache evicts by the clock
- * algorithm, and only a hit marks an entry, so that blocks which come once (a first checkpoint) do
- * not drive out those that change again and again. Whatever is not here is sent whole: a lost
- * cache costs bytes, never correctness.
+ * Contents of blocks that deltas may be made against: a tier in memory and, behind it, one in a file
+ * without a name, sealed with a key that nobody but this cache has. Both are bounded; a full tier
+ * evicts by the clock algorithm, memory into the file. Only a hit marks an entry, so that blocks
+ * which come once (a first checkpoint) do not drive out those that change again and again.
+ * Whatever is not here is sent whole: a lost cache costs bytes, never correctness.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "agent/pack/internal.h"
+#include "agent/util/io.h"
 
 enum { PLACES_MIN = 256 };
 
@@ -19,137 +22,263 @@ struct cache_place {
 	bool used;     /* hit since the hand passed */
 };
 
-void block_cache_init(struct block_cache *c, uint64_t budget_bytes)
+/* How the content of a place in the file was sealed; the number never comes again. */
+struct cache_seal {
+	uint64_t number;
+	uint8_t tag[AEAD_TAG];
+};
+
+/* ---- one tier: which key is in which place ---- */
+
+static int tier_allocate(struct cache_tier *t)
 {
-	*c = (struct block_cache){ 0 };
-	c->limit = budget_bytes / (PACK_BLOCK + CACHE_OVERHEAD);
-	if (c->limit > CACHE_PLACES_MAX)
-		c->limit = CACHE_PLACES_MAX;
-	if (c->limit < PLACES_MIN)
-		c->limit = 0;
+	size_t buckets = 1;
+
+	while (buckets < t->limit)
+		buckets *= 2;
+	t->places = calloc(t->limit, sizeof(*t->places));
+	t->buckets = calloc(buckets, sizeof(*t->buckets));
+	if (!t->places || !t->buckets) {
+		free(take_ptr(t->places));
+		free(take_ptr(t->buckets));
+		return -ENOMEM;
+	}
+	t->mask = buckets - 1;
+	return 0;
+}
+
+static void tier_deinit(struct cache_tier *t)
+{
+	free(t->places);
+	free(t->buckets);
+	*t = (struct cache_tier){ .limit = t->limit };
+}
+
+/* The link that names the place of a key, or that ends its chain. */
+static uint32_t *find_link(const struct cache_tier *t, uint64_t key)
+{
+	uint32_t *link = &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
+
+	while (*link != 0 && t->places[*link - 1].key != key)
+		link = &t->places[*link - 1].next;
+	return link;
+}
+
+/* Place + 1 or 0. */
+static uint32_t tier_find(const struct cache_tier *t, uint64_t key)
+{
+	return t->places ? *find_link(t, key) : 0;
+}
+
+static void tier_drop(struct cache_tier *t, uint64_t key)
+{
+	uint32_t *link = t->places ? find_link(t, key) : NULL, place;
+
+	if (!link || *link == 0)
+		return;
+	place = *link;
+	*link = t->places[place - 1].next;
+	t->places[place - 1] = (struct cache_place){ .next = t->free };
+	t->free = place;
+}
+
+static uint32_t tier_evict(struct cache_tier *t)
+{
+	/* Ends: after one round nothing is marked any more. */
+	for (;;) {
+		struct cache_place *p = &t->places[t->hand];
+		uint32_t place = (uint32_t)t->hand + 1;
+
+		t->hand = (t->hand + 1) % t->limit;
+		if (!p->used) {
+			*find_link(t, p->key) = p->next;
+			return place;
+		}
+		p->used = false;
+	}
+}
+
+/* A place for a key that has none; *ret_victim: the key that had it until now, or 0. */
+static uint32_t tier_add(struct cache_tier *t, uint64_t key, uint64_t *ret_victim)
+{
+	uint32_t place = t->free, *link;
+
+	*ret_victim = 0;
+	if (place != 0) {
+		t->free = t->places[place - 1].next;
+	} else if (t->high < t->limit) {
+		place = (uint32_t)++t->high;
+	} else {
+		place = tier_evict(t);
+		*ret_victim = t->places[place - 1].key;
+	}
+	link = &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
+	t->places[place - 1] = (struct cache_place){ .key = key, .next = *link };
+	*link = place;
+	return place;
+}
+
+/* ---- the file ---- */
+
+static uint64_t places_of(uint64_t bytes)
+{
+	uint64_t n = bytes / (PACK_BLOCK + CACHE_OVERHEAD);
+
+	if (n > CACHE_PLACES_MAX)
+		n = CACHE_PLACES_MAX;
+	return n < PLACES_MIN ? 0 : n;
+}
+
+/* Without a name from the start: nothing of it is left behind, whatever happens. */
+static int file_open(struct block_cache *c)
+{
+	int r;
+
+	c->fd = open(c->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (c->fd < 0)
+		return -errno;
+	r = random_bytes(c->key.b, sizeof(c->key.b));
+	if (r < 0)
+		return r;
+	c->seals = calloc(c->disk.limit, sizeof(*c->seals));
+	c->buffer = malloc(2 * PACK_BLOCK + AEAD_TAG);
+	return c->seals && c->buffer ? tier_allocate(&c->disk) : -ENOMEM;
+}
+
+static void file_close(struct block_cache *c)
+{
+	if (c->fd >= 0)
+		close(c->fd);
+	c->fd = -1;
+	free(take_ptr(c->seals));
+	if (c->buffer)
+		key_wipe(c->buffer, 2 * PACK_BLOCK + AEAD_TAG);
+	free(take_ptr(c->buffer));
+	tier_deinit(&c->disk);
+	key_wipe(&c->key, sizeof(c->key));
+}
+
+static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
+{
+	uint8_t *sealed = c->buffer + PACK_BLOCK;
+	struct cache_seal *seal;
+	uint64_t victim;
+	uint32_t place;
+
+	if (c->disk.limit == 0)
+		return;
+	place = tier_find(&c->disk, key);
+	if (place == 0)
+		place = tier_add(&c->disk, key, &victim);
+	seal = &c->seals[place - 1];
+	seal->number = ++c->number;
+	if (aead_seal(&c->key, seal->number, &key, sizeof(key), block, PACK_BLOCK, sealed) < 0 ||
+	    pwrite_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0) {
+		/* Full or broken: without a file from now on. */
+		file_close(c);
+		c->disk.limit = 0;
+		return;
+	}
+	memcpy(seal->tag, sealed + PACK_BLOCK, AEAD_TAG);
+}
+
+static const uint8_t *file_get(struct block_cache *c, uint64_t key)
+{
+	uint32_t place = tier_find(&c->disk, key);
+	uint8_t *sealed = c->buffer + PACK_BLOCK;
+
+	if (place == 0)
+		return NULL;
+	if (pread_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0)
+		goto bad;
+	memcpy(sealed + PACK_BLOCK, c->seals[place - 1].tag, AEAD_TAG);
+	if (aead_open(&c->key, c->seals[place - 1].number, &key, sizeof(key), sealed,
+		      PACK_BLOCK + AEAD_TAG, c->buffer) < 0)
+		goto bad;
+	c->disk.places[place - 1].used = true;
+	return c->buffer;
+bad:
+	tier_drop(&c->disk, key);
+	return NULL;
+}
+
+/* ---- both ---- */
+
+void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t disk_bytes,
+		      const char *dir)
+{
+	*c = (struct block_cache){ .fd = -1 };
+	c->memory.limit = places_of(memory_bytes);
+	if (c->memory.limit == 0 || !dir || !dir[0])
+		return;
+	c->disk.limit = places_of(disk_bytes);
+	snprintf(c->dir, sizeof(c->dir), "%s", dir);
 }
 
 void block_cache_deinit(struct block_cache *c)
 {
-	uint64_t limit = c->limit;
-
 	if (c->bytes) {
-		key_wipe(c->bytes, c->high * PACK_BLOCK);
-		munmap(c->bytes, c->limit * PACK_BLOCK);
+		key_wipe(c->bytes, c->memory.high * PACK_BLOCK);
+		munmap(c->bytes, c->memory.limit * PACK_BLOCK);
 	}
-	free(c->places);
-	free(c->buckets);
-	*c = (struct block_cache){ .limit = limit };
+	c->bytes = NULL;
+	tier_deinit(&c->memory);
+	file_close(c);
 }
 
 /* Address space for all of it at once; memory comes as it is used. */
 static int allocate(struct block_cache *c)
 {
-	size_t buckets = 1;
-	uint8_t *bytes;
+	uint8_t *bytes = mmap(NULL, c->memory.limit * PACK_BLOCK, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int r;
 
-	while (buckets < c->limit)
-		buckets *= 2;
-	bytes = mmap(NULL, c->limit * PACK_BLOCK, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bytes == MAP_FAILED)
 		return -errno;
 	/* Pages of the job: not into a core dump of ours. */
-	(void)madvise(bytes, c->limit * PACK_BLOCK, MADV_DONTDUMP);
-	c->places = calloc(c->limit, sizeof(*c->places));
-	c->buckets = calloc(buckets, sizeof(*c->buckets));
-	if (!c->places || !c->buckets) {
-		free(c->places);
-		free(c->buckets);
-		c->places = NULL;
-		c->buckets = NULL;
-		munmap(bytes, c->limit * PACK_BLOCK);
-		return -ENOMEM;
+	(void)madvise(bytes, c->memory.limit * PACK_BLOCK, MADV_DONTDUMP);
+	r = tier_allocate(&c->memory);
+	if (r < 0) {
+		munmap(bytes, c->memory.limit * PACK_BLOCK);
+		return r;
 	}
 	c->bytes = bytes;
-	c->mask = buckets - 1;
+	if (c->disk.limit > 0 && file_open(c) < 0) {
+		file_close(c);
+		c->disk.limit = 0;
+	}
 	return 0;
-}
-
-static uint32_t *bucket(const struct block_cache *c, uint64_t key)
-{
-	return &c->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & c->mask];
-}
-
-/* The link that names the place of a key, or that ends its chain. */
-static uint32_t *find_link(const struct block_cache *c, uint64_t key)
-{
-	uint32_t *link = bucket(c, key);
-
-	while (*link != 0 && c->places[*link - 1].key != key)
-		link = &c->places[*link - 1].next;
-	return link;
 }
 
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key)
 {
-	uint32_t place;
+	uint32_t place = tier_find(&c->memory, key);
 
-	if (!c->bytes)
-		return NULL;
-	place = *find_link(c, key);
 	if (place == 0)
-		return NULL;
-	c->places[place - 1].used = true;
+		return c->disk.places ? file_get(c, key) : NULL;
+	c->memory.places[place - 1].used = true;
 	return c->bytes + (size_t)(place - 1) * PACK_BLOCK;
 }
 
 void block_cache_drop(struct block_cache *c, uint64_t key)
 {
-	uint32_t *link, place;
-
-	if (!c->bytes)
-		return;
-	link = find_link(c, key);
-	place = *link;
-	if (place == 0)
-		return;
-	*link = c->places[place - 1].next;
-	c->places[place - 1] = (struct cache_place){ .next = c->free };
-	c->free = place;
-}
-
-static uint32_t evict(struct block_cache *c)
-{
-	/* Ends: after one round nothing is marked any more. */
-	for (;;) {
-		struct cache_place *p = &c->places[c->hand];
-		uint32_t place = (uint32_t)c->hand + 1;
-
-		c->hand = (c->hand + 1) % c->limit;
-		if (p->used) {
-			p->used = false;
-			continue;
-		}
-		*find_link(c, p->key) = p->next;
-		return place;
-	}
+	tier_drop(&c->memory, key);
+	tier_drop(&c->disk, key);
 }
 
 void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 {
-	uint32_t *link, place;
+	uint8_t *bytes;
+	uint32_t place;
+	uint64_t victim = 0;
 
-	if (c->limit == 0 || (!c->bytes && allocate(c) < 0))
+	if (c->memory.limit == 0 || (!c->bytes && allocate(c) < 0))
 		return; /* then there are no deltas */
-	place = *find_link(c, key);
-	if (place == 0) {
-		if (c->free != 0) {
-			place = c->free;
-			c->free = c->places[place - 1].next;
-		} else if (c->high < c->limit) {
-			place = (uint32_t)++c->high;
-		} else {
-			place = evict(c);
-		}
-		link = bucket(c, key);
-		c->places[place - 1] = (struct cache_place){ .key = key, .next = *link };
-		*link = place;
-	}
-	memcpy(c->bytes + (size_t)(place - 1) * PACK_BLOCK, block, PACK_BLOCK);
+	place = tier_find(&c->memory, key);
+	if (place == 0)
+		place = tier_add(&c->memory, key, &victim);
+	bytes = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
+	if (victim != 0)
+		file_put(c, victim, bytes);
+	memcpy(bytes, block, PACK_BLOCK);
 }

@@ -294,10 +294,11 @@ enum {
 
 /* ---- cache.c ---- */
 
-enum { CACHE_OVERHEAD = 24, CACHE_PLACES_MAX = 1 << 26 };
+enum { CACHE_OVERHEAD = 48, CACHE_PLACES_MAX = 1 << 26 };
 
 struct cache_place;
-struct block_cache {
+struct cache_seal;
+struct cache_tier {
 	uint64_t limit; /* places; 0: off */
 	uint64_t high;	/* places that were ever used */
 	uint64_t hand;
@@ -305,12 +306,23 @@ struct block_cache {
 	uint32_t *buckets;
 	size_t mask;
 	uint32_t free;
-	uint8_t *bytes;
 };
-void block_cache_init(struct block_cache *c, uint64_t budget_bytes);
-/* Empties it; the limit stays. */
+struct block_cache {
+	struct cache_tier memory, disk;
+	uint8_t *bytes; /* of the places in memory */
+	char dir[256];
+	int fd;
+	struct secret_key key; /* of the file */
+	uint64_t number;
+	struct cache_seal *seals;
+	uint8_t *buffer;
+};
+/* dir: of the file, which has no name; NULL: no file. Nothing is allocated before the first put. */
+void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t disk_bytes,
+		      const char *dir);
+/* Empties it; the limits stay. */
 void block_cache_deinit(struct block_cache *c);
-/* NULL or the content, valid until the next put. */
+/* NULL or the content, valid until the next call. */
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
 void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block);
 void block_cache_drop(struct block_cache *c, uint64_t key);

@@ -128,7 +128,11 @@ void packer_destroy(struct packer *p);
  * PACKER_BUDGET_DEFAULT. Not between begin and finish or abort (-EBUSY).
  */
 struct packer_budget {
-	uint64_t cache_bytes; /* contents that deltas are made against; less than 2 MiB: no deltas */
+	/* Contents that deltas are made against, in memory; less than 2 MiB: no deltas. */
+	uint64_t cache_bytes;
+	/* More of them in a file without a name in this folder, encrypted; NULL: none. Copied. */
+	uint64_t cache_disk_bytes;
+	const char *cache_dir;
 };
 #define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;

@@ -45,7 +45,7 @@ int packer_create(const struct job_id *job, const struct secret_key *job_key,
 	p->job = *job;
 	p->job_key = *job_key;
 	p->budget = PACKER_BUDGET_DEFAULT;
-	block_cache_init(&p->cache, p->budget.cache_bytes);
+	block_cache_init(&p->cache, p->budget.cache_bytes, 0, NULL);
 	r = derive_hash_secret(p);
 	if (r < 0) {
 		packer_destroy(p);
@@ -97,11 +97,17 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 {
 	if (p->active)
 		return -EBUSY;
-	if (p->budget.cache_bytes != budget->cache_bytes) {
+	if (budget->cache_dir && strlen(budget->cache_dir) >= sizeof(p->cache.dir))
+		return -ENAMETOOLONG;
+	if (p->budget.cache_bytes != budget->cache_bytes ||
+	    p->budget.cache_disk_bytes != budget->cache_disk_bytes ||
+	    strcmp(p->cache.dir, budget->cache_dir ?: "") != 0) {
 		block_cache_deinit(&p->cache);
-		block_cache_init(&p->cache, budget->cache_bytes);
+		block_cache_init(&p->cache, budget->cache_bytes, budget->cache_disk_bytes,
+				 budget->cache_dir);
 	}
 	p->budget = *budget;
+	p->budget.cache_dir = p->cache.dir;
 	return 0;
 }
 

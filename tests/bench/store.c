@@ -4,7 +4,7 @@
  *
  *   store take DIR COUNT INTERVAL_MS WARMUP_MS PROGRAM...
  *   store bound DIR COUNT
- *   store seal DIR COUNT [verify] [again]
+ *   store seal DIR COUNT [verify] [again] [cache=BYTES] [disk=BYTES]
  */
 #include "tests/bench/store.h"
 
@@ -133,6 +133,10 @@ static bool option(struct store_seal_options *o, const char *word)
 		o->verify = true;
 	else if (!strcmp(word, "again"))
 		o->again = true;
+	else if (!strncmp(word, "cache=", 6))
+		o->budget.cache_bytes = strtoull(word + 6, NULL, 10);
+	else if (!strncmp(word, "disk=", 5))
+		o->budget.cache_disk_bytes = strtoull(word + 5, NULL, 10);
 	else
 		return false;
 	return true;
@@ -140,7 +144,7 @@ static bool option(struct store_seal_options *o, const char *word)
 
 int main(int argc, char **argv)
 {
-	struct store_seal_options o = { 0 };
+	struct store_seal_options o = { .budget = PACKER_BUDGET_DEFAULT };
 	unsigned int count = argc > 3 ? (unsigned int)strtoul(argv[3], NULL, 10) : 0;
 
 	if (count < 1)
@@ -159,6 +163,7 @@ int main(int argc, char **argv)
 	for (int i = 4; i < argc; i++)
 		if (!option(&o, argv[i]))
 			return 2;
+	o.budget.cache_dir = argv[2];
 	store_seal(argv[2], count, &o);
 	return 0;
 }

@@ -18,11 +18,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "agent/pack/pack.h"
+
 enum { STORE_PAGE = 4096, STORE_FILES_MAX = 512 };
 
 struct store_seal_options {
 	bool verify; /* unpack the last checkpoint and compare it */
 	bool again;  /* then the first one again: nothing has changed */
+	struct packer_budget budget;
 };
 
 void store_take(const char *dir, unsigned int count, unsigned int interval_ms,

@@ -98,6 +98,8 @@ static void start(struct sealer *s, const struct store_seal_options *o)
 		r = node_card_sign(&s->card, &s->cluster_seed);
 	if (r == 0)
 		r = packer_create(&s->job, &s->job_key, &s->packer);
+	if (r == 0)
+		r = packer_set_budget(s->packer, &o->budget);
 	if (r < 0)
 		store_die("packer", r);
 }
@@ -341,12 +343,12 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 	finish(s, seq);
 	getrusage(RUSAGE_SELF, &after);
 	packer_counts(s->packer, &counts);
-	printf("{\"step\": %u, \"dirty_bytes\": %llu, \"new_bytes\": %llu, \"sent_bytes\": %llu, "
+	printf("{\"step\": %u, \"dirty_bytes\": %llu, \"new_bytes\": %llu, \"delta_bytes\": %llu, \"sent_bytes\": %llu, "
 	       "\"manifest_bytes\": %u, \"packs\": %u, \"packs_new\": %u, \"wanted\": %zu, "
 	       "\"user_us\": %llu, \"sys_us\": %llu, \"wall_us\": %llu, \"max_rss_kb\": %ld}\n",
 	       k, (unsigned long long)s->dirty_bytes, (unsigned long long)counts.new_bytes,
-	       (unsigned long long)counts.sent_bytes, s->ref.manifest_size, counts.packs,
-	       counts.packs_new, t->wanted_count,
+	       (unsigned long long)counts.delta_bytes, (unsigned long long)counts.sent_bytes,
+	       s->ref.manifest_size, counts.packs, counts.packs_new, t->wanted_count,
 	       (unsigned long long)(us_of(&after.ru_utime) - us_of(&before.ru_utime)),
 	       (unsigned long long)(us_of(&after.ru_stime) - us_of(&before.ru_stime)),
 	       (unsigned long long)(now_boot_ns() - began) / 1000, after.ru_maxrss);

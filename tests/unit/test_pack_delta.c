@@ -279,7 +279,7 @@ static void test_cache_is_bounded(void **state)
 	size_t found = 0, hot = 0;
 
 	(void)state;
-	block_cache_init(&c, (uint64_t)PLACES * (PACK_BLOCK + CACHE_OVERHEAD));
+	block_cache_init(&c, (uint64_t)PLACES * (PACK_BLOCK + CACHE_OVERHEAD), 0, NULL);
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		memset(block, (int)(key % 251), sizeof(block));
 		block_cache_put(&c, key, block);
@@ -305,6 +305,58 @@ static void test_cache_is_bounded(void **state)
 		assert_null(block_cache_get(&c, key));
 	block_cache_put(&c, 7, block);
 	assert_memory_equal(block_cache_get(&c, 7), block, sizeof(block));
+	block_cache_deinit(&c);
+}
+
+/* What memory has no room for is in a file; what happens to that file costs hits only. */
+static void test_cache_has_a_file(void **state)
+{
+	enum { PLACES = 300, ON_DISK = 1000, KEYS = 1250 };
+	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
+	struct block_cache c;
+	uint8_t block[PACK_BLOCK], byte;
+	size_t found = 0;
+
+	(void)state;
+	block_cache_init(&c, PLACES * place, ON_DISK * place, "/tmp");
+	for (uint64_t key = 1; key <= KEYS; key++) {
+		memset(block, (int)(key % 251), sizeof(block));
+		block_cache_put(&c, key, block);
+	}
+	for (uint64_t key = 1; key <= KEYS; key++) {
+		const uint8_t *there = block_cache_get(&c, key);
+
+		assert_non_null(there);
+		assert_true(there[0] == key % 251 && there[4095] == key % 251);
+	}
+	/* Not in the clear: no two blocks begin alike, no block is one byte 4096 times. */
+	for (off_t i = 0; i < KEYS - PLACES; i++) {
+		size_t same = 0;
+
+		assert_int_equal(pread_full(c.fd, block, sizeof(block), i * PACK_BLOCK), 0);
+		for (size_t j = 1; j < sizeof(block); j++)
+			same += block[j] == block[0];
+		assert_true(same < 100);
+	}
+	byte = (uint8_t)~block[9];
+	assert_int_equal(pwrite_full(c.fd, &byte, 1, (off_t)(KEYS - PLACES - 1) * PACK_BLOCK + 9),
+			 0);
+	assert_int_equal(ftruncate(c.fd, (off_t)(KEYS - PLACES) * PACK_BLOCK), 0);
+	for (uint64_t key = 1; key <= KEYS; key++)
+		found += block_cache_get(&c, key) != NULL;
+	assert_int_equal(found, KEYS - 1);
+	assert_int_equal(ftruncate(c.fd, 0), 0);
+	for (uint64_t key = found = 1; key <= KEYS; key++)
+		found += block_cache_get(&c, key) != NULL;
+	assert_int_equal(found - 1, PLACES);
+	block_cache_deinit(&c);
+	/* A folder that is none: memory only. */
+	block_cache_init(&c, PLACES * place, ON_DISK * place, "/nowhere");
+	for (uint64_t key = 1; key <= KEYS; key++)
+		block_cache_put(&c, key, block);
+	for (uint64_t key = found = 1; key <= KEYS; key++)
+		found += block_cache_get(&c, key) != NULL;
+	assert_int_equal(found - 1, PLACES);
 	block_cache_deinit(&c);
 }
 
@@ -438,6 +490,7 @@ int main(void)
 		TEST(test_restored_job_goes_on),
 		TEST(test_without_cache_there_are_no_deltas),
 		TEST(test_cache_is_bounded),
+		TEST(test_cache_has_a_file),
 		TEST(test_every_bit_of_a_delta_pack_counts),
 		TEST(test_bodies_are_checked),
 		TEST(test_version_1_is_read),
