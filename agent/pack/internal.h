@@ -7,6 +7,7 @@
  *   writer.c    pack objects being written
  *   delta.c     differences of blocks; bodies of frames that have some
  *   cache.c     contents of blocks that deltas may be made against
+ *   level.c     how much to compress
  *   base.c      which block a new one may be a difference to
  *   packer.c    the packer's verbs; packs and which of them to forget
  *   files.c     remembered files and their extents
@@ -47,7 +48,6 @@ enum {
 	PACK_CHAIN_MAX = 16,		      /* deltas one upon the other */
 	PACK_SEALED_FLUSH = PACK_RAW_MAX / 4, /* a pack is closed when its frames reach this */
 	PACK_PAD = 4096,
-	PACK_ZSTD_LEVEL = 1,
 	PACKS_REFERENCED_MAX = 256, /* a manifest that needs more makes the packer forget some */
 	PACKS_REFERENCED_KEEP = 192,
 	PACK_SMALL_LIVE = PACK_BLOCKS_MAX / 4,
@@ -178,6 +178,28 @@ struct pack_base {
 int mixed_body_decode(const uint8_t *body, size_t size, uint32_t blocks, uint32_t base_count,
 		      uint8_t *ret_blocks, struct pack_base *ret_bases) _must_check_;
 
+/* ---- level.c ---- */
+
+enum { LEVELS = 5 };
+struct level_measure {
+	double cpu;	  /* ns for each byte that goes in */
+	double size;	  /* bytes that come out for each that goes in */
+	uint32_t windows; /* since then; 0: not known */
+};
+struct level_control {
+	uint64_t link_bytes_per_s; /* 0: not known, the level stays */
+	uint32_t cpu_percent;	   /* 100: one processor is for sealing */
+	uint32_t at;
+	struct level_measure measured[LEVELS];
+	uint64_t in, out, cpu_ns;
+	uint32_t frames;
+};
+void level_init(struct level_control *c, uint64_t link_bytes_per_s, uint32_t cpu_percent);
+/* Of zstd; 0: do not compress. */
+int level_now(const struct level_control *c);
+/* A frame was sealed at that level. */
+void level_note(struct level_control *c, int level, uint64_t in, uint64_t out, uint64_t cpu_ns);
+
 /* ---- writer.c ---- */
 
 /* One frame: filled with blocks, then sealed, which may be in another thread. */
@@ -187,7 +209,7 @@ struct frame_job {
 	uint64_t seq;
 	struct secret_key key;
 	uint32_t number;
-	int level; /* of zstd */
+	int level; /* of zstd; 0: none */
 	uint32_t blocks, full, deltas, words;
 	uint64_t which; /* bit i: block i is a delta */
 	uint8_t *raw;	/* full blocks */
@@ -197,6 +219,7 @@ struct frame_job {
 	/* sealed */
 	struct pack_frame frame; /* without its offset */
 	uint8_t *out;
+	uint64_t body_size, cpu_ns;
 	int result;
 };
 struct frame_scratch {
@@ -218,14 +241,14 @@ struct pack_writer {
 	struct secret_key key;
 	struct pack_header header;
 	struct pack_table table;
-	int level;
+	struct level_control *levels; /* borrowed */
 	uint8_t *out;
 	size_t out_size;
 	struct frame_job frame; /* the open one */
 	struct frame_scratch scratch;
 };
 
-int pack_writer_init(struct pack_writer *w) _must_check_;
+int pack_writer_init(struct pack_writer *w, struct level_control *levels) _must_check_;
 void pack_writer_deinit(struct pack_writer *w);
 int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 		      const struct secret_key *job_key, uint64_t seq) _must_check_;
@@ -406,6 +429,7 @@ struct packer {
 	uint32_t last_uid;
 	struct packer_budget budget;
 	struct block_cache cache;
+	struct level_control levels;
 	struct file_list last, now;
 	struct object_hash *objects; /* of the last manifest, itself included */
 	size_t object_count;

@@ -133,6 +133,9 @@ struct packer_budget {
 	/* More of them in a file without a name in this folder, encrypted; NULL: none. Copied. */
 	uint64_t cache_disk_bytes;
 	const char *cache_dir;
+	/* By these the level of compression is chosen. 0: not known, a middle one. */
+	uint64_t link_bytes_per_s; /* to all holders together, as measured */
+	uint32_t cpu_percent;	   /* 100: one processor may be busy with sealing; 0: 100 */
 };
 #define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;

@@ -45,6 +45,7 @@ int packer_create(const struct job_id *job, const struct secret_key *job_key,
 	p->job = *job;
 	p->job_key = *job_key;
 	p->budget = PACKER_BUDGET_DEFAULT;
+	level_init(&p->levels, 0, 0);
 	block_cache_init(&p->cache, p->budget.cache_bytes, 0, NULL);
 	r = derive_hash_secret(p);
 	if (r < 0) {
@@ -106,6 +107,9 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 		block_cache_init(&p->cache, budget->cache_bytes, budget->cache_disk_bytes,
 				 budget->cache_dir);
 	}
+	if (p->budget.link_bytes_per_s != budget->link_bytes_per_s ||
+	    p->budget.cpu_percent != budget->cpu_percent)
+		level_init(&p->levels, budget->link_bytes_per_s, budget->cpu_percent);
 	p->budget = *budget;
 	p->budget.cache_dir = p->cache.dir;
 	return 0;
@@ -122,7 +126,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	p->read_buffer = malloc(READ_CHUNK);
 	if (!p->read_buffer)
 		return -ENOMEM;
-	r = pack_writer_init(&p->writer);
+	r = pack_writer_init(&p->writer, &p->levels);
 	if (r < 0) {
 		free(p->read_buffer);
 		p->read_buffer = NULL;

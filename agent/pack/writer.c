@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 #include <zstd.h>
 
 #include "agent/pack/internal.h"
@@ -80,11 +81,20 @@ static size_t mixed_body(const struct frame_job *f, uint8_t *body)
 	return (size_t)(at + (size_t)f->words * 8 - body);
 }
 
+static uint64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
 {
 	struct frame_ad ad = pack_frame_ad(&f->header, &f->job, f->seq, f->number);
 	const uint8_t *body = f->raw, *plain = s->packed;
-	size_t body_size = (size_t)f->full * PACK_BLOCK, size;
+	size_t body_size = (size_t)f->full * PACK_BLOCK, size = 0;
+	uint64_t began = cpu_ns();
 
 	f->frame = (struct pack_frame){ .blocks = (uint16_t)f->blocks };
 	if (f->deltas > 0) {
@@ -93,23 +103,28 @@ void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
 		body = s->body;
 	}
 	/* What does not get smaller is stored; zstd says so by running out of room. */
-	size = ZSTD_compressCCtx(s->zstd, s->packed, body_size - 1, body, body_size, f->level);
-	if (ZSTD_isError(size)) {
+	if (f->level != 0)
+		size = ZSTD_compressCCtx(s->zstd, s->packed, body_size - 1, body, body_size,
+					 f->level);
+	if (f->level == 0 || ZSTD_isError(size)) {
 		plain = body;
 		size = body_size;
 		f->frame.flags |= PACK_FRAME_STORED;
 	}
 	f->result = aead_seal(&f->key, f->number, &ad, sizeof(ad), plain, size, f->out);
 	f->frame.size = (uint32_t)size + AEAD_TAG;
+	f->body_size = body_size;
+	f->cpu_ns = cpu_ns() - began;
 }
 
 /* ---- packs ---- */
 
-int pack_writer_init(struct pack_writer *w)
+int pack_writer_init(struct pack_writer *w, struct level_control *levels)
 {
 	int r;
 
 	memset(w, 0, sizeof(*w));
+	w->levels = levels;
 	w->out = malloc(OUT_MAX);
 	r = w->out ? frame_job_init(&w->frame) : -ENOMEM;
 	if (r == 0)
@@ -137,7 +152,7 @@ static void frame_begin(struct pack_writer *w)
 	f->seq = w->seq;
 	f->key = w->key;
 	f->number = w->header.frame_count;
-	f->level = w->level;
+	f->level = level_now(w->levels);
 	f->blocks = f->full = f->deltas = f->words = 0;
 	f->which = 0;
 }
@@ -149,7 +164,6 @@ int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 
 	w->job = *job;
 	w->seq = seq;
-	w->level = PACK_ZSTD_LEVEL;
 	w->header = (struct pack_header){ .version = PACK_VERSION };
 	memcpy(w->header.magic, PACK_MAGIC, sizeof(w->header.magic));
 	r = random_bytes(w->header.salt, sizeof(w->header.salt));
@@ -171,6 +185,7 @@ static int frame_end(struct pack_writer *w)
 	frame_job_seal(f, &w->scratch);
 	if (f->result < 0)
 		return f->result;
+	level_note(w->levels, f->level, f->body_size, f->frame.size, f->cpu_ns);
 	f->frame.offset = (uint32_t)w->out_size;
 	w->table.frames[f->number] = f->frame;
 	memcpy(w->out + w->out_size, f->out, f->frame.size);

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* How much is compressed, for links and processors of all speeds. */
+#include "tests/unit/pack_lab.h"
+
+/* What a memory image costs, in ns and bytes for each byte; as docs/pack.md has it. */
+static void seal_one(struct level_control *c)
+{
+	static const struct {
+		int level;
+		double cpu, size;
+	} costs[] = { { 0, 0.1, 1 },
+		      { -3, 2.9, 0.25 },
+		      { -1, 3.5, 0.21 },
+		      { 1, 4.4, 0.18 },
+		      { 6, 23, 0.17 } };
+	int level = level_now(c);
+
+	for (size_t i = 0; i < ARRAY_SIZE(costs); i++)
+		if (costs[i].level == level)
+			level_note(c, level, 1 << 18, (uint64_t)(costs[i].size * (1 << 18)),
+				   (uint64_t)(costs[i].cpu * (1 << 18)));
+}
+
+/* The level of most of 10,000 frames. */
+static int settled(uint64_t link, uint32_t cpu_percent)
+{
+	unsigned int seen[32] = { 0 }, best = 0;
+	struct level_control c;
+
+	level_init(&c, link, cpu_percent);
+	for (int i = 0; i < 10000; i++) {
+		seal_one(&c);
+		seen[level_now(&c) + 8]++;
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(seen); i++)
+		if (seen[i] > seen[best])
+			best = i;
+	return (int)best - 8;
+}
+
+static void test_slower_one_decides(void **state)
+{
+	(void)state;
+	assert_int_equal(settled(0, 0), 1); /* nothing is known */
+	assert_int_equal(settled(10000000000, 100), 0);
+	assert_int_equal(settled(40000000, 100), 1);
+	assert_int_equal(settled(70000000, 100), -1);
+	assert_int_equal(settled(1000000, 100), 6);
+	/* A tenth of a processor: a slow link is a fast one. */
+	assert_int_equal(settled(25000000, 10), -3);
+	assert_int_equal(settled(500000000, 10), 0);
+	/* Eight processors. */
+	assert_int_equal(settled(50000000, 800), 6);
+}
+
+static void test_it_follows_the_link(void **state)
+{
+	struct level_control c;
+
+	(void)state;
+	level_init(&c, 10000000000, 100);
+	for (int i = 0; i < 1000; i++)
+		seal_one(&c);
+	assert_int_equal(level_now(&c), 0);
+	c.link_bytes_per_s = 1000000;
+	for (int i = 0; i < 2000; i++)
+		seal_one(&c);
+	assert_int_equal(level_now(&c), 6);
+}
+
+/* Whatever the level, what comes back is what went in, and no pack is more than 1 % too large. */
+static void test_every_level_comes_back(void **state)
+{
+	enum { SIZE = 20 << 20 };
+	static const uint64_t links[] = { 0, 1, 1000000, 40000000, 100000000000 };
+	struct lab *lab = *state;
+	uint8_t *bytes = malloc(SIZE);
+	uint64_t least = UINT64_MAX, most = 0;
+	int fd = memfd_new("x");
+
+	for (size_t i = 0; i < ARRAY_SIZE(links); i++) {
+		struct packer_budget budget = PACKER_BUDGET_DEFAULT;
+		struct packer_counts counts;
+
+		lab_fill_random(bytes, SIZE);
+		for (size_t j = 0; j < SIZE; j += 64)
+			memset(bytes + j, (int)(j / 64), 48);
+		assert_int_equal(pwrite_full(fd, bytes, SIZE, 0), 0);
+		budget.link_bytes_per_s = links[i];
+		budget.cache_bytes = 0;
+		assert_int_equal(packer_set_budget(lab->packer, &budget), 0);
+		lab_begin(lab);
+		assert_int_equal(lab_add(lab, FILE_IMAGE, "a", fd), 0);
+		counts = lab_finish(lab);
+		print_message("link %llu: %llu sent\n", (unsigned long long)links[i],
+			      (unsigned long long)counts.sent_bytes);
+		assert_true(counts.sent_bytes < SIZE / 100 * 101);
+		least = counts.sent_bytes < least ? counts.sent_bytes : least;
+		most = counts.sent_bytes > most ? counts.sent_bytes : most;
+		lab_check_file(lab, "a", bytes, SIZE);
+	}
+	assert_true(least * 5 < most * 4);
+	close(fd);
+	free(bytes);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_slower_one_decides),
+		TEST(test_it_follows_the_link),
+		TEST(test_every_level_comes_back),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
