@@ -7,6 +7,7 @@
  *   writer.c    pack objects being written
  *   delta.c     differences of blocks; bodies of frames that have some
  *   cache.c     contents of blocks that deltas may be made against
+ *   pipeline.c  threads that seal and store
  *   level.c     how much to compress
  *   base.c      which block a new one may be a difference to
  *   packer.c    the packer's verbs; packs and which of them to forget
@@ -221,6 +222,7 @@ struct frame_job {
 	uint8_t *out;
 	uint64_t body_size, cpu_ns;
 	int result;
+	bool sealed; /* by another thread, which has done with it; under the sealers' lock */
 };
 struct frame_scratch {
 	void *zstd; /* ZSTD_CCtx */
@@ -234,6 +236,42 @@ void frame_scratch_deinit(struct frame_scratch *s);
 /* Fills frame, out and result. */
 void frame_job_seal(struct frame_job *f, struct frame_scratch *s);
 
+/* ---- pipeline.c ---- */
+
+enum {
+	PIPELINE_FRAMES = 16,	  /* on their way between packer_add() and the pack */
+	PIPELINE_SEALERS_MAX = 8, /* threads */
+};
+
+struct sealers;
+int sealers_create(unsigned int threads, struct sealers **ret_sealers) _must_check_;
+/* All frames have come back. NULL is accepted. */
+void sealers_destroy(struct sealers *s);
+/* The frame is the sealers' until sealers_wait() for it; at most PIPELINE_FRAMES are theirs. */
+void sealers_submit(struct sealers *s, struct frame_job *f);
+void sealers_wait(struct sealers *s, struct frame_job *f);
+
+struct stored_pack {
+	const uint8_t *bytes; /* NULL: none */
+	uint32_t size;
+	uint32_t pack; /* packer's id */
+	int result;
+	struct object_hash hash;
+	uint32_t holder_count;
+	struct node_id holders[OV_HOLDERS_MAX];
+};
+/* packer.c: names and stores it; fills the rest. */
+int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack) _must_check_;
+
+struct storer;
+int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer) _must_check_;
+/* Waits for what is being stored. NULL is accepted. */
+void storer_destroy(struct storer *s);
+/* The bytes are the storer's until storer_wait(), which comes before the next submit. */
+void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack);
+/* False: nothing was submitted since. */
+bool storer_wait(struct storer *s, struct stored_pack *ret_pack);
+
 /* A pack being written. Buffers are allocated once and reused. */
 struct pack_writer {
 	struct job_id job;
@@ -242,13 +280,20 @@ struct pack_writer {
 	struct pack_header header;
 	struct pack_table table;
 	struct level_control *levels; /* borrowed */
+	struct sealers *sealers;      /* borrowed; NULL: frames are sealed here */
+	uint8_t *outs[2];	      /* one is written while the other is being stored */
 	uint8_t *out;
 	size_t out_size;
-	struct frame_job frame; /* the open one */
+	struct frame_job *frames; /* a ring; the open one is frame_number % ring */
+	struct frame_job *frame;  /* the open one */
+	uint32_t ring;
+	uint32_t frame_number;	/* of the open one, in this pack */
+	uint32_t frames_landed; /* in out */
 	struct frame_scratch scratch;
 };
 
-int pack_writer_init(struct pack_writer *w, struct level_control *levels) _must_check_;
+int pack_writer_init(struct pack_writer *w, struct level_control *levels,
+		     struct sealers *sealers) _must_check_;
 void pack_writer_deinit(struct pack_writer *w);
 int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 		      const struct secret_key *job_key, uint64_t seq) _must_check_;
@@ -259,7 +304,9 @@ int pack_writer_block(struct pack_writer *w, const uint8_t *block, uint32_t *ret
 int pack_writer_delta(struct pack_writer *w, const struct block_delta *delta,
 		      const struct object_hash *base, uint32_t base_slot, uint32_t *ret_slot,
 		      bool *ret_full) _must_check_;
-/* Seals the table. The object is valid until the next begin. */
+/* Takes all frames back and drops them. */
+void pack_writer_cancel(struct pack_writer *w);
+/* Seals the table. The object is valid until the next but one begin. */
 int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes,
 		    uint32_t *ret_size) _must_check_;
 
@@ -446,6 +493,8 @@ struct packer {
 	bool writing;
 	uint32_t open_pack;
 	struct pack_writer writer;
+	struct sealers *sealers; /* NULL: no threads */
+	struct storer *storer;
 	struct block_delta deltas[2]; /* room to try in */
 	uint8_t *read_buffer;
 };

@@ -136,11 +136,20 @@ struct packer_budget {
 	/* By these the level of compression is chosen. 0: not known, a middle one. */
 	uint64_t link_bytes_per_s; /* to all holders together, as measured */
 	uint32_t cpu_percent;	   /* 100: one processor may be busy with sealing; 0: 100 */
+	/*
+	 * Threads that compress and encrypt behind packer_add(), at most 8, and then one more that
+	 * stores: store() is called from that one, one call at a time, between begin and finish or
+	 * abort. 0: all is done in the caller's thread. Together some 35 MiB of buffers.
+	 */
+	uint32_t threads;
 };
 #define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;
 
-/* Starts checkpoint seq. store is called from packer_add and packer_finish. */
+/*
+ * Starts checkpoint seq. store is called from packer_add and packer_finish, or from a thread of the
+ * packer (packer_budget.threads). A pack that it refuses fails the next calls, packer_finish at last.
+ */
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx) _must_check_;
 

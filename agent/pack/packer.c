@@ -88,6 +88,7 @@ void packer_destroy(struct packer *p)
 {
 	if (!p)
 		return;
+	packer_abort(p);
 	packer_reset(p);
 	release_buffers(p);
 	key_wipe(p, sizeof(*p));
@@ -115,6 +116,24 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 	return 0;
 }
 
+static void stop_threads(struct packer *p)
+{
+	sealers_destroy(take_ptr(p->sealers));
+	storer_destroy(take_ptr(p->storer));
+}
+
+static int start_threads(struct packer *p, pack_store_fn store, void *ctx)
+{
+	int r;
+
+	if (p->budget.threads == 0)
+		return 0;
+	r = sealers_create(p->budget.threads, &p->sealers);
+	if (r == 0)
+		r = storer_create(store, ctx, &p->storer);
+	return r;
+}
+
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx)
 {
@@ -126,8 +145,11 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	p->read_buffer = malloc(READ_CHUNK);
 	if (!p->read_buffer)
 		return -ENOMEM;
-	r = pack_writer_init(&p->writer, &p->levels);
+	r = start_threads(p, store, ctx);
+	if (r == 0)
+		r = pack_writer_init(&p->writer, &p->levels, p->sealers);
 	if (r < 0) {
+		stop_threads(p);
 		free(p->read_buffer);
 		p->read_buffer = NULL;
 		return r;
@@ -143,15 +165,25 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	return 0;
 }
 
+static int wait_stored(struct packer *p);
+
 void packer_abort(struct packer *p)
 {
 	if (!p->active)
 		return;
-	if (p->writing) {
-		p->packs[p->open_pack].state = PACK_UNUSED;
-		p->writing = false;
-		sweep(p);
+	if (p->writing)
+		pack_writer_cancel(&p->writer);
+	(void)!wait_stored(p); /* what was stored all the same stays known */
+	stop_threads(p);
+	for (size_t i = 0; i < p->pack_count; i++) {
+		if (p->packs[i].state != PACK_OPEN)
+			continue;
+		pack_info_clear(&p->packs[i]);
+		p->writing = true; /* something to sweep */
 	}
+	if (p->writing)
+		sweep(p);
+	p->writing = false;
 	file_list_deinit(&p->now);
 	release_buffers(p);
 	p->active = false;
@@ -203,60 +235,99 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	return 0;
 }
 
-int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
-			struct object_hash *ret_hash, uint32_t *ret_holder_count,
-			struct node_id *ret_holders)
+int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack)
 {
 	_cleanup_close_ int fd = memfd_new("decamp-object");
-	struct node_id holders[OV_HOLDERS_MAX] = { 0 };
-	struct object_hash hash;
-	uint32_t holder_count = 0;
 	int r;
 
 	if (fd < 0)
 		return fd;
-	r = pwrite_full(fd, bytes, size, 0);
+	r = pwrite_full(fd, pack->bytes, pack->size, 0);
 	if (r == 0)
 		r = memfd_seal(fd);
 	if (r < 0)
 		return r;
-	object_hash_of(bytes, size, &hash);
-	r = p->store(p->store_ctx, fd, &hash, size, &holder_count, holders);
+	object_hash_of(pack->bytes, pack->size, &pack->hash);
+	r = store(ctx, fd, &pack->hash, pack->size, &pack->holder_count, pack->holders);
 	if (r < 0)
 		return r;
-	if (holder_count < 1 || holder_count > OV_HOLDERS_MAX)
-		return -EPROTO;
+	return pack->holder_count < 1 || pack->holder_count > OV_HOLDERS_MAX ? -EPROTO : 0;
+}
+
+int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
+			struct object_hash *ret_hash, uint32_t *ret_holder_count,
+			struct node_id *ret_holders)
+{
+	struct stored_pack object = { .bytes = bytes, .size = size };
+	int r = pack_store_object(p->store, p->store_ctx, &object);
+
+	if (r < 0)
+		return r;
 	p->counts.sent_bytes += size;
-	*ret_hash = hash;
-	*ret_holder_count = holder_count;
-	memcpy(ret_holders, holders, sizeof(holders));
+	*ret_hash = object.hash;
+	*ret_holder_count = object.holder_count;
+	memcpy(ret_holders, object.holders, sizeof(object.holders));
 	return 0;
 }
 
-int packer_flush(struct packer *p)
+static int pack_stored(struct packer *p, const struct stored_pack *stored)
 {
-	struct pack_info *info = &p->packs[p->open_pack];
-	const uint8_t *bytes;
-	uint32_t size;
+	struct pack_info *info = &p->packs[stored->pack];
+
+	if (stored->result < 0) {
+		p->failed = stored->result;
+		return p->failed;
+	}
+	info->state = PACK_KNOWN;
+	info->seq = p->seq;
+	info->size = stored->size;
+	info->hash = stored->hash;
+	info->holder_count = stored->holder_count;
+	memcpy(info->holders, stored->holders, sizeof(info->holders));
+	p->counts.sent_bytes += stored->size;
+	p->counts.packs_new++;
+	return 0;
+}
+
+/* The pack that is being stored, if any, is stored or has failed. */
+static int wait_stored(struct packer *p)
+{
+	struct stored_pack stored;
+
+	if (!p->storer || !storer_wait(p->storer, &stored))
+		return p->failed;
+	return pack_stored(p, &stored);
+}
+
+/* The open pack goes to the store, which may still be busy with it on return. */
+static int close_pack(struct packer *p)
+{
+	struct stored_pack stored = { .pack = p->open_pack };
 	int r;
 
-	if (!p->writing)
-		return 0;
-	r = pack_writer_end(&p->writer, &bytes, &size);
-	if (r == 0)
-		r = packer_store_object(p, bytes, size, &info->hash, &info->holder_count,
-					info->holders);
+	r = pack_writer_end(&p->writer, &stored.bytes, &stored.size);
 	if (r < 0) {
 		p->failed = r;
 		return r;
 	}
-	info->state = PACK_KNOWN;
-	info->seq = p->seq;
-	info->size = size;
-	info->blocks = p->writer.header.block_count;
+	p->packs[p->open_pack].blocks = p->writer.header.block_count;
+	r = wait_stored(p);
+	if (r < 0)
+		return r;
 	p->writing = false;
-	p->counts.packs_new++;
-	return 0;
+	if (p->storer) {
+		storer_submit(p->storer, stored.bytes, stored.size, p->open_pack);
+		return 0;
+	}
+	stored.result = pack_store_object(p->store, p->store_ctx, &stored);
+	return pack_stored(p, &stored);
+}
+
+int packer_flush(struct packer *p)
+{
+	int r = p->writing ? close_pack(p) : 0;
+
+	return r < 0 ? r : wait_stored(p);
 }
 
 static int open_pack(struct packer *p)
@@ -335,7 +406,7 @@ static int new_block(struct packer *p, const uint8_t *block, struct block_hash h
 	}
 	keep_content(p, block, &choice, *ret_slot);
 	p->counts.new_bytes += PACK_BLOCK;
-	return full ? packer_flush(p) : 0;
+	return full ? close_pack(p) : 0;
 }
 
 int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, uint32_t *ret_pack,

@@ -7,9 +7,10 @@
 #include "agent/pack/internal.h"
 
 enum {
-	OUT_MAX = sizeof(struct pack_header) + PACK_SEALED_FLUSH + PACK_FRAME_RAW + AEAD_TAG +
-		  PACK_TABLE_MAX + AEAD_TAG + PACK_PAD,
 	FRAME_OUT_MAX = PACK_BODY_MAX + AEAD_TAG,
+	/* Frames on their way when the pack is found full are still of it. */
+	OUT_MAX = sizeof(struct pack_header) + PACK_SEALED_FLUSH +
+		  (PIPELINE_FRAMES + 2) * FRAME_OUT_MAX + PACK_TABLE_MAX + AEAD_TAG + PACK_PAD,
 	DELTA_WORDS_BYTES = PACK_FRAME_BLOCKS * PACK_DELTA_WORDS_MAX * 8,
 };
 
@@ -119,14 +120,21 @@ void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
 
 /* ---- packs ---- */
 
-int pack_writer_init(struct pack_writer *w, struct level_control *levels)
+int pack_writer_init(struct pack_writer *w, struct level_control *levels, struct sealers *sealers)
 {
-	int r;
+	int r = 0;
 
 	memset(w, 0, sizeof(*w));
 	w->levels = levels;
-	w->out = malloc(OUT_MAX);
-	r = w->out ? frame_job_init(&w->frame) : -ENOMEM;
+	w->sealers = sealers;
+	w->ring = sealers ? PIPELINE_FRAMES : 1;
+	w->frames = calloc(w->ring, sizeof(*w->frames));
+	w->out = w->outs[0] = malloc(OUT_MAX);
+	w->outs[1] = sealers ? malloc(OUT_MAX) : NULL;
+	if (!w->frames || !w->out || (sealers && !w->outs[1]))
+		r = -ENOMEM;
+	for (uint32_t i = 0; r == 0 && i < w->ring; i++)
+		r = frame_job_init(&w->frames[i]);
 	if (r == 0)
 		r = frame_scratch_init(&w->scratch);
 	if (r < 0)
@@ -136,22 +144,26 @@ int pack_writer_init(struct pack_writer *w, struct level_control *levels)
 
 void pack_writer_deinit(struct pack_writer *w)
 {
-	free(w->out);
-	frame_job_deinit(&w->frame);
+	free(w->outs[0]);
+	free(w->outs[1]);
+	for (uint32_t i = 0; w->frames && i < w->ring; i++)
+		frame_job_deinit(&w->frames[i]);
+	free(w->frames);
 	frame_scratch_deinit(&w->scratch);
 	key_wipe(&w->key, sizeof(w->key));
 	memset(w, 0, sizeof(*w));
 }
 
+/* The next frame of the ring, which has landed. */
 static void frame_begin(struct pack_writer *w)
 {
-	struct frame_job *f = &w->frame;
+	struct frame_job *f = w->frame = &w->frames[w->frame_number % w->ring];
 
 	f->header = w->header;
 	f->job = w->job;
 	f->seq = w->seq;
 	f->key = w->key;
-	f->number = w->header.frame_count;
+	f->number = w->frame_number;
 	f->level = level_now(w->levels);
 	f->blocks = f->full = f->deltas = f->words = 0;
 	f->which = 0;
@@ -172,17 +184,23 @@ int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 	r = pack_frame_key(job_key, &w->header, &w->key);
 	if (r < 0)
 		return r;
+	if (w->outs[1])
+		w->out = w->out == w->outs[0] ? w->outs[1] : w->outs[0];
 	w->out_size = sizeof(struct pack_header);
 	w->table.base_count = 0;
+	w->frame_number = w->frames_landed = 0;
 	frame_begin(w);
 	return 0;
 }
 
-static int frame_end(struct pack_writer *w)
+/* The oldest frame that is on its way -> out. */
+static int land(struct pack_writer *w)
 {
-	struct frame_job *f = &w->frame;
+	struct frame_job *f = &w->frames[w->frames_landed % w->ring];
 
-	frame_job_seal(f, &w->scratch);
+	if (w->sealers)
+		sealers_wait(w->sealers, f);
+	w->frames_landed++;
 	if (f->result < 0)
 		return f->result;
 	level_note(w->levels, f->level, f->body_size, f->frame.size, f->cpu_ns);
@@ -191,8 +209,41 @@ static int frame_end(struct pack_writer *w)
 	memcpy(w->out + w->out_size, f->out, f->frame.size);
 	w->out_size += f->frame.size;
 	w->header.frame_count++;
-	frame_begin(w);
 	return 0;
+}
+
+static int frame_end(struct pack_writer *w)
+{
+	int r = 0;
+
+	if (w->sealers)
+		sealers_submit(w->sealers, w->frame);
+	else
+		frame_job_seal(w->frame, &w->scratch);
+	w->frame_number++;
+	/* The ring's next frame is the oldest one. */
+	if (w->frame_number - w->frames_landed == w->ring)
+		r = land(w);
+	if (r == 0)
+		frame_begin(w);
+	return r;
+}
+
+static int land_all(struct pack_writer *w)
+{
+	int r = 0;
+
+	while (w->frames_landed < w->frame_number) {
+		int result = land(w);
+
+		r = r < 0 ? r : result;
+	}
+	return r;
+}
+
+void pack_writer_cancel(struct pack_writer *w)
+{
+	(void)!land_all(w);
 }
 
 static int block_end(struct pack_writer *w, uint32_t *ret_slot, bool *ret_full)
@@ -200,8 +251,8 @@ static int block_end(struct pack_writer *w, uint32_t *ret_slot, bool *ret_full)
 	uint32_t slot = w->header.block_count++;
 	int r;
 
-	w->frame.blocks++;
-	if (w->frame.blocks == PACK_FRAME_BLOCKS) {
+	w->frame->blocks++;
+	if (w->frame->blocks == PACK_FRAME_BLOCKS) {
 		r = frame_end(w);
 		if (r < 0)
 			return r;
@@ -214,7 +265,7 @@ static int block_end(struct pack_writer *w, uint32_t *ret_slot, bool *ret_full)
 int pack_writer_block(struct pack_writer *w, const uint8_t *block, uint32_t *ret_slot,
 		      bool *ret_full)
 {
-	struct frame_job *f = &w->frame;
+	struct frame_job *f = w->frame;
 
 	memcpy(f->raw + (size_t)f->full++ * PACK_BLOCK, block, PACK_BLOCK);
 	return block_end(w, ret_slot, ret_full);
@@ -242,7 +293,7 @@ int pack_writer_delta(struct pack_writer *w, const struct block_delta *delta,
 		      const struct object_hash *base, uint32_t base_slot, uint32_t *ret_slot,
 		      bool *ret_full)
 {
-	struct frame_job *f = &w->frame;
+	struct frame_job *f = w->frame;
 	uint16_t ref[2] = { 0, (uint16_t)base_slot };
 	int r = find_base(w, base, &ref[0]);
 
@@ -264,11 +315,14 @@ int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes, uint32_t *
 	size_t size, used;
 	int r;
 
-	if (w->frame.blocks > 0) {
+	if (w->frame->blocks > 0) {
 		r = frame_end(w);
 		if (r < 0)
 			return r;
 	}
+	r = land_all(w);
+	if (r < 0)
+		return r;
 	size = pack_table_encode(&w->table, w->header.frame_count, table);
 	w->header.table_offset = (uint32_t)w->out_size;
 	w->header.table_size = (uint32_t)size + AEAD_TAG;

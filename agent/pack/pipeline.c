@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Threads behind packer_add(): sealers compress and encrypt frames, one storer names packs and
+ * stores them. Both queues are short, so that what is on its way is bounded; who fills them waits.
+ *
+ *   packer_add: read, hash, compare -> frame -> [sealers] -> pack -> [storer: SHA-256, store()]
+ *
+ * Frames are taken back in order, PIPELINE_FRAMES behind; packs are stored in order; the first pack
+ * that fails is the last one that was tried. So what is written, and which error comes of it, does
+ * not depend on who was faster.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "agent/pack/internal.h"
+
+struct sealers {
+	pthread_mutex_t lock;
+	pthread_cond_t work, done;
+	struct frame_job *queue[PIPELINE_FRAMES]; /* waiting for a thread */
+	size_t first, count;
+	bool stop;
+	pthread_t threads[PIPELINE_SEALERS_MAX];
+	struct frame_scratch scratch[PIPELINE_SEALERS_MAX];
+	unsigned int thread_count;
+	unsigned int numbered; /* threads that have taken their number */
+};
+
+static void *seal_thread(void *arg)
+{
+	struct sealers *s = arg;
+	struct frame_scratch *scratch;
+
+	pthread_mutex_lock(&s->lock);
+	scratch = &s->scratch[s->numbered++];
+	for (;;) {
+		struct frame_job *f;
+
+		while (s->count == 0 && !s->stop)
+			pthread_cond_wait(&s->work, &s->lock);
+		if (s->count == 0)
+			break;
+		f = s->queue[s->first];
+		s->first = (s->first + 1) % PIPELINE_FRAMES;
+		s->count--;
+		pthread_mutex_unlock(&s->lock);
+		frame_job_seal(f, scratch);
+		pthread_mutex_lock(&s->lock);
+		f->sealed = true;
+		pthread_cond_broadcast(&s->done);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+void sealers_destroy(struct sealers *s)
+{
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_broadcast(&s->work);
+	pthread_mutex_unlock(&s->lock);
+	for (unsigned int i = 0; i < s->thread_count; i++)
+		pthread_join(s->threads[i], NULL);
+	for (unsigned int i = 0; i < PIPELINE_SEALERS_MAX; i++)
+		frame_scratch_deinit(&s->scratch[i]);
+	pthread_cond_destroy(&s->work);
+	pthread_cond_destroy(&s->done);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+int sealers_create(unsigned int threads, struct sealers **ret_sealers)
+{
+	struct sealers *s = calloc(1, sizeof(*s));
+	int r = 0;
+
+	if (!s)
+		return -ENOMEM;
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->work, NULL);
+	pthread_cond_init(&s->done, NULL);
+	if (threads > PIPELINE_SEALERS_MAX)
+		threads = PIPELINE_SEALERS_MAX;
+	for (unsigned int i = 0; i < threads && r == 0; i++)
+		r = frame_scratch_init(&s->scratch[i]);
+	for (unsigned int i = 0; i < threads && r == 0; i++) {
+		r = -pthread_create(&s->threads[i], NULL, seal_thread, s);
+		s->thread_count += r == 0;
+	}
+	if (r < 0 && s->thread_count == 0) {
+		sealers_destroy(s);
+		return r;
+	}
+	*ret_sealers = s; /* fewer than asked for will do */
+	return 0;
+}
+
+void sealers_submit(struct sealers *s, struct frame_job *f)
+{
+	pthread_mutex_lock(&s->lock);
+	f->sealed = false;
+	s->queue[(s->first + s->count++) % PIPELINE_FRAMES] = f;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void sealers_wait(struct sealers *s, struct frame_job *f)
+{
+	pthread_mutex_lock(&s->lock);
+	while (!f->sealed)
+		pthread_cond_wait(&s->done, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- storing ---- */
+
+struct storer {
+	pthread_mutex_t lock;
+	pthread_cond_t work, done;
+	pthread_t thread;
+	pack_store_fn store;
+	void *ctx;
+	bool stop, busy;
+	struct stored_pack pack; /* the one at work, then its result */
+};
+
+static void *store_thread(void *arg)
+{
+	struct storer *s = arg;
+
+	pthread_mutex_lock(&s->lock);
+	for (;;) {
+		while (!s->busy && !s->stop)
+			pthread_cond_wait(&s->work, &s->lock);
+		if (!s->busy)
+			break;
+		pthread_mutex_unlock(&s->lock);
+		s->pack.result = pack_store_object(s->store, s->ctx, &s->pack);
+		pthread_mutex_lock(&s->lock);
+		s->busy = false;
+		pthread_cond_signal(&s->done);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer)
+{
+	struct storer *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->store = store;
+	s->ctx = ctx;
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->work, NULL);
+	pthread_cond_init(&s->done, NULL);
+	r = -pthread_create(&s->thread, NULL, store_thread, s);
+	if (r < 0) {
+		free(s);
+		return r;
+	}
+	*ret_storer = s;
+	return 0;
+}
+
+bool storer_wait(struct storer *s, struct stored_pack *ret_pack)
+{
+	bool any;
+
+	pthread_mutex_lock(&s->lock);
+	while (s->busy)
+		pthread_cond_wait(&s->done, &s->lock);
+	any = s->pack.bytes != NULL;
+	*ret_pack = s->pack;
+	s->pack.bytes = NULL;
+	pthread_mutex_unlock(&s->lock);
+	return any;
+}
+
+void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack)
+{
+	pthread_mutex_lock(&s->lock);
+	s->pack = (struct stored_pack){ .bytes = bytes, .size = size, .pack = pack };
+	s->busy = true;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void storer_destroy(struct storer *s)
+{
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+	pthread_join(s->thread, NULL);
+	pthread_cond_destroy(&s->work);
+	pthread_cond_destroy(&s->done);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
