@@ -16,7 +16,7 @@ static void set_threads(struct lab *lab, uint32_t threads)
 static void fill(uint8_t *bytes)
 {
 	lab_fill_random(bytes, SIZE);
-	for (size_t i = SIZE / 3; i < SIZE; i += 512)
+	for (size_t i = SIZE / 3 / 512 * 512; i < SIZE; i += 512)
 		memset(bytes + i, i < SIZE / 3 * 2 ? 0 : (int)(i / 512),
 		       i < SIZE / 3 * 2 ? 256 : 480);
 }
