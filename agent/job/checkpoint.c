@@ -85,8 +85,10 @@ static int feed_packer(void *ctx, const struct snapshot_file *file)
 
 static int pack_files(struct job *job, struct snapshot *snap, struct feed *feed, uint64_t seq)
 {
-	int r = packer_begin(job->packer, &job->value.token, seq, job_store_object, job);
+	int r;
 
+	job_share_packing(job);
+	r = packer_begin(job->packer, &job->value.token, seq, job_store_object, job);
 	if (r < 0)
 		return r;
 	r = snapshot_each(snap, false, feed_packer, feed);

@@ -172,6 +172,8 @@ struct job {
 	struct keeper *keeper;
 	struct capture *capture;
 	struct packer *packer;
+	unsigned int
+		pack_shares; /* how many share the memory for packing, as it knows; 0: not told */
 	struct {
 		uint64_t seq;
 		struct object_hash *hashes;
@@ -370,6 +372,8 @@ int job_bring_home(struct job *job) _must_check_;
 /* The spec and the statistics of the job come with its manifest. */
 int job_learn_head(struct job *job, const struct manifest_head *head) _must_check_;
 int job_make_capture(struct job *job) _must_check_;
+/* Before a checkpoint: the packer's part of what all jobs here may take, as many as there are. */
+void job_share_packing(struct job *job);
 void job_fill_keeper(struct job *job, struct keeper_config *ret_config);
 /* What start_again() needs: a job that never came to be must not be started later. */
 void job_forget_home(struct job *job);

@@ -8,11 +8,15 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "agent/job/job.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+
+/* Sealing goes on beside reading and comparing; storing has one more. */
+enum { PACK_THREADS = 1 };
 
 void job_fill_keeper(struct job *job, struct keeper_config *ret_config)
 {
@@ -27,6 +31,52 @@ void job_fill_keeper(struct job *job, struct keeper_config *ret_config)
 	};
 	if (json_object_object_get_ex(job->spec.json, "hostname", &hostname))
 		ret_config->hostname = json_object_get_string(hostname);
+}
+
+/* For contents of pages; the person at the machine comes first. */
+static uint64_t pack_disk(const struct agent *a)
+{
+	uint64_t room, reserve = a->config.reserve_bytes;
+	struct statvfs fs;
+
+	if (statvfs(a->config.state_dir, &fs) < 0)
+		return 0;
+	room = (uint64_t)fs.f_bavail * fs.f_frsize;
+	room = room > reserve ? (room - reserve) / 4 : 0;
+	return room < a->config.pack_disk ? room : a->config.pack_disk;
+}
+
+/* Powers of two, as a packer forgets its contents when its share changes. */
+static unsigned int pack_shares(struct agent *a)
+{
+	unsigned int jobs = 0, shares = 1;
+
+	pthread_mutex_lock(&a->lock);
+	for (int i = 0; i < JOB_LOCAL_MAX; i++)
+		jobs += a->jobs[i] != NULL;
+	pthread_mutex_unlock(&a->lock);
+	while (shares < jobs)
+		shares *= 2;
+	return shares;
+}
+
+void job_share_packing(struct job *job)
+{
+	struct agent *a = job->agent;
+	unsigned int shares = pack_shares(a);
+	struct packer_budget budget = { .cache_bytes = a->config.pack_memory / 2 / shares,
+					.cache_disk_bytes = pack_disk(a) / shares,
+					.cache_dir = a->config.state_dir,
+					.threads = PACK_THREADS };
+	int r;
+
+	if (shares == job->pack_shares)
+		return;
+	r = packer_set_budget(job->packer, &budget);
+	if (r < 0)
+		log_errno(r, "%s: memory for packing", job->spec.name);
+	else
+		job->pack_shares = shares;
 }
 
 int job_make_capture(struct job *job)
@@ -57,6 +107,9 @@ int job_make_capture(struct job *job)
 	r = capture_create(&config, &job->capture);
 	if (r == 0)
 		r = packer_create(&job->id, &job->key, &job->packer);
+	job->pack_shares = 0;
+	if (r == 0)
+		job_share_packing(job);
 	return r;
 }
 

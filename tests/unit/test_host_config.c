@@ -47,6 +47,7 @@ static void defaults_are_valid(void **state)
 	assert_int_equal(config.port, 7431);
 	assert_int_equal(config.hold_ms, 22000);
 	assert_true(config.quota_bytes == UINT64_C(20) << 30);
+	assert_true(config.pack_memory == 256 << 20 && config.pack_disk == UINT64_C(2) << 30);
 	assert_true(config.takes_jobs && config.vacate_on_login && !config.remote_logins);
 	assert_true(config.room[0] != '\0');
 	assert_int_equal(load("", 0, &config, error), 0);
@@ -64,6 +65,8 @@ static void values_are_read(void **state)
 				   "quota_bytes = 3G\n"
 				   "reserve_bytes = 512k\n"
 				   "scrub_bytes_s = 3M\n"
+				   "pack_memory = 64M\n"
+				   "pack_disk = 0\n"
 				   "closure_max_bytes = 7\n"
 				   "lease_ms = 3000\n"
 				   "renew_ms = 700\n"
@@ -86,6 +89,7 @@ static void values_are_read(void **state)
 	assert_true(config.quota_bytes == UINT64_C(3) << 30);
 	assert_true(config.reserve_bytes == 512 << 10);
 	assert_true(config.scrub_bytes_s == 3 << 20);
+	assert_true(config.pack_memory == 64 << 20 && config.pack_disk == 0);
 	assert_true(config.closure_max_bytes == 7);
 	assert_int_equal(config.hold_ms, 3504);
 	assert_true(!config.takes_jobs && config.remote_logins);
