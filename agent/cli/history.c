@@ -19,6 +19,7 @@ static void add_ckpt(struct table *t, struct json_object *c)
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "mem_bytes", 0)).s);
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "file_bytes", 0)).s);
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "new_bytes", 0)).s);
+	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "delta_bytes", 0)).s);
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "sent_bytes", 0)).s);
 	table_cell(t, restorable ? COLOUR_GOOD : COLOUR_DIM, "%s", restorable ? "yes" : "no");
 }
@@ -56,6 +57,7 @@ static void print_history(const struct cli *cli, struct json_object *ckpts,
 		{ .title = "MEMORY", .right = true },
 		{ .title = "FILES", .right = true },
 		{ .title = "NEW", .right = true },
+		{ .title = "DELTA", .right = true },
 		{ .title = "SENT", .right = true },
 		{ .title = "RESTORABLE" },
 	};

@@ -283,6 +283,7 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 	packer_counts(job->packer, &counts);
 	stat->file_bytes = feed.file_bytes;
 	stat->new_bytes = counts.new_bytes;
+	stat->delta_bytes = counts.delta_bytes;
 	stat->sent_bytes = counts.sent_bytes;
 	stat->total_us = info->pause_us + (now_boot_ns() - started) / 1000;
 	job_step(job, "storing", 0, counts.new_bytes);
@@ -419,9 +420,9 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 		return r;
 	job_say(job, "%s", "");
 	log_info("%s: checkpoint %" PRIu64 ": pause_us=%" PRIu64 " mem=%" PRIu64 " new=%" PRIu64
-		 " sent=%" PRIu64 " total_us=%" PRIu64,
+		 " delta=%" PRIu64 " sent=%" PRIu64 " total_us=%" PRIu64,
 		 job->spec.name, stat.seq, stat.pause_us, stat.mem_bytes, stat.new_bytes,
-		 stat.sent_bytes, stat.total_us);
+		 stat.delta_bytes, stat.sent_bytes, stat.total_us);
 	*ret_stat = stat;
 	return 0;
 }

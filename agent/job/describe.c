@@ -149,6 +149,7 @@ static struct json_object *describe_stat(const struct ckpt_stat *s, bool restora
 	add_int(json, "mem_bytes", s->mem_bytes);
 	add_int(json, "file_bytes", s->file_bytes);
 	add_int(json, "new_bytes", s->new_bytes);
+	add_int(json, "delta_bytes", s->delta_bytes);
 	add_int(json, "sent_bytes", s->sent_bytes);
 	add_bool(json, "restorable", restorable);
 	return json;

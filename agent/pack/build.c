@@ -154,6 +154,7 @@ static void draft_stats(struct draft *d, const struct manifest_head *head)
 		pb->mem_bytes = s->mem_bytes;
 		pb->file_bytes = s->file_bytes;
 		pb->new_bytes = s->new_bytes;
+		pb->delta_bytes = s->delta_bytes;
 		pb->sent_bytes = s->sent_bytes;
 		pb->total_us = s->total_us;
 		pb->host = (char *)s->host;

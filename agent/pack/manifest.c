@@ -35,6 +35,7 @@ static void fill_stats(struct manifest_head *h, const Decamp__Manifest *pb)
 		to->mem_bytes = from->mem_bytes;
 		to->file_bytes = from->file_bytes;
 		to->new_bytes = from->new_bytes;
+		to->delta_bytes = from->delta_bytes;
 		to->sent_bytes = from->sent_bytes;
 		to->total_us = from->total_us;
 		copy_text(to->host, sizeof(to->host), from->host);

@@ -80,11 +80,12 @@ struct ckpt_stat {
 	uint64_t seq;
 	uint64_t wall_ms;
 	uint64_t pause_us;
-	uint64_t mem_bytes;  /* memory pages in the images */
-	uint64_t file_bytes; /* of upper and closure */
-	uint64_t new_bytes;  /* raw bytes of blocks not seen before */
-	uint64_t sent_bytes; /* packs + manifest, once */
-	uint64_t total_us;   /* freeze to committed */
+	uint64_t mem_bytes;   /* memory pages in the images */
+	uint64_t file_bytes;  /* of upper and closure */
+	uint64_t new_bytes;   /* raw bytes of blocks not seen before */
+	uint64_t delta_bytes; /* of these: sent as differences to earlier versions */
+	uint64_t sent_bytes;  /* packs + manifest, once */
+	uint64_t total_us;    /* freeze to committed */
 	char host[OV_NAME_MAX];
 	char engine[16];
 	char reason[32]; /* "interval", "user", "login", "migrate", "final" */

@@ -32,7 +32,8 @@ DETAIL = {
 }
 CKPT = {"seq": 17, "wall_ms": NOW - 42000, "host": "lab-07", "engine": "criu",
         "reason": "interval", "pause_us": 3200, "total_us": 1400000, "mem_bytes": 210 << 20,
-        "file_bytes": 4096, "new_bytes": 2 << 20, "sent_bytes": 1 << 20, "restorable": True}
+        "file_bytes": 4096, "new_bytes": 2 << 20, "delta_bytes": 1536 << 10,
+        "sent_bytes": 1 << 20, "restorable": True}
 MOVE = {"wall_ms": NOW - 90000, "from": "lab-01", "to": "lab-07", "reason": "user logged in",
         "from_seq": 16, "lost_ms": 0, "resume_ms": 2500}
 NODE = {"name": "lab-07", "id": JOB, "room": "r1", "state": "alive", "addr": "10.0.0.7:7431",

@@ -348,7 +348,7 @@ class TestTables(Case):
         self.assertRegex(lines[1], r" 16  lab-07 .* no$")
         self.assertRegex(lines[2], r"moved lab-01 -> lab-07: user logged in; from checkpoint 16")
         self.assertRegex(lines[3], r" 17  lab-07  interval +criu +3\.2 ms +1\.4 s +210 MiB +4\.0 KiB "
-                                   r"+2\.0 MiB +1\.0 MiB  yes$")
+                                   r"+2\.0 MiB +1\.5 MiB +1\.0 MiB  yes$")
         self.passthrough(answer, "history", "sim1")
 
     def test_nodes(self):
