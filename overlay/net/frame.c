@@ -239,6 +239,11 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 		good = take_order(&in, &call);
 		break;
 	case NET_OP_LIST:
+	case NET_OP_CREDIT:
+		good = call.stream_size == 0;
+		break;
+	case NET_OP_RECEIPT:
+		call.receipt = take(&in, CORE_RECEIPT_BYTES);
 		good = call.stream_size == 0;
 		break;
 	case NET_OP_HOLDERS:
@@ -315,6 +320,9 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 		p = add32(p, call->order_timeout_ms);
 		p = add32(p, call->order_size);
 		p = add_bytes(p, call->order_bytes, call->order_size);
+		break;
+	case NET_OP_RECEIPT:
+		p = add_bytes(p, call->receipt, CORE_RECEIPT_BYTES);
 		break;
 	case NET_OP_HOLDERS:
 		p = add_bytes(p, &call->object.job, sizeof(call->object.job));

@@ -23,6 +23,9 @@
  *            heard_ago_ms. state 0: no tombstone here, and the fields up to count are zero
  *   NEWEST = job; the reply's inline bytes: u32 count, then of each manifest that is kept, newest
  *            first: token, u64 seq, hash, u32 size
+ *   RECEIPT = a receipt, see core/receipt.h; the reply's inline bytes: the one of this pair that is
+ *            kept, which is on the disk
+ *   CREDIT = nothing; the reply's stream is all receipts kept there, by submitter
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -32,6 +35,7 @@
 #include <stddef.h>
 
 #include "overlay/core/core.h"
+#include "overlay/core/receipt.h"
 #include "overlay/ipc.h"
 
 enum {
@@ -81,6 +85,8 @@ enum net_op {
 	NET_OP_VOUCH,
 	NET_OP_VERDICT,
 	NET_OP_NEWEST,
+	NET_OP_RECEIPT,
+	NET_OP_CREDIT,
 };
 
 struct net_frame {
@@ -97,6 +103,7 @@ struct net_call {
 	struct ov_retain retain;
 	uint32_t order_timeout_ms, order_size;
 	const uint8_t *order_bytes;
+	const uint8_t *receipt; /* CORE_RECEIPT_BYTES */
 };
 
 struct net_reply {

@@ -220,23 +220,11 @@ int net_tls_peer_key(SSL *ssl, uint8_t ret_key[static TLS_KEY_SIZE])
 bool net_tls_card_valid(const struct node_card *card,
 			const uint8_t cluster_public[static TLS_KEY_SIZE], uint64_t wall_ms)
 {
-	EVP_PKEY *key;
-	EVP_MD_CTX *verify;
-	bool good;
-
 	if (!net_card_sane(card) || card->expires_wall_ms <= wall_ms ||
 	    card->issued_wall_ms > wall_ms + CLOCK_SKEW_MS)
 		return false;
-	key = EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, cluster_public, TLS_KEY_SIZE);
-	verify = EVP_MD_CTX_new();
-	good = key && verify && EVP_DigestVerifyInit(verify, NULL, NULL, NULL, key) == 1 &&
-	       EVP_DigestVerify(verify, card->signature, sizeof(card->signature),
-				(const unsigned char *)card,
-				offsetof(struct node_card, signature)) == 1;
-	EVP_MD_CTX_free(verify);
-	EVP_PKEY_free(key);
-	ERR_clear_error();
-	return good;
+	return net_tls_verify(cluster_public, card, offsetof(struct node_card, signature),
+			      card->signature);
 }
 
 void net_tls_preload(void)

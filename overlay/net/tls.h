@@ -15,7 +15,7 @@
 
 #include "overlay/ipc.h"
 
-enum { TLS_KEY_SIZE = 32, TLS_PSK_ID_MAX = 64 };
+enum { TLS_KEY_SIZE = 32, TLS_PSK_ID_MAX = 64, TLS_SIGNATURE_SIZE = 64 };
 
 /*
  * What a connection tells its callbacks; SSL_set_app_data(ssl, link). find_psk: server side of an
@@ -43,5 +43,14 @@ int net_tls_public_of(const uint8_t secret[static TLS_KEY_SIZE],
 /* Signature and dates of a card. */
 bool net_tls_card_valid(const struct node_card *card,
 			const uint8_t cluster_public[static TLS_KEY_SIZE], uint64_t now_wall_ms);
+/*
+ * A member's word outside of a connection, by the same key (sign.c). What is signed begins with a
+ * name of its use, so that it is neither a certificate (DER, 0x30) nor of a TLS handshake (0x20).
+ */
+int net_tls_sign(const uint8_t secret[static TLS_KEY_SIZE], const void *bytes, size_t size,
+		 uint8_t ret_signature[static TLS_SIGNATURE_SIZE])
+	__attribute__((warn_unused_result));
+bool net_tls_verify(const uint8_t key[static TLS_KEY_SIZE], const void *bytes, size_t size,
+		    const uint8_t signature[static TLS_SIGNATURE_SIZE]);
 /* Loads all that OpenSSL reads from files; to be called before the sandbox closes. */
 void net_tls_preload(void);

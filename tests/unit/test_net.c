@@ -71,6 +71,7 @@ static void test_frame_limits(void **state)
 
 static void test_calls(void **state)
 {
+	static const uint8_t receipt[CORE_RECEIPT_BYTES] = { 1, 2, 3, [151] = 4 };
 	struct net_call call = { .call = 0x1122334455667788, .op = NET_OP_PUT }, back;
 	uint8_t body[NET_CALL_MAX];
 	size_t size;
@@ -136,6 +137,16 @@ static void test_calls(void **state)
 	assert_int_equal(net_call_decode(body, size, &back), 0);
 	assert_memory_equal(&back, &call, sizeof(call));
 	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_RECEIPT, .receipt = receipt };
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(back.receipt, receipt, sizeof(receipt));
+	assert_int_equal(net_call_decode(body, size - 1, &back), -EBADMSG);
+	assert_int_equal(net_call_decode(body, size + 1, &back), -EBADMSG);
+	call = (struct net_call){ .op = NET_OP_CREDIT };
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
+	call.stream_size = 1;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
 	call = (struct net_call){ .op = NET_OP_LIST };
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), 0);
 	call.op = 77;
@@ -244,6 +255,28 @@ static void test_card_check(void **state)
 	memset(card.hostname, 'a', sizeof(card.hostname));
 	cluster_sign(&cluster, &card);
 	assert_false(net_tls_card_valid(&card, cluster.public, 1));
+}
+
+/* What was signed for one use, by one key. */
+static void test_words(void **state)
+{
+	uint8_t secret[2][32] = { { 1 }, { 2 } }, key[2][32], signature[64];
+	char words[] = "a use, and what is said";
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(net_tls_public_of(secret[i], key[i]), 0);
+	assert_int_equal(net_tls_sign(secret[0], words, sizeof(words), signature), 0);
+	assert_true(net_tls_verify(key[0], words, sizeof(words), signature));
+	assert_false(net_tls_verify(key[1], words, sizeof(words), signature));
+	assert_false(net_tls_verify(key[0], words, sizeof(words) - 1, signature));
+	for (size_t i = 0; i < sizeof(words); i++) {
+		words[i] ^= 1;
+		assert_false(net_tls_verify(key[0], words, sizeof(words), signature));
+		words[i] ^= 1;
+	}
+	signature[5] ^= 1;
+	assert_false(net_tls_verify(key[0], words, sizeof(words), signature));
 }
 
 /* --- strangers ------------------------------------------------------------------------- */
@@ -557,6 +590,7 @@ int main(void)
 		cmocka_unit_test(test_frame_limits), cmocka_unit_test(test_calls),
 		cmocka_unit_test(test_verdicts),     cmocka_unit_test(test_newest),
 		cmocka_unit_test(test_replies),	     cmocka_unit_test(test_card_check),
+		cmocka_unit_test(test_words),
 	};
 	const struct CMUnitTest running[] = {
 		cmocka_unit_test(test_garbage),
