@@ -348,6 +348,9 @@ static void dispatch_rest(struct request *request)
 	case OV_ORDER_CALL:
 		relay_order(request);
 		return;
+	case OV_CREDIT:
+		credit_find(request);
+		return;
 	case OV_LEAVE:
 		take_leave(request);
 		return;

@@ -346,6 +346,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 	repair_start(overlay, start);
 	pull_start(overlay, start);
 	scrub_start(overlay, start);
+	credit_start(overlay, identity, start);
 	log_info("start: addr=%s port=%u seeds=%u", start->advertise_addr, start->port,
 		 identity->seed_count);
 	return step(overlay, &tick);
@@ -353,6 +354,7 @@ int driver_start(struct overlay *overlay, const struct ov_identity *identity,
 
 void driver_stop(struct overlay *overlay)
 {
+	credit_stop(overlay);
 	scrub_stop(overlay);
 	pull_stop(overlay);
 	trim_stop(overlay);

@@ -174,6 +174,7 @@ static bool get_result(struct fan_leg *leg, int status)
 	object->holder_count = 1;
 	object->holders[0] = leg->node;
 	op->memfd = take_fd(part->memfd);
+	credit_got(leg->fan->overlay, object);
 	return true;
 }
 

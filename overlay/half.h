@@ -9,7 +9,8 @@
  *   trim.c     copies that are too many         pull.c     jobs that are over
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *   refusals.c what is refused: counted, told   newest.c   manifests without a register
- *   scrub.c    rot that nobody has met
+ *   scrub.c    rot that nobody has met          credit.c   what others did for this host
+ *   book.c     what this host did for others
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -19,6 +20,7 @@
 #include <sys/queue.h>
 #include <systemd/sd-event.h>
 
+#include "overlay/core/credit.h"
 #include "overlay/core/forecast.h"
 #include "overlay/core/holders.h"
 #include "overlay/net/net.h"
@@ -51,7 +53,9 @@ enum {
 	OVERLAY_TELLS_MAX = 256,
 	OVERLAY_REFUSALS_MS = 60 * 1000,
 	OVERLAY_PINS_MAX = 256,
-	OVERLAY_RING_MAX = 32, /* members asked whether they buried a job */
+	OVERLAY_RING_MAX = 32,		   /* members asked whether they buried a job */
+	OVERLAY_RECEIPTS_MAX = 64,	   /* of peers, waiting for the disk */
+	OVERLAY_CREDIT_VERIFY_MAX = 65536, /* signatures looked at for one OV_CREDIT */
 };
 
 /* call_id of an order to ourselves, which has no peer to answer. */
@@ -164,6 +168,31 @@ struct liar {
 	uint64_t until_ms;
 };
 
+/* A receipt of a peer whose answer waits for the disk. */
+struct owed_reply {
+	uint64_t served;
+	uint8_t kept[CORE_RECEIPT_BYTES];
+};
+
+/* Both ledgers; absent (credit is NULL) where there is no memory for them. */
+struct credit {
+	struct core_credit *credit; /* this host's debts */
+	struct core_book *book;	    /* receipts of others */
+	uint8_t secret[32], cluster_public[32], public[32];
+	uint32_t round_ms;
+	uint64_t next_ms, book_next_ms;
+	bool saving, changed, book_changed;
+	bool book_saving;	    /* the book is part of it */
+	struct core_receipt *sends; /* of this round */
+	uint32_t send_count, send_at;
+	uint64_t call_id; /* of the one on its way */
+	bool calling;
+	struct owed_reply owed[OVERLAY_RECEIPTS_MAX];
+	uint32_t owed_count, owed_saving; /* those in front are being saved */
+	uint64_t forged, foreign, older;
+	bool asking; /* an OV_CREDIT is under way */
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -194,6 +223,7 @@ struct overlay {
 	struct pull pull;
 	struct scrub scrub;
 	struct liar liars[OVERLAY_LIARS_MAX];
+	struct credit credit;
 };
 
 extern const struct net_handlers overlay_net_handlers;
@@ -266,6 +296,31 @@ void pull_answer(struct overlay *overlay, int status, const struct job_value *va
 void scrub_start(struct overlay *overlay, const struct ov_start *start);
 void scrub_tick(struct overlay *overlay, uint64_t now_ms);
 void scrub_stop(struct overlay *overlay);
+
+/* credit.c: from driver_start() on. Nothing of it fails anything else. */
+void credit_start(struct overlay *overlay, const struct ov_identity *identity,
+		  const struct ov_start *start);
+void credit_tick(struct overlay *overlay, uint64_t now_ms);
+/* Saves what is not on the disk yet. */
+void credit_stop(struct overlay *overlay);
+/* All object->holders have fsynced it; or the first one served it, whole, for a restore. */
+void credit_put(struct overlay *overlay, const struct ov_object *object);
+void credit_got(struct overlay *overlay, const struct ov_object *object);
+/* These answered; hashes as the agent gave them, in its file. lost: the job is another host's. */
+void credit_retained(struct overlay *overlay, const struct ov_retain *retain, int hashes_fd,
+		     const struct node_id *answered, uint32_t answered_count, bool lost);
+bool credit_signed_by(const struct overlay *overlay, const struct core_receipt *receipt,
+		      const uint8_t key[static 32]);
+/* Writes the book if it is time to; then all who wait for that are answered. */
+void credit_save(struct overlay *overlay);
+
+/* book.c */
+int serve_receipt(struct overlay *overlay, uint64_t served, const struct node_id *from,
+		  const struct net_call *call);
+int serve_credit(struct overlay *overlay, uint64_t served);
+/* Answers those whose receipts are on the disk now, or are not to be. */
+void book_saved(struct overlay *overlay, int status);
+void credit_find(struct request *request);
 
 /* fan.c: the same call to several members, a few at a time, until enough have said yes. */
 struct fan;

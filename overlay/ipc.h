@@ -52,7 +52,8 @@ enum ov_op {
 			     * Asks for `copies` on distinct live hosts, never self unless alone;
 			     * success if at least one holds it, the agent decides what is enough */
 	OV_OBJECT_GET, /* u.object {job, hash, size, holders} -> fd: sealed memfd, hash checked.
-			     * Named holders first, then any member that has it */
+			     * Named holders first, then any member that has it. With u.object.token
+			     * the job is being restored under it, which earns them credit */
 	OV_OBJECT_RETAIN, /* u.retain, fd: memfd of struct object_hash[]: holders may drop all other
 			     * objects of this job that were put with seq <= upto_seq */
 	OV_MEMBERS,	  /* -> fd: memfd of struct member_info[] (u.count) */
@@ -68,6 +69,9 @@ enum ov_op {
 	OV_JOB_NEWEST,	/* u.job {job} -> fd: memfd of struct ov_found[] (u.count), newest first:
 			 * manifests that reachable members keep for it. Claims only: whoever has
 			 * the job's key opens them and believes what stands inside */
+	OV_CREDIT,	/* -> u.credits, fd: memfd of struct ov_credit[] (u.credits.count), of every
+			 * member: sums of the receipts that live members keep and this half has
+			 * verified. -EBUSY: one is under way */
 
 	/* overlay -> agent: events on the main channel */
 	OV_EV_LEASE = 64, /* u.lease: a renewal round succeeded; run until then */
@@ -116,6 +120,9 @@ struct ov_start {
 	uint32_t pull_round_ms, pull_forget_ms;
 	/* Reading what nobody reads; 0: 2 MB/s, what was not read for 7 days. */
 	uint32_t scrub_bytes_s, scrub_age_ms;
+	/* Receipts to those who keep packs; 0: every 10 minutes. */
+	uint32_t credit_round_ms;
+	uint32_t reserved3;
 };
 
 struct ov_job {
@@ -190,6 +197,27 @@ struct ov_refusals {
 	uint64_t strangers; /* connections: no card, a forged one, another cluster's, garbage */
 	uint64_t frames;    /* members' connections that ended for what they carried */
 	uint64_t messages, cards, old_lives, replies; /* see struct core_refusals */
+	uint64_t receipts; /* of credit: forged, of another pair, older than the one kept */
+};
+
+struct ov_credit_sum {
+	uint64_t byte_hours, restored_bytes, restores;
+};
+
+/* What a member has done for others and others for it, as far as signed receipts are shown. */
+struct ov_credit {
+	struct node_id id;
+	uint32_t answered; /* it has shown its receipts: else `given` is nothing */
+	uint32_t forged;   /* shown by it and not true */
+	uint32_t receipts; /* that are in `given` */
+	uint32_t unverified_count;
+	struct ov_credit_sum given, taken;
+	struct ov_credit_sum unverified; /* said by hosts that no member table knows any more */
+};
+
+struct ov_credits {
+	uint64_t count;
+	uint64_t forged, foreign, older; /* refused here since the overlay half began */
 };
 
 struct ov_stats {
@@ -219,6 +247,7 @@ struct ov_msg {
 		struct ov_invite invite;
 		struct ov_join join;
 		struct ov_stats stats;
+		struct ov_credits credits;
 		struct node_card card;
 		struct member_info member;
 		struct member_state_report report;

@@ -55,6 +55,8 @@ static void put_finished(struct fan *fan)
 
 	if (status == 0)
 		repair_tell(request->overlay, &request->msg.u.object);
+	if (status == 0)
+		credit_put(request->overlay, &request->msg.u.object);
 	request_finish(request, status, -1);
 }
 
@@ -222,12 +224,17 @@ struct retain_op {
 	struct request *request;
 	struct fan fan;
 	bool stale, silent;
+	uint32_t answered_count;
+	struct node_id answered[OV_MEMBERS_MAX];
 };
 
+/* However it ends: some have answered by now. */
 static void retain_cancel(struct request *request)
 {
 	struct retain_op *op = request->state;
 
+	credit_retained(request->overlay, &request->msg.u.retain, request->fd, op->answered,
+			op->answered_count, op->stale && op->answered_count == 0);
 	fan_free(&op->fan);
 	free(op);
 }
@@ -240,6 +247,8 @@ static bool retain_result(struct fan_leg *leg, int status)
 		op->stale = true;
 	else if (status < 0)
 		op->silent = true;
+	else if (op->answered_count < OV_MEMBERS_MAX)
+		op->answered[op->answered_count++] = leg->node;
 	return status == 0;
 }
 

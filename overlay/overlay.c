@@ -31,6 +31,7 @@ static int on_sweep(sd_event_source *source, uint64_t usec, void *arg)
 		trim_tick(overlay, now);
 		pull_tick(overlay, now);
 		scrub_tick(overlay, now);
+		credit_tick(overlay, now);
 	}
 	refusals_tick(overlay, now);
 	if (sd_event_source_set_time_relative(source, SWEEP_MS * 1000) < 0)

@@ -282,6 +282,10 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_job(overlay, served, call);
 	case NET_OP_VOUCH:
 		return serve_vouch(overlay, served, call);
+	case NET_OP_RECEIPT:
+		return serve_receipt(overlay, served, from, call);
+	case NET_OP_CREDIT:
+		return serve_credit(overlay, served);
 	case NET_OP_HOLDERS:
 		repair_heard(overlay, &call->object);
 		net_reply(overlay->net, served, 0, NULL, 0, -1, 0);

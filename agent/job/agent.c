@@ -474,6 +474,7 @@ int agent_start_overlay(struct agent *a)
 	msg.u.start.quota_bytes = c->quota_bytes;
 	msg.u.start.reserve_bytes = c->reserve_bytes;
 	msg.u.start.scrub_bytes_s = (uint32_t)c->scrub_bytes_s;
+	msg.u.start.credit_round_ms = c->credit_round_s * 1000;
 	channel = ov_open_channel(a->main_channel);
 	if (channel < 0)
 		return channel;

@@ -199,12 +199,13 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 }
 
 /* A channel that fell out of step answers -EAGAIN, and *ret_bad is set. */
-static int fetch_over(int channel, const struct job_id *id, const struct object_hash *hash,
-		      uint32_t size, const struct node_id *holders, uint32_t holder_count,
-		      bool *ret_bad, int *ret_memfd)
+static int fetch_over(int channel, const struct job_id *id, const struct fence_token *token,
+		      const struct object_hash *hash, uint32_t size, const struct node_id *holders,
+		      uint32_t holder_count, bool *ret_bad, int *ret_memfd)
 {
 	struct ov_msg msg = { .op = OV_OBJECT_GET,
 			      .u.object = { .job = *id,
+					    .token = *token,
 					    .hash = *hash,
 					    .size = size,
 					    .holder_count = holder_count } };
@@ -271,7 +272,8 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 
 	if (channel < 0)
 		return channel;
-	r = fetch_over(channel, &fetch->id, hash, size, holders, holder_count, &bad, ret_memfd);
+	r = fetch_over(channel, &fetch->id, &fetch->token, hash, size, holders, holder_count, &bad,
+		       ret_memfd);
 	if (bad)
 		close(channel);
 	else
@@ -283,6 +285,7 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest)
 {
+	static const struct fence_token no_token; /* not yet a restore's */
 	_cleanup_close_ int fd = -1;
 	bool bad = false;
 	void *bytes;
@@ -290,7 +293,7 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 
 	if (ref->manifest_size == 0 || ref->manifest_size > OV_PACK_MAX)
 		return -EBADMSG;
-	r = fetch_over(channel, id, &ref->manifest, ref->manifest_size, ref->holders,
+	r = fetch_over(channel, id, &no_token, &ref->manifest, ref->manifest_size, ref->holders,
 		       ref->holder_count, &bad, &fd);
 	/* The number stays: others may have copied it. */
 	if (bad && channel >= 0 && renew_channel(a->main_channel, &channel) < 0)

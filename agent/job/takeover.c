@@ -345,8 +345,10 @@ int job_takeover(struct job *job)
 	if (job->value.history_count == 0)
 		return takeover_from_nothing(job);
 	t.fetch = calloc(1, sizeof(*t.fetch));
-	if (t.fetch)
+	if (t.fetch) {
 		job_fetch_init(t.fetch, job->agent->main_channel, &job->id);
+		t.fetch->token = job->value.token;
+	}
 	r = t.fetch ? restore_newest(&t, reason) : -ENOMEM;
 	if (t.fetch)
 		job_fetch_deinit(t.fetch);

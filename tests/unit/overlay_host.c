@@ -101,44 +101,29 @@ void host_make(struct test_host *host, const struct test_cluster *cluster, uint8
 		assert_int_equal(chown(host->dir, TEST_UID, TEST_UID), 0);
 }
 
-static int save_habits(const struct test_host *host)
-{
-	struct core_forecast forecast = { 0 };
-	uint8_t bytes[FORECAST_BYTES];
-	struct store *store;
-	struct tm tm;
-	time_t now = time(NULL);
-	uint64_t local_s;
-	int r;
+struct own_record {
+	const char *name;
+	const void *bytes;
+	size_t size;
+};
 
-	localtime_r(&now, &tm);
-	local_s = (uint64_t)(now + tm.tm_gmtoff);
-	for (uint64_t t = local_s - 21 * 86400; t <= local_s; t += 600)
-		core_forecast_note(&forecast, t, 600);
-	core_forecast_encode(&forecast, bytes);
-	r = store_open(host->dir, &store);
-	if (r == 0) {
-		r = store_own_save(store, "habits", bytes, sizeof(bytes));
-		store_close(store);
-	}
-	return r;
+static int save_own(struct store *store, const void *record)
+{
+	const struct own_record *own = record;
+
+	return store_own_save(store, own->name, own->bytes, own->size);
 }
 
-static int write_burial(const struct test_host *host, const struct core_write *write)
+static int write_burial(struct store *store, const void *write)
 {
-	struct store *store;
-	int r = store_open(host->dir, &store);
-
-	if (r == 0) {
-		r = store_write_records(store, write, 1);
-		store_close(store);
-	}
-	return r;
+	return store_write_records(store, write, 1);
 }
 
-/* Into the host's store, as the user that its half runs as. write: NULL for its habits. */
-static void prepare(struct test_host *host, const struct core_write *write)
+/* Into the host's store, as the user that its half runs as. */
+static void prepare(struct test_host *host, int (*write)(struct store *store, const void *what),
+		    const void *what)
 {
+	struct store *store;
 	int status = -1, r;
 	pid_t pid = fork();
 
@@ -146,16 +131,38 @@ static void prepare(struct test_host *host, const struct core_write *write)
 	if (pid == 0) {
 		if (geteuid() == 0 && (setgid(TEST_UID) < 0 || setuid(TEST_UID) < 0))
 			_exit(2);
-		r = write ? write_burial(host, write) : save_habits(host);
+		r = store_open(host->dir, &store);
+		if (r == 0) {
+			r = write(store, what);
+			store_close(store);
+		}
 		_exit(r < 0);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
 }
 
+void host_save_own(struct test_host *host, const char *name, const void *bytes, size_t size)
+{
+	struct own_record own = { .name = name, .bytes = bytes, .size = size };
+
+	prepare(host, save_own, &own);
+}
+
 void host_be_stable(struct test_host *host)
 {
-	prepare(host, NULL);
+	struct core_forecast forecast = { 0 };
+	uint8_t bytes[FORECAST_BYTES];
+	struct tm tm;
+	time_t now = time(NULL);
+	uint64_t local_s;
+
+	localtime_r(&now, &tm);
+	local_s = (uint64_t)(now + tm.tm_gmtoff);
+	for (uint64_t t = local_s - 21 * 86400; t <= local_s; t += 600)
+		core_forecast_note(&forecast, t, 600);
+	core_forecast_encode(&forecast, bytes);
+	host_save_own(host, "habits", bytes, sizeof(bytes));
 }
 
 void host_bury(struct test_host *host, const struct job_id *job, const struct node_id *acceptors,
@@ -166,7 +173,7 @@ void host_bury(struct test_host *host, const struct job_id *job, const struct no
 	write.tombstone.state = JOB_STATE_KILLED;
 	write.tombstone.acceptor_count = count;
 	memcpy(write.tombstone.acceptors, acceptors, count * sizeof(*acceptors));
-	prepare(host, &write);
+	prepare(host, write_burial, &write);
 }
 
 void host_run(struct test_host *host)
@@ -226,6 +233,7 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	start->repair_round_ms = host->repair_round_ms;
 	start->repair_lazy_ms = host->repair_lazy_ms;
 	start->scrub_age_ms = host->scrub_age_ms;
+	start->credit_round_ms = host->credit_round_ms;
 	r = host_call(host, &msg, fd, NULL);
 	close(fd);
 	if (r == 0) {

@@ -21,6 +21,7 @@ struct test_host {
 	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
 	uint32_t scrub_age_ms;
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
+	uint32_t credit_round_ms;		/* likewise */
 	uint64_t quota_bytes;			/* 0: 1 GiB */
 	uint32_t suspect_ms;			/* 0: one second */
 	struct ov_identity identity;
@@ -35,6 +36,8 @@ void host_be_stable(struct test_host *host);
 /* While it does not run: it was one of these acceptors of a job that was killed, and forgot it. */
 void host_bury(struct test_host *host, const struct job_id *job, const struct node_id *acceptors,
 	       uint32_t count);
+/* While it does not run: a record of its own, as store_own_save(). */
+void host_save_own(struct test_host *host, const char *name, const void *bytes, size_t size);
 void host_run(struct test_host *host);
 /* Serve and gossip; seed may be NULL. Returns the answer's status. */
 int host_start(struct test_host *host, const struct test_host *seed);

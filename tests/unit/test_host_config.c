@@ -67,6 +67,7 @@ static void values_are_read(void **state)
 				   "scrub_bytes_s = 3M\n"
 				   "pack_memory = 64M\n"
 				   "pack_disk = 0\n"
+				   "credit_round_s = 20\n"
 				   "closure_max_bytes = 7\n"
 				   "lease_ms = 3000\n"
 				   "renew_ms = 700\n"
@@ -90,6 +91,7 @@ static void values_are_read(void **state)
 	assert_true(config.reserve_bytes == 512 << 10);
 	assert_true(config.scrub_bytes_s == 3 << 20);
 	assert_true(config.pack_memory == 64 << 20 && config.pack_disk == 0);
+	assert_int_equal(config.credit_round_s, 20);
 	assert_true(config.closure_max_bytes == 7);
 	assert_int_equal(config.hold_ms, 3504);
 	assert_true(!config.takes_jobs && config.remote_logins);

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Four overlay halves that keep for each other: who is owed what, and who may say so. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "agent/util/io.h"
+#include "overlay/core/receipt.h"
+#include "overlay/net/frame.h"
+#include "overlay/net/tls.h"
+#include "overlay_host.h"
+
+enum { HOSTS = 4, ROUND_MS = 300, SIZE = 8000000, WAIT_MS = 15000 };
+
+struct fixture {
+	struct test_cluster cluster;
+	struct test_host hosts[HOSTS];
+	struct ov_credit rows[HOSTS]; /* by host */
+	struct ov_credits told;
+};
+
+static void start(struct fixture *f, int i)
+{
+	host_run(&f->hosts[i]);
+	assert_int_equal(host_start(&f->hosts[i], &f->hosts[i ? 0 : 1]), 0);
+}
+
+static void wait_all(struct fixture *f)
+{
+	for (int i = 0; i < HOSTS; i++)
+		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, WAIT_MS);
+	host_sleep_ms(700); /* reports */
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	cluster_make(&f->cluster);
+	for (int i = 0; i < HOSTS; i++) {
+		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
+		f->hosts[i].credit_round_ms = ROUND_MS;
+	}
+	for (int i = 0; i < HOSTS; i++)
+		start(f, i);
+	wait_all(f);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	for (int i = 0; i < HOSTS; i++)
+		host_end(&f->hosts[i]);
+	free(f);
+	return 0;
+}
+
+static int index_of(const struct fixture *f, const struct node_id *id)
+{
+	for (int i = 0; i < HOSTS; i++)
+		if (node_id_equal(&f->hosts[i].identity.card.id, id))
+			return i;
+	fail();
+	return 0;
+}
+
+static void ask(struct fixture *f, int asked)
+{
+	struct ov_msg msg = { .op = OV_CREDIT };
+	int fd = -1;
+
+	memset(f->rows, 0, sizeof(f->rows));
+	assert_int_equal(host_call(&f->hosts[asked], &msg, -1, &fd), 0);
+	f->told = msg.u.credits;
+	assert_int_equal(f->told.count, HOSTS);
+	for (uint64_t i = 0; i < f->told.count; i++) {
+		struct ov_credit row;
+
+		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
+		f->rows[index_of(f, &row.id)] = row;
+	}
+	close(fd);
+}
+
+static int retain(struct fixture *f, int owner, const struct ov_object *object, bool keep)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_RETAIN };
+	int fd = memfd_new("hashes"), r;
+
+	msg.u.retain.job = object->job;
+	msg.u.retain.token = object->token;
+	msg.u.retain.upto_seq = keep ? object->seq : UINT64_MAX;
+	msg.u.retain.count = keep;
+	if (keep)
+		assert_int_equal(write_full(fd, &object->hash, sizeof(object->hash)), 0);
+	assert_int_equal(memfd_seal(fd), 0);
+	r = host_call(&f->hosts[owner], &msg, fd, NULL);
+	close(fd);
+	return r;
+}
+
+/* Until `asked` is shown that host i has given more than this. */
+static void wait_given(struct fixture *f, int asked, int i, uint64_t byte_hours, uint64_t restores)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)WAIT_MS * 1000000;
+
+	for (;;) {
+		ask(f, asked);
+		if (f->rows[i].given.byte_hours > byte_hours &&
+		    f->rows[i].given.restores >= restores)
+			return;
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(100);
+	}
+}
+
+/* An object of host 0 that lies at *ret_holder for half a second and has been paid for. */
+static struct ov_object earn(struct fixture *f, uint8_t job, int *ret_holder)
+{
+	struct ov_object object;
+	int fd = object_make(SIZE, job, &object);
+
+	ask(f, 3);
+	object.job.b[0] = job;
+	assert_int_equal(host_put(&f->hosts[0], fd, &object, 1), 0);
+	close(fd);
+	host_sleep_ms(500);
+	assert_int_equal(retain(f, 0, &object, true), 0);
+	*ret_holder = index_of(f, &object.holders[0]);
+	wait_given(f, 3, *ret_holder, f->rows[*ret_holder].given.byte_hours, 0);
+	return object;
+}
+
+static void holders_earn_and_all_can_see_it(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object object;
+	int holder, next;
+	uint64_t given;
+
+	object = earn(f, 1, &holder);
+	given = f->rows[holder].given.byte_hours;
+	assert_in_range(given, SIZE / 3600 / 2, SIZE / 3600 * 20);
+	assert_int_equal(f->rows[0].taken.byte_hours, given);
+	assert_int_equal(f->rows[0].given.byte_hours, 0);
+	assert_int_equal(f->rows[holder].given.restores, 0);
+	/* Another owner restores it there, and a reader without the job's token does not. */
+	object.token.counter++;
+	next = holder == 1 ? 2 : 1;
+	host_get_checked(&f->hosts[next], &object);
+	wait_given(f, 0, holder, 0, 1);
+	object.token.counter = 0;
+	host_get_checked(&f->hosts[next], &object);
+	host_sleep_ms(3 * ROUND_MS);
+	ask(f, 0);
+	assert_int_equal(f->rows[holder].given.restores, 1);
+	assert_int_equal(f->rows[holder].given.restored_bytes, SIZE);
+	assert_int_equal(f->rows[holder].receipts, 2);
+	assert_int_equal(f->rows[next].taken.restores, 1);
+	for (int i = 0; i < HOSTS; i++) {
+		assert_int_equal(f->rows[i].answered, 1);
+		assert_int_equal(f->rows[i].forged + f->rows[i].unverified_count, 0);
+	}
+	/* When the job is over nothing more is earned. */
+	object.token.counter = 2;
+	assert_int_equal(retain(f, next, &object, false), 0);
+	host_sleep_ms(5 * ROUND_MS);
+	ask(f, 0);
+	given = f->rows[holder].given.byte_hours;
+	host_sleep_ms(300);
+	assert_int_equal(retain(f, next, &object, false), -ESTALE);
+	host_sleep_ms(3 * ROUND_MS);
+	ask(f, 0);
+	assert_int_equal(f->rows[holder].given.byte_hours, given);
+}
+
+static void both_sides_remember(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object object;
+	int holder;
+	uint64_t given;
+
+	object = earn(f, 2, &holder);
+	given = f->rows[holder].given.byte_hours;
+	host_kill(&f->hosts[0]);
+	host_kill(&f->hosts[holder]);
+	start(f, 0);
+	start(f, holder);
+	wait_all(f);
+	ask(f, holder);
+	assert_true(f->rows[holder].given.byte_hours >= given);
+	given = f->rows[holder].given.byte_hours;
+	host_sleep_ms(500);
+	assert_int_equal(retain(f, 0, &object, true), 0);
+	wait_given(f, 0, holder, given, 0);
+	/* A disk that lost its ledger learns from what it had signed. */
+	given = f->rows[holder].given.byte_hours;
+	host_kill(&f->hosts[0]);
+	host_save_own(&f->hosts[0], "credit", "rot", 3);
+	start(f, 0);
+	wait_all(f);
+	host_get_checked(&f->hosts[0], &object); /* with the token: known to be there */
+	host_sleep_ms(1000);
+	assert_int_equal(retain(f, 0, &object, true), 0);
+	wait_given(f, 0, holder, given + SIZE / 3600 / 2, 1);
+}
+
+/* --- one that lies --------------------------------------------------------------------- */
+
+static SSL *dial(const struct test_host *host, const struct test_host *liar, SSL_CTX *context)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_port = htons(host->port),
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct timeval patience = { .tv_sec = 10 };
+	uint8_t hello[NET_HEADER_SIZE + sizeof(struct node_card)];
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	SSL *ssl = SSL_new(context);
+
+	assert_true(fd >= 0 && ssl);
+	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
+	assert_int_equal(SSL_set_fd(ssl, fd), 1);
+	assert_int_equal(SSL_connect(ssl), 1);
+	net_frame_header(hello, sizeof(struct node_card), NET_HELLO, NET_BULK);
+	memcpy(hello + NET_HEADER_SIZE, &liar->identity.card, sizeof(struct node_card));
+	assert_int_equal(SSL_write(ssl, hello, sizeof(hello)), sizeof(hello));
+	return ssl;
+}
+
+static void read_all(SSL *ssl, uint8_t *bytes, size_t size)
+{
+	while (size > 0) {
+		int n = SSL_read(ssl, bytes, (int)size);
+		assert_true(n > 0);
+		bytes += n;
+		size -= (size_t)n;
+	}
+}
+
+/* The status, and the receipt that the host shows. */
+static int tell(const struct test_host *host, const struct test_host *liar,
+		const struct core_receipt *receipt, struct core_receipt *ret_kept)
+{
+	uint8_t bytes[CORE_RECEIPT_BYTES], frame[NET_HEADER_SIZE + NET_CALL_MAX];
+	uint8_t back[NET_HEADER_SIZE + sizeof(struct node_card) + NET_HEADER_SIZE];
+	struct net_call call = { .call = 3, .op = NET_OP_RECEIPT, .receipt = bytes };
+	struct net_frame header;
+	struct net_reply reply;
+	SSL_CTX *context;
+	SSL *ssl;
+	size_t size;
+
+	core_receipt_encode(receipt, bytes);
+	size = net_call_encode(&call, frame + NET_HEADER_SIZE);
+	net_frame_header(frame, (uint32_t)size, NET_CALL, 0);
+	assert_int_equal(net_tls_member_context(liar->identity.tls_secret, false, &context), 0);
+	ssl = dial(host, liar, context);
+	assert_int_equal(SSL_write(ssl, frame, (int)(NET_HEADER_SIZE + size)),
+			 NET_HEADER_SIZE + size);
+	read_all(ssl, back, sizeof(back));
+	memcpy(frame, back + sizeof(back) - NET_HEADER_SIZE, NET_HEADER_SIZE);
+	size = frame[0] + 256u * frame[1];
+	assert_in_range(size, 16, 16 + CORE_RECEIPT_BYTES);
+	read_all(ssl, frame + NET_HEADER_SIZE, size);
+	assert_int_equal(
+		net_frame_decode(NET_PHASE_CALLING, frame, NET_HEADER_SIZE + size, &header), 1);
+	assert_int_equal(net_reply_decode(header.body, header.size, &reply), 0);
+	if (reply.status == 0)
+		assert_int_equal(
+			core_receipt_decode(reply.inline_bytes, reply.inline_size, ret_kept), 0);
+	close(SSL_get_fd(ssl));
+	SSL_free(ssl);
+	SSL_CTX_free(context);
+	return reply.status;
+}
+
+static void sign(const struct fixture *f, const struct test_host *by, struct core_receipt *receipt)
+{
+	uint8_t words[32 + 32 + CORE_RECEIPT_BYTES] = "decamp credit receipt";
+
+	memcpy(words + 32, f->cluster.public, 32);
+	core_receipt_encode(receipt, words + 64);
+	assert_int_equal(net_tls_sign(by->identity.tls_secret, words, 64 + CORE_RECEIPT_SIGNED,
+				      receipt->signature),
+			 0);
+}
+
+static void nobody_speaks_for_others_nor_takes_back(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host *holder = &f->hosts[1], *liar = &f->hosts[3], *other = &f->hosts[2];
+	struct core_receipt good = { .submitter = liar->identity.card.id,
+				     .holder = holder->identity.card.id,
+				     .epoch = 5,
+				     .byte_hours = 1000,
+				     .restores = 2 },
+			    bad, kept;
+	struct ov_credits before;
+	uint64_t given;
+
+	ask(f, 0);
+	given = f->rows[1].given.byte_hours;
+	assert_int_equal(f->rows[3].taken.byte_hours, 0);
+	ask(f, 1);
+	before = f->told;
+	/* Its card stays known; from here on the test speaks for it. */
+	host_kill(liar);
+	host_wait_members(holder, MEMBER_DEAD, 1, WAIT_MS); /* which closes what it had open */
+	sign(f, liar, &good);
+	assert_int_equal(tell(holder, liar, &good, &kept), 0);
+	assert_memory_equal(&kept, &good, sizeof(good));
+	assert_int_equal(tell(holder, liar, &good, &kept), 0); /* said again: no harm, no gain */
+	bad = good;
+	bad.byte_hours = 9999; /* more than was signed */
+	bad.epoch = 6;
+	assert_int_equal(tell(holder, liar, &bad, &kept), -EBADMSG);
+	sign(f, other, &bad); /* by another's key */
+	assert_int_equal(tell(holder, liar, &bad, &kept), -EBADMSG);
+	bad = good;
+	bad.submitter = other->identity.card.id; /* in another's name */
+	sign(f, liar, &bad);
+	assert_int_equal(tell(holder, liar, &bad, &kept), -EPERM);
+	bad = good;
+	bad.holder = other->identity.card.id; /* meant for another */
+	sign(f, liar, &bad);
+	assert_int_equal(tell(holder, liar, &bad, &kept), -EPERM);
+	bad = good;
+	bad.epoch = 4; /* replayed */
+	bad.byte_hours = 900;
+	sign(f, liar, &bad);
+	assert_int_equal(tell(holder, liar, &bad, &kept), 0);
+	assert_memory_equal(&kept, &good, sizeof(good));
+	bad.epoch = 6; /* takes back */
+	sign(f, liar, &bad);
+	assert_int_equal(tell(holder, liar, &bad, &kept), 0);
+	assert_memory_equal(&kept, &good, sizeof(good));
+	ask(f, 1);
+	assert_int_equal(f->told.forged, before.forged + 2);
+	assert_int_equal(f->told.foreign, before.foreign + 2);
+	assert_int_equal(f->told.older, before.older + 2);
+	ask(f, 0);
+	assert_int_equal(f->rows[1].given.byte_hours, given + 1000);
+	assert_int_equal(f->rows[3].taken.byte_hours, 1000);
+	assert_int_equal(f->rows[3].answered, 0);
+	start(f, 3);
+	wait_all(f);
+}
+
+/* It writes itself a book: with a receipt of nobody, one of its own making, and a true one. */
+static void nobody_credits_himself(void **state)
+{
+	static struct core_book book;
+	static uint8_t bytes[CORE_BOOK_BYTES_MAX];
+	struct fixture *f = *state;
+	const struct node_id *liar = &f->hosts[2].identity.card.id;
+	struct core_receipt receipt = { .holder = *liar, .epoch = 1, .byte_hours = 1 << 30 };
+
+	host_kill(&f->hosts[2]);
+	receipt.submitter.b[0] = 0xfe;
+	sign(f, &f->hosts[2], &receipt);
+	assert_int_equal(core_book_add(&book, &receipt), 0);
+	receipt.submitter = f->hosts[0].identity.card.id;
+	sign(f, &f->hosts[2], &receipt);
+	assert_int_equal(core_book_add(&book, &receipt), 0);
+	receipt.submitter = f->hosts[1].identity.card.id;
+	receipt.byte_hours = 77;
+	sign(f, &f->hosts[1], &receipt);
+	assert_int_equal(core_book_add(&book, &receipt), 0);
+	host_save_own(&f->hosts[2], "receipts", bytes, core_book_encode(&book, liar, bytes));
+	start(f, 2);
+	wait_all(f);
+	for (int asked = 0; asked < HOSTS; asked++) {
+		ask(f, asked);
+		assert_int_equal(f->rows[2].given.byte_hours, 77);
+		assert_int_equal(f->rows[2].receipts, 1);
+		assert_int_equal(f->rows[2].forged, 1);
+		assert_int_equal(f->rows[2].unverified_count, 1);
+		assert_int_equal(f->rows[2].unverified.byte_hours, 1 << 30);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(holders_earn_and_all_can_see_it),
+		cmocka_unit_test(both_sides_remember),
+		cmocka_unit_test(nobody_speaks_for_others_nor_takes_back),
+		cmocka_unit_test(nobody_credits_himself),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
