@@ -22,6 +22,7 @@ _decamp_options()
 	export) echo "--core --pid --mapped-files --files --images $common" ;;
 	mount) echo "--foreground $common" ;;
 	kill) echo "--signal $common" ;;
+	nodes) echo "--credit $common" ;;
 	vacate) echo "--undo $common" ;;
 	'cluster init' | 'cluster join') echo "--room --addr --port $common" ;;
 	'cluster invite') echo "--ttl $common" ;;

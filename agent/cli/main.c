@@ -52,7 +52,7 @@ static const struct cli_verb verbs[] = {
 	  1, 1, false, verb_mount },
 	{ "check", "PID", "Tell whether a process could be checkpointed; changes nothing.",
 	  "decamp check 4711", 1, 1, false, verb_check },
-	{ "nodes", "", "List the machines of the cluster.", "decamp nodes", 0, 0, false,
+	{ "nodes", "", "List the machines of the cluster.", "decamp nodes --credit", 0, 0, false,
 	  verb_nodes },
 	{ "vacate", "", "Send all jobs away from this machine (root).", "decamp vacate --undo", 0,
 	  0, false, verb_vacate },

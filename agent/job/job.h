@@ -321,7 +321,7 @@ struct fetch_ctx {
 	int main_channel;
 	struct job_id id;
 	struct fence_token token; /* only where the job is being restored under it */
-	pthread_mutex_t lock; /* guards the rest */
+	pthread_mutex_t lock;	  /* guards the rest */
 	int idle[FETCH_CHANNELS_MAX];
 	unsigned int idle_count;
 };

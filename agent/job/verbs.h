@@ -46,6 +46,10 @@ void why_add_stuck(struct json_object *json, const struct job_value *value,
 /* "needs" as text, if there are any. */
 void why_add_needs(struct json_object *json, const struct job_value *value);
 
+/* verbs_credit.c: "credit" into the nodes, one for each member, and "refused_receipts". */
+int credit_describe(int channel, const struct member_info *members, size_t count,
+		    struct json_object *nodes, struct json_object *reply) _must_check_;
+
 /* verbs_files.c: a file of a layer as the job sees it. mounts: of the manifest's notes ("N path", ..);
  * the caller's, or NULL. */
 struct json_object *files_mounts_of(const struct manifest *m);

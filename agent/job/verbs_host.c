@@ -161,9 +161,11 @@ int verb_nodes(void *agent, const struct api_call *call, struct api_reply *reply
 	struct json_object *nodes;
 	_cleanup_close_ int channel = -1;
 	size_t count;
-	int r;
+	bool credit;
+	int r = api_get_bool(call, "credit", false, &credit);
 
-	(void)call;
+	if (r < 0)
+		return r;
 	if (!a->cluster)
 		return no_cluster(a, reply);
 	channel = ov_open_channel(a->main_channel);
@@ -175,6 +177,12 @@ int verb_nodes(void *agent, const struct api_call *call, struct api_reply *reply
 		json_object_array_add(nodes, describe_member(&members[i]));
 	reply->json = json_object_new_object();
 	json_object_object_add(reply->json, "nodes", nodes);
+	if (credit)
+		r = credit_describe(channel, members, count, nodes, reply->json);
+	if (r < 0)
+		return api_error(reply, r, "no-credit", a->hostname, "wait a moment and ask again",
+				 "the receipts could not be gathered: %s",
+				 r == -EBUSY ? "somebody else does that just now" : strerror(-r));
 	return 0;
 }
 

@@ -362,6 +362,29 @@ class TestTables(Case):
         self.assertRegex(lines[2], r"^lab-08 .* suspect +0 s ago ")
         self.passthrough(answer, "nodes")
 
+    def test_credit_of_nodes(self):
+        def sums(gib, restores):
+            return {"byte_hours": gib << 30, "restores": restores, "restored_bytes": restores << 20}
+        first = {"answered": True, "given": sums(3, 2), "taken": sums(1, 0), "receipts": 2,
+                 "unverified": sums(5, 0), "unverified_receipts": 1, "forged_receipts": 0}
+        answer = {"nodes": [dict(NODE, credit=first),
+                            dict(NODE, name="lab-08", self=False, state="dead",
+                                 credit=dict(first, answered=False, given=sums(0, 0))),
+                            dict(NODE, name="lab-09", credit=dict(first, given=sums(0, 0))),
+                            dict(NODE, name="lab-10", credit=dict(first, forged_receipts=7)),
+                            dict(NODE, name="lab-11")],
+                  "refused_receipts": {"forged": 0, "foreign": 0, "older": 0}}
+        self.answer("nodes", answer)
+        lines = self.decamp("nodes", "--credit")[0].splitlines()
+        self.assertEqual(self.asked("nodes"), {"credit": True})
+        self.assertRegex(lines[1], r"^lab-07 \(this one\)  alive +3\.0 GiB h +2 \(2\.0 MiB\) +1\.0 GiB h"
+                                   r" +0 \(0 B\) +\+2\.0 GiB h  and 5\.0 GiB h that cannot be verified$")
+        self.assertRegex(lines[2], r"^lab-08 +dead +\? +\? +1\.0 GiB h +0 \(0 B\) +\?  does not show")
+        self.assertRegex(lines[3], r" -1\.0 GiB h  and 5")
+        self.assertRegex(lines[4], r" shows 7 forged$")
+        self.assertRegex(lines[5], r"^lab-11 .*alive +\? +\? +\? +\? +\?  does not")
+        self.passthrough(answer, "nodes", "--credit")
+
     def test_tags_of_nodes(self):
         self.answer("nodes", {"nodes": [NODE, dict(NODE, name="lab-08", tags="gpu big")]})
         lines = self.decamp("nodes")[0].splitlines()
