@@ -42,7 +42,7 @@ FLAVOUR := -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefin
 endif
 
 PKGS := libsystemd libprotobuf-c libcrypto libssl libzstd libxxhash lmdb libmicrohttpd json-c \
-	libcurl libbpf libelf libseccomp libcap zlib fuse3
+	libcurl libbpf libelf libseccomp libcap zlib fuse3 libisal
 CFLAGS ?= -g
 CFLAGS_ALL = -std=gnu11 $(FLAVOUR) $(CFLAGS) -D_GNU_SOURCE -pthread -I. -Ibuild/gen \
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wimplicit-fallthrough \

@@ -18,6 +18,7 @@ enum {
 	OV_MEMBERS_MAX = 1024,	/* hosts in one cluster (this version) */
 	OV_REPLICAS_MAX = 5,	/* acceptors of a job's register */
 	OV_HOLDERS_MAX = 5,	/* storage peers named for one manifest or pack */
+	OV_SHARDS_MAX = 16,	/* of one object that is kept as shards */
 	OV_HISTORY_MAX = 4,	/* committed checkpoints that stay restorable */
 	OV_AVOID_MAX = 8,	/* hosts where this job's restore failed */
 	OV_SEALED_MAX = 2048,	/* bytes of a job's sealed description */
