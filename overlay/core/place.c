@@ -264,7 +264,7 @@ uint32_t core_place(const struct core *core, const struct object_hash *hash, uin
 	return count;
 }
 
-static struct core_copy copy_at(const struct core *core, const struct node_id *id)
+struct core_copy core_copy_at(const struct core *core, const struct node_id *id)
 {
 	static const char nowhere[OV_NAME_MAX];
 	const struct member *member = core_member_find(core, id);
@@ -294,7 +294,7 @@ uint32_t core_place_repair(const struct core *core, const struct core_place_rule
 	uint32_t rows[CORE_PLACE_MAX], there = 0, chosen;
 
 	for (uint32_t i = 0; i < count && i < OV_HOLDERS_MAX; i++) {
-		copies[i] = copy_at(core, &holders[i]);
+		copies[i] = core_copy_at(core, &holders[i]);
 		there += !copies[i].away_ms;
 		if (!first && !copies[i].away_ms)
 			first = &holders[i];
@@ -318,7 +318,7 @@ bool core_place_surplus(const struct core *core, const struct core_place_rule *r
 	if (count > OV_HOLDERS_MAX)
 		return false;
 	for (uint32_t i = 0; i < count; i++) {
-		copies[i] = copy_at(core, &holders[i]);
+		copies[i] = core_copy_at(core, &holders[i]);
 		if (node_id_equal(&holders[i], core_self(core)))
 			self = i;
 		else if (vouched && !(*vouched & 1u << i))
@@ -326,7 +326,7 @@ bool core_place_surplus(const struct core *core, const struct core_place_rule *r
 	}
 	if (self == CORE_NONE) {
 		self = count++;
-		copies[self] = copy_at(core, core_self(core));
+		copies[self] = core_copy_at(core, core_self(core));
 	}
 	*ret_stable = core_copies_stable(copies, count);
 	return core_repair_surplus(rule, copies, count, self);

@@ -396,4 +396,7 @@ bool core_place_replacement(const struct core *core, const struct job *job,
 int core_place_worker(struct core *core, const struct job_value *value, bool lapsed,
 		      struct node_id *ret_worker);
 void core_place_granted(struct core *core, const struct node_id *worker);
+struct core_copy;
+/* What is known of a copy there. */
+struct core_copy core_copy_at(const struct core *core, const struct node_id *id);
 bool core_place_can_run(const struct member *member, const struct job_value *value);
