@@ -12,7 +12,7 @@
 #define LOG_TAG "overlay"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
-#include "overlay/half.h"
+#include "overlay/coded.h"
 #include "overlay/net/internal.h"
 
 enum { READ_BURST = 32 };
@@ -332,6 +332,9 @@ static void dispatch_rest(struct request *request)
 		return;
 	case OV_OBJECT_GET:
 		object_get(request);
+		return;
+	case OV_OBJECT_CODE:
+		coded_put(request);
 		return;
 	case OV_OBJECT_RETAIN:
 		object_retain(request);

@@ -14,7 +14,7 @@
 #define LOG_TAG "overlay"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
-#include "overlay/half.h"
+#include "overlay/coded.h"
 #include "overlay/net/internal.h"
 
 /* What came on one leg. */
@@ -30,6 +30,8 @@ struct get_op {
 	struct request *request;
 	struct fan fan;
 	bool local_tried, local_first;
+	bool whole, coded; /* shards are not asked for any more; somebody has one */
+	struct node_id teller;
 	sd_event_source *timer;
 	struct part parts[OVERLAY_GET_WIDTH];
 	int memfd; /* sealed, with the right hash; -1: not yet */
@@ -161,6 +163,11 @@ static bool get_result(struct fan_leg *leg, int status)
 
 		name_of(leg->fan->overlay, &leg->node, name);
 		log_debug("get: peer=%s status=%d", name, status);
+		if (status == -EREMOTE && !op->whole) {
+			op->coded = true;
+			op->teller = leg->node;
+			leg->fan->target_count = leg->fan->next; /* nobody else is asked */
+		}
 		return false;
 	}
 	if (part->memfd < 0 || EVP_DigestFinal_ex(part->digest, found.b, &size) != 1 ||
@@ -206,6 +213,7 @@ struct local_get {
 	struct overlay *overlay;
 	uint64_t request_id;
 	struct object_hash hash;
+	struct ov_group group;
 	int fd, status;
 	uint32_t size;
 };
@@ -215,6 +223,9 @@ static void local_get_run(struct store_task *task)
 	struct local_get *local = container_of(task, struct local_get, task);
 
 	local->status = store_get(local->overlay->store, &local->hash, &local->fd, &local->size);
+	if (local->status == -ENOENT &&
+	    store_get_group(local->overlay->store, &local->hash, &local->group) == 0)
+		local->status = -EREMOTE;
 }
 
 static void get_from_peers(struct request *request);
@@ -231,6 +242,8 @@ static void local_get_done(struct store_task *task)
 			request->msg.u.object.holder_count = 1;
 			request->msg.u.object.holders[0] = local->overlay->self;
 			request_finish(request, 0, take_fd(local->fd));
+		} else if (local->status == -EREMOTE && !op->whole) {
+			coded_get(request, &local->overlay->self);
 		} else if (op->local_first) {
 			get_from_peers(request);
 		} else {
@@ -271,6 +284,10 @@ static void get_finished(struct fan *fan)
 
 	if (fan->yes > 0) {
 		request_finish(request, 0, take_fd(op->memfd));
+		return;
+	}
+	if (op->coded) {
+		coded_get(request, &op->teller);
 		return;
 	}
 	/* Nobody else has it: the own store, if it was not asked first. */
@@ -390,13 +407,15 @@ static int get_prepare(struct get_op *op, struct request *request)
 	return r < 0 ? r : get_targets(overlay, object, &op->fan.targets, &op->fan.target_count);
 }
 
-void object_get(struct request *request)
+static void object_get_from(struct request *request, bool whole)
 {
 	struct overlay *overlay = request->overlay;
 	struct ov_object *object = &request->msg.u.object;
 	struct get_op *op = calloc(1, sizeof(*op));
 	int r = op ? get_prepare(op, request) : -ENOMEM;
 
+	if (op)
+		op->whole = whole;
 	if (r == 0 && is_among(object->holders, object->holder_count, &overlay->self)) {
 		op->local_first = true;
 		r = get_local(request);
@@ -407,4 +426,14 @@ void object_get(struct request *request)
 		r = fan_start(&op->fan);
 	if (r < 0)
 		request_finish(request, r, -1);
+}
+
+void object_get(struct request *request)
+{
+	object_get_from(request, false);
+}
+
+void object_get_whole(struct request *request)
+{
+	object_get_from(request, true);
 }

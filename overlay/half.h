@@ -10,7 +10,7 @@
  *   relay.c    LIST, ORDER, JOIN, INVITE        serve.c    what peers ask of us
  *   refusals.c what is refused: counted, told   newest.c   manifests without a register
  *   scrub.c    rot that nobody has met          credit.c   what others did for this host
- *   book.c     what this host did for others
+ *   book.c     what this host did for others    coded.h    objects kept as shards
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -224,6 +224,7 @@ struct overlay {
 	struct scrub scrub;
 	struct liar liars[OVERLAY_LIARS_MAX];
 	struct credit credit;
+	uint32_t coded_ops; /* objects being put together or cut */
 };
 
 extern const struct net_handlers overlay_net_handlers;

@@ -56,10 +56,14 @@ enum ov_op {
 			     * the job is being restored under it, which earns them credit */
 	OV_OBJECT_RETAIN, /* u.retain, fd: memfd of struct object_hash[]: holders may drop all other
 			     * objects of this job that were put with seq <= upto_seq */
-	OV_MEMBERS,	  /* -> fd: memfd of struct member_info[] (u.count) */
-	OV_CARD_GET,	  /* u.order.node -> u.card */
-	OV_REPORT,	  /* u.report: what this host says of itself from now on */
-	OV_ORDER_CALL,	  /* u.order {node, bytes}: to that host's agent -> its u.order reply */
+	OV_OBJECT_CODE, /* u.group {job, token, hash, seq, size, k, m; 0, 0: whichever pays}, fd: the
+			 * object -> u.group: each shard fsynced by its holder, all of whom know the
+			 * group. Copies stay until a RETAIN names shard_group_name() instead of
+			 * the object. -EHOSTUNREACH: too few hosts that stay, copies are better */
+	OV_MEMBERS,	/* -> fd: memfd of struct member_info[] (u.count) */
+	OV_CARD_GET,	/* u.order.node -> u.card */
+	OV_REPORT,	/* u.report: what this host says of itself from now on */
+	OV_ORDER_CALL,	/* u.order {node, bytes}: to that host's agent -> its u.order reply */
 	OV_ORDER_REPLY, /* u.order {call_id, bytes}: our agent's answer to OV_EV_ORDER; no answer */
 	OV_INVITE,	/* u.invite {token_id, psk, expires}: answer a joiner that proves psk */
 	OV_JOIN,	/* u.join {addr, port, token_id, psk, bytes} -> u.join.bytes: as joiner */
@@ -159,6 +163,22 @@ struct ov_found {
 };
 enum { OV_FOUND_MAX = 64 };
 
+/*
+ * An object that is kept as shards, any k of which make it whole; docs/erasure.md. shards[i] is an
+ * object of its own, on holders[i].
+ */
+struct ov_group {
+	struct job_id job;
+	struct fence_token token;
+	struct object_hash hash; /* of the whole object */
+	uint64_t seq;
+	uint32_t size;
+	uint32_t k, m;
+	uint32_t revision; /* the higher one counts */
+	struct object_hash shards[OV_SHARDS_MAX];
+	struct node_id holders[OV_SHARDS_MAX];
+};
+
 struct ov_retain {
 	struct job_id job;
 	struct fence_token token;
@@ -243,6 +263,7 @@ struct ov_msg {
 		struct ov_lease lease;
 		struct ov_object object;
 		struct ov_retain retain;
+		struct ov_group group;
 		struct ov_order order;
 		struct ov_invite invite;
 		struct ov_join join;

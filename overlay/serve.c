@@ -23,6 +23,7 @@ struct service {
 	struct job_id job;
 	struct object_hash hash;
 	struct store_verdict verdict;
+	struct ov_group group;
 	struct ov_object newest[STORE_NEWEST_MAX];
 	uint32_t newest_count;
 	int fd, status;
@@ -61,6 +62,16 @@ static void service_run(struct store_task *task)
 	switch (service->op) {
 	case NET_OP_GET:
 		service->status = store_get(store, &service->hash, &service->fd, &service->size);
+		/* Not here, but a shard of it: the caller asks for the group. */
+		if (service->status == -ENOENT &&
+		    store_get_group(store, &service->hash, &service->group) == 0)
+			service->status = -EREMOTE;
+		break;
+	case NET_OP_GROUP:
+		service->status = store_set_group(store, &service->group);
+		break;
+	case NET_OP_GROUP_GET:
+		service->status = store_get_group(store, &service->hash, &service->group);
 		break;
 	case NET_OP_NEWEST:
 		service->status =
@@ -103,6 +114,15 @@ static void reply_newest(struct service *service)
 		  -1, 0);
 }
 
+static void reply_group(struct service *service)
+{
+	uint8_t bytes[NET_GROUP_MAX];
+	size_t size = service->status < 0 ? 0 : net_group_encode(&service->group, bytes);
+
+	net_reply(service->overlay->net, service->served, service->status, bytes, (uint32_t)size,
+		  -1, 0);
+}
+
 static void service_done(struct store_task *task)
 {
 	struct service *service = container_of(task, struct service, task);
@@ -114,6 +134,8 @@ static void service_done(struct store_task *task)
 		reply_verdict(service);
 	else if (!task->cancelled && service->op == NET_OP_NEWEST)
 		reply_newest(service);
+	else if (!task->cancelled && service->op == NET_OP_GROUP_GET)
+		reply_group(service);
 	else if (!task->cancelled)
 		net_reply(overlay->net, service->served, service->status, NULL, 0, service->fd,
 			  service->size);
@@ -199,7 +221,7 @@ static int serve_retain(struct overlay *overlay, uint64_t served, const struct n
 	return r;
 }
 
-/* What a host knows of one job. */
+/* What a host knows, or is told, of one job or object. */
 static int serve_job(struct overlay *overlay, uint64_t served, const struct net_call *call)
 {
 	struct service *service = service_new(overlay, served, call->op);
@@ -208,6 +230,8 @@ static int serve_job(struct overlay *overlay, uint64_t served, const struct net_
 	if (!service)
 		return -ENOMEM;
 	service->job = call->object.job;
+	service->hash = call->object.hash;
+	service->group = call->group;
 	r = store_worker_submit(overlay->worker, &service->task);
 	if (r < 0)
 		service_free(service);
@@ -279,6 +303,8 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_list(overlay, served);
 	case NET_OP_NEWEST:
 	case NET_OP_VERDICT:
+	case NET_OP_GROUP:
+	case NET_OP_GROUP_GET:
 		return serve_job(overlay, served, call);
 	case NET_OP_VOUCH:
 		return serve_vouch(overlay, served, call);

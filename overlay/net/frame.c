@@ -249,6 +249,15 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 	case NET_OP_HOLDERS:
 		good = take_holders(&in, &call);
 		break;
+	case NET_OP_GROUP:
+		good = call.stream_size == 0 &&
+		       net_group_decode(in.p, in.left, &call.group) == 0;
+		in.left = 0;
+		break;
+	case NET_OP_GROUP_GET:
+		take_bytes(&in, &call.object.hash, sizeof(call.object.hash));
+		good = call.stream_size == 0;
+		break;
 	case NET_OP_VERDICT:
 	case NET_OP_NEWEST:
 		take_bytes(&in, &call.object.job, sizeof(call.object.job));
@@ -307,7 +316,11 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 		p = add64(p, call->object.seq);
 		p = add32(p, call->object.size);
 		break;
+	case NET_OP_GROUP:
+		p += net_group_encode(&call->group, p);
+		break;
 	case NET_OP_GET:
+	case NET_OP_GROUP_GET:
 		p = add_bytes(p, &call->object.hash, sizeof(call->object.hash));
 		break;
 	case NET_OP_RETAIN:

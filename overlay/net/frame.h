@@ -26,6 +26,10 @@
  *   RECEIPT = a receipt, see core/receipt.h; the reply's inline bytes: the one of this pair that is
  *            kept, which is on the disk
  *   CREDIT = nothing; the reply's stream is all receipts kept there, by submitter
+ *   GROUP  = group: the shards of an object of which you keep one. Answered when it is on the disk
+ *   GROUP_GET = hash of an object; the reply's inline bytes: the group of which a shard is kept
+ *   group  = job, token, hash, u64 seq, u32 size, u32 k, u32 m, u32 revision, k + m hashes,
+ *            k + m ids
  *
  * What a connection may carry depends on its phase; anything else is -EBADMSG and ends it.
  * Decoders never assert, never allocate, and lend pointers into the bytes given.
@@ -48,6 +52,7 @@ enum {
 	NET_STREAM_MAX = OV_PACK_MAX,
 	NET_NEWEST_ROWS = 8,
 	NET_NEWEST_MAX = 4 + NET_NEWEST_ROWS * (24 + 8 + 32 + 4),
+	NET_GROUP_MAX = 16 + 24 + 32 + 8 + 16 + OV_SHARDS_MAX * (32 + 16),
 	NET_VERDICT_MAX = 4 + 24 + 4 + OV_REPLICAS_MAX * 16 + 8,
 };
 
@@ -87,6 +92,8 @@ enum net_op {
 	NET_OP_NEWEST,
 	NET_OP_RECEIPT,
 	NET_OP_CREDIT,
+	NET_OP_GROUP,
+	NET_OP_GROUP_GET,
 };
 
 struct net_frame {
@@ -101,6 +108,7 @@ struct net_call {
 	uint32_t stream_size;
 	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash; others: see above */
 	struct ov_retain retain;
+	struct ov_group group;
 	uint32_t order_timeout_ms, order_size;
 	const uint8_t *order_bytes;
 	const uint8_t *receipt; /* CORE_RECEIPT_BYTES */
@@ -138,6 +146,10 @@ struct net_verdict {
 };
 int net_verdict_decode(const uint8_t *bytes, size_t size, struct net_verdict *ret_verdict);
 size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[static NET_VERDICT_MAX]);
+
+/* A valid scheme, a possible size, and no host twice; else -EBADMSG. */
+int net_group_decode(const uint8_t *bytes, size_t size, struct ov_group *ret_group);
+size_t net_group_encode(const struct ov_group *group, uint8_t bytes[static NET_GROUP_MAX]);
 
 /* Manifests of one job: token, hash, seq and size of each. */
 int net_newest_decode(const uint8_t *bytes, size_t size,

@@ -80,7 +80,7 @@ struct store {
 	int state_fd, lock_fd;
 	struct segments *segments;
 	MDB_env *index, *registers;
-	MDB_dbi objects, refs, fences, holders, lost;
+	MDB_dbi objects, refs, fences, holders, lost, groups;
 	MDB_dbi records, meta, tombs;
 	pthread_mutex_t lock; /* the numbers below */
 	uint64_t quota_bytes, reserve_bytes;
@@ -148,4 +148,10 @@ int store_tombs_expire(struct store *store);
 int store_prune_refs(struct store *store, MDB_txn *txn);
 /* Within txn: the object came again, or the job is over. */
 int store_lost_delete(struct store *store, MDB_txn *txn, const struct ref_key *name);
+/*
+ * Within txn: drops groups that are not named, and adds the shards of the others to *kept, which is
+ * sorted, of retain->count hashes, and may move.
+ */
+int store_groups_retain(struct store *store, MDB_txn *txn, struct ov_retain *retain,
+			struct object_hash **kept);
 int store_lost_add(struct store *store, MDB_txn *txn, const struct ref_key *name);

@@ -234,13 +234,13 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
 		   uint32_t *ret_dropped)
 {
-	const struct ov_retain all = { .job = *job, .upto_seq = UINT64_MAX };
-	const struct object_hash none = { 0 };
+	struct ov_retain all = { .job = *job, .upto_seq = UINT64_MAX };
+	_cleanup_free_ struct object_hash *none = calloc(1, sizeof(*none));
 	struct dropped dropped = { 0 };
 	struct key_list list = { 0 };
 	struct job_row row = { 0 };
 	MDB_txn *txn = NULL;
-	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
+	int r = none ? store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn)) : -ENOMEM;
 
 	if (r < 0)
 		return r;
@@ -251,7 +251,9 @@ int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
 	if (r == 0)
 		r = store_job_write(store, txn, job, &row);
 	if (r == 0)
-		r = list_unwanted(store, txn, &all, &none, &list);
+		r = store_groups_retain(store, txn, &all, &none);
+	if (r == 0)
+		r = list_unwanted(store, txn, &all, none, &list);
 	if (r == 0)
 		r = drop_references(store, txn, &list, &dropped);
 	r = drop_end(store, txn, r, &dropped);
@@ -281,6 +283,7 @@ int store_retain(struct store *store, const struct ov_retain *retain,
 	_cleanup_free_ struct object_hash *kept = NULL;
 	struct key_list list = { 0 };
 	struct dropped dropped = { 0 };
+	struct ov_retain with_shards = *retain;
 	MDB_txn *txn = NULL;
 	int r;
 
@@ -299,7 +302,9 @@ int store_retain(struct store *store, const struct ov_retain *retain,
 	if (r == 0)
 		r = note_retain(store, txn, retain);
 	if (r == 0)
-		r = list_unwanted(store, txn, retain, kept, &list);
+		r = store_groups_retain(store, txn, &with_shards, &kept);
+	if (r == 0)
+		r = list_unwanted(store, txn, &with_shards, kept, &list);
 	if (r == 0)
 		r = drop_references(store, txn, &list, &dropped);
 	r = drop_end(store, txn, r, &dropped);

@@ -133,6 +133,8 @@ static int open_tables(struct store *store)
 		r = mdb_dbi_open(txn, "holders", MDB_CREATE, &store->holders);
 	if (!r)
 		r = mdb_dbi_open(txn, "lost", MDB_CREATE, &store->lost);
+	if (!r)
+		r = mdb_dbi_open(txn, "groups", MDB_CREATE, &store->groups);
 	if (r) {
 		mdb_txn_abort(txn);
 		return store_lmdb_errno(r);

@@ -117,6 +117,24 @@ int store_vouch(struct store *store, const struct job_id *job, const struct obje
 int store_give_up(struct store *store, const struct job_id *job, const struct object_hash *hash)
 	__attribute__((warn_unused_result));
 
+/*
+ * Remembers the shards of an object, of which one is here (else -ENOENT), unless it is known with
+ * the same or a higher revision.
+ */
+int store_set_group(struct store *store, const struct ov_group *group)
+	__attribute__((warn_unused_result));
+/* By the hash of the whole object. -ENOENT. */
+int store_get_group(struct store *store, const struct object_hash *hash, struct ov_group *ret_group)
+	__attribute__((warn_unused_result));
+struct store_group {
+	struct ov_group group;
+	uint32_t present; /* mask: shards that are here */
+	uint32_t rank;	  /* for the caller */
+};
+/* At most STORE_LIST_MAX; the caller frees. */
+int store_list_groups(struct store *store, struct store_group **ret_items, uint32_t *ret_count)
+	__attribute__((warn_unused_result));
+
 /* At most STORE_LIST_MAX; the caller frees. */
 int store_list_held(struct store *store, struct store_item **ret_items, uint32_t *ret_count)
 	__attribute__((warn_unused_result));
