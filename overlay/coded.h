@@ -5,6 +5,7 @@
  *   coded.c    CODE: encode, scatter, tell; GET: group, gather, decode
  *   scatter.c  shards to hosts, each to one of its own
  *   gather.c   k shards from whoever has them
+ *   rebuild.c  shards that are missing
  */
 #pragma once
 
@@ -110,3 +111,8 @@ void coded_put(struct request *request);
 void coded_get(struct request *request, const struct node_id *teller);
 /* objects.c: whole copies only, wherever they are. */
 void object_get_whole(struct request *request);
+
+/* --- rebuild.c --------------------------------------------------------------------------- */
+
+void rebuild_tick(struct overlay *overlay, uint64_t now_ms);
+void rebuild_stop(struct overlay *overlay);

@@ -12,7 +12,7 @@
 #define LOG_TAG "overlay"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
-#include "overlay/half.h"
+#include "overlay/coded.h"
 #include "overlay/net/internal.h"
 
 enum { TIMER_FAR_MS = 3600 * 1000 };
@@ -357,6 +357,7 @@ void driver_stop(struct overlay *overlay)
 	credit_stop(overlay);
 	scrub_stop(overlay);
 	pull_stop(overlay);
+	rebuild_stop(overlay);
 	trim_stop(overlay);
 	repair_stop(overlay);
 	sd_event_source_disable_unref(overlay->core_timer);

@@ -193,6 +193,14 @@ struct credit {
 	bool asking; /* an OV_CREDIT is under way */
 };
 
+/* Of groups, like repair; one at a time. */
+struct rebuild {
+	uint64_t next_ms;
+	struct store_group *items; /* of this round, in order */
+	uint32_t count, at;
+	struct rebuild_op *op;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -224,6 +232,7 @@ struct overlay {
 	struct scrub scrub;
 	struct liar liars[OVERLAY_LIARS_MAX];
 	struct credit credit;
+	struct rebuild rebuild;
 	uint32_t coded_ops; /* objects being put together or cut */
 };
 

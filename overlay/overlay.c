@@ -9,7 +9,7 @@
 
 #define LOG_TAG "overlay"
 #include "agent/util/log.h"
-#include "overlay/half.h"
+#include "overlay/coded.h"
 #include "overlay/net/internal.h"
 #include "overlay/sandbox.h"
 #include "overlay/store/io.h"
@@ -28,6 +28,7 @@ static int on_sweep(sd_event_source *source, uint64_t usec, void *arg)
 		driver_report(overlay);
 	if (overlay->core) {
 		repair_tick(overlay, now);
+		rebuild_tick(overlay, now);
 		trim_tick(overlay, now);
 		pull_tick(overlay, now);
 		scrub_tick(overlay, now);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Nine overlay halves as processes: objects become shards, and come back from those that are left. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -158,6 +159,12 @@ static int setup(void **state)
 	return 0;
 }
 
+static int setup_repair(void **state)
+{
+	*state = fixture_new(LAZY_MS);
+	return 0;
+}
+
 static struct ov_stats stats_of(struct test_host *host)
 {
 	struct ov_msg stats = { .op = OV_STATS };
@@ -196,6 +203,56 @@ static void shards_are_read_until_too_many_are_gone(void **state)
 	wait_objects(f, 0, 5000);
 }
 
+static void lost_shards_are_made_again(void **state)
+{
+	struct fixture *f = *state;
+
+	/* One of two may be missing: 4 + 2/2 are left. */
+	host_kill(host_of(f, &f->group.holders[0]));
+	host_sleep_ms(LAZY_MS + 6 * ROUND_MS);
+	assert_int_equal(objects(f), SHARDS - 1);
+	host_kill(host_of(f, &f->group.holders[1]));
+	/* Both come back, by hosts that cannot read what it is. */
+	wait_objects(f, SHARDS, 30000);
+	/* Nobody goes on. */
+	host_sleep_ms(5 * ROUND_MS + LAZY_MS);
+	assert_int_equal(objects(f), SHARDS);
+	host_get_checked(&f->hosts[0], &f->object);
+	/* The new ones count: as many may be lost once more. */
+	host_kill(host_of(f, &f->group.holders[2]));
+	host_kill(host_of(f, &f->group.holders[3]));
+	host_get_checked(&f->hosts[0], &f->object);
+}
+
+static void a_rotten_shard_is_made_again_where_it_lay(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host *rotten = host_of(f, &f->group.holders[2]);
+	struct ov_msg msg = { .op = OV_OBJECT_GET };
+	char path[200];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/segments/00000001", rotten->dir);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	/* Wherever in its segment it lies: behind a copy that was there before, or alone. */
+	assert_int_equal(pwrite_full(fd, "rot", 3, 100000), 0);
+	assert_int_equal(pwrite_full(fd, "rot", 3, 800000), 0);
+	close(fd);
+	/* Somebody reads it. */
+	msg.u.object = (struct ov_object){ .job = f->object.job,
+					   .hash = f->group.shards[2],
+					   .holder_count = 1,
+					   .holders = { f->group.holders[2] } };
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), -ENOENT);
+	assert_int_equal(stats_of(rotten).rotten_objects, 1);
+	wait_objects(f, SHARDS, 30000);
+	assert_int_equal(stats_of(rotten).objects, 1);
+	host_kill(host_of(f, &f->group.holders[0]));
+	host_kill(host_of(f, &f->group.holders[1]));
+	host_get_checked(&f->hosts[0], &f->object);
+}
+
 static void what_does_not_fit_stays_with_copies(void **state)
 {
 	struct fixture *f = *state;
@@ -219,6 +276,9 @@ int main(void)
 						teardown),
 		cmocka_unit_test_setup_teardown(what_does_not_fit_stays_with_copies, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(lost_shards_are_made_again, setup_repair, teardown),
+		cmocka_unit_test_setup_teardown(a_rotten_shard_is_made_again_where_it_lay,
+						setup_repair, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
