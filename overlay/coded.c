@@ -215,7 +215,8 @@ void coded_put(struct request *request)
 	op->group = request->msg.u.group;
 	op->group.k = scheme.k;
 	op->group.m = scheme.m;
-	op->group.revision = 1;
+	/* Coded once more, as by an owner that went back to an older checkpoint: this one counts. */
+	op->group.revision = (uint32_t)(now_wall_ms() / 1000);
 	memset(op->group.shards, 0, sizeof(op->group.shards));
 	memset(op->group.holders, 0, sizeof(op->group.holders));
 	for (uint32_t i = 0; i < OV_SHARDS_MAX; i++)

@@ -104,6 +104,10 @@ static void show_protection(struct json_object *job, struct json_object *detail)
 		line("back at work within", "%s (measured at the last move)",
 		     text_us(js_int(detail, "recovery_time_ms", 0) * 1000).s);
 	line("copies are on", "%s", holders);
+	if (js_int(detail, "coded_packs", 0) > 0)
+		line("kept as shards", "%lld old packs, %s",
+		     (long long)js_int(detail, "coded_packs", 0),
+		     text_size(js_int(detail, "coded_bytes", 0)).s);
 	line("watched by", "%s", guardians);
 	line("fence", "%s", js_text(detail, "fence", ""));
 }

@@ -31,6 +31,7 @@ enum key_type {
 	KEY_BOOL,
 	KEY_ENGINE,
 	KEY_LAZY,
+	KEY_ERASURE,
 	KEY_HOURS,
 	KEY_TAGS
 };
@@ -61,6 +62,8 @@ static const struct key keys[] = {
 	{ "closed_hours", KEY_HOURS, FIELD(closed_hours), 0, 0 },
 	{ "tags", KEY_TAGS, FIELD(tags), 0, 0 },
 	{ "every_s", KEY_UINT, FIELD(every_s), 0, 7 * 86400 },
+	{ "erasure", KEY_ERASURE, FIELD(erasure), 1, 0 },
+	{ "erasure_after", KEY_UINT, FIELD(erasure_after), 1, 1000000 },
 	{ "copies", KEY_UINT, FIELD(copies), 1, OV_HOLDERS_MAX },
 	{ "probe_ms", KEY_UINT, FIELD(probe_ms), 20, 60000 },
 	{ "suspect_ms", KEY_UINT, FIELD(suspect_ms), 40, 600000 },
@@ -129,6 +132,8 @@ void host_config_default(struct host_config *config)
 		.engine = "auto",
 		.lazy_restore = "auto",
 		.copies = 3,
+		.erasure = "off",
+		.erasure_after = 16,
 		.probe_ms = 1000,
 		.suspect_ms = 5000,
 		.renew_ms = 5000,
@@ -321,6 +326,11 @@ static const char *wrong_text(const struct key *key, const char *value)
 		if (!strcmp(value, "auto") || !strcmp(value, "off"))
 			return NULL;
 		return "is neither auto nor off";
+	case KEY_ERASURE:
+		if (!strcmp(value, "off") || !strcmp(value, "auto") || !strcmp(value, "4+2") ||
+		    !strcmp(value, "4+4") || !strcmp(value, "8+8"))
+			return NULL;
+		return "is neither off, auto, 4+2, 4+4 nor 8+8";
 	case KEY_NAME:
 		if (strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789_-") == strlen(value) &&
 		    !isdigit((unsigned char)value[0]) && value[0] != '-')

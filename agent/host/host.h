@@ -41,6 +41,8 @@ struct host_config {
 	char tags[60];		  /* words with one blank between; as long as OV_TAGS_MAX */
 	uint32_t every_s;	  /* 0: adaptive (Young) */
 	uint32_t copies;	  /* 3 */
+	char erasure[8];	  /* off, auto, 4+2, 4+4, 8+8 */
+	uint32_t erasure_after;	  /* checkpoints until a pack is old: 16 */
 	uint32_t probe_ms, suspect_ms, renew_ms, lease_ms, hold_ms; /* 1000 5000 5000 20000 22000 */
 	uint64_t quota_bytes, reserve_bytes;			    /* 20 GiB, 5 GiB */
 	uint64_t scrub_bytes_s;					    /* 2 MB/s */

@@ -29,7 +29,7 @@ void job_unref(struct job *job)
 	if (!job || --job->refs > 0)
 		return;
 	for (int i = 0; i < OV_HISTORY_MAX; i++)
-		free(job->kept[i].hashes);
+		job_forget_kept(job, (uint32_t)i);
 	keeper_detach(job->lease_keeper);
 	close_fdp(&job->wake_fd);
 	job_spec_deinit(&job->spec);

@@ -178,16 +178,27 @@ static int enough_holders(struct job *job, const struct ckpt_ref *ref)
 
 static void remember_objects(struct job *job, uint64_t seq)
 {
-	struct object_hash *hashes;
-	size_t count;
+	struct object_hash *hashes, *coded;
+	size_t count, coded_count;
+	uint64_t bytes;
 
 	if (packer_objects(job->packer, &hashes, &count) < 0)
 		return;
-	free(job->kept[OV_HISTORY_MAX - 1].hashes);
+	if (packer_coded(job->packer, &coded, &coded_count, &bytes) < 0) {
+		free(hashes);
+		return;
+	}
+	job_forget_kept(job, OV_HISTORY_MAX - 1);
 	memmove(&job->kept[1], &job->kept[0], (OV_HISTORY_MAX - 1) * sizeof(job->kept[0]));
 	job->kept[0].hashes = hashes;
 	job->kept[0].count = count;
 	job->kept[0].seq = seq;
+	job->kept[0].coded = coded;
+	job->kept[0].coded_count = coded_count;
+	pthread_mutex_lock(&job->lock);
+	job->coded_packs = coded_count;
+	job->coded_bytes = bytes;
+	pthread_mutex_unlock(&job->lock);
 }
 
 /* What it may rely on from now on is what it has found here. */
@@ -418,6 +429,8 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 		job_phase(job, PHASE_RUNNING);
 	if (r < 0)
 		return r;
+	if (before == PHASE_RUNNING && after == CAPTURE_RUN_ON)
+		job_code_old(job);
 	job_say(job, "%s", "");
 	log_info("%s: checkpoint %" PRIu64 ": pause_us=%" PRIu64 " mem=%" PRIu64 " new=%" PRIu64
 		 " delta=%" PRIu64 " sent=%" PRIu64 " total_us=%" PRIu64,

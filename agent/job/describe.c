@@ -315,6 +315,10 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 		add_figures(detail, local->stats, local->stat_count);
 		add_engines(detail, local);
 		add_int(detail, "moves", local->move_count);
+		if (local->coded_packs) {
+			add_int(detail, "coded_packs", local->coded_packs);
+			add_int(detail, "coded_bytes", local->coded_bytes);
+		}
 		if (local->move_count)
 			add_int(detail, "recovery_time_ms",
 				local->moves[local->move_count - 1].resume_ms);

@@ -159,6 +159,7 @@ struct job {
 	struct native_result native; /* of the last native checkpoint here; id 0: none */
 	uint32_t fallbacks;	     /* checkpoints here that native was to take and did not */
 	char fallback[CAPTURE_REASON_MAX]; /* why, the last time */
+	uint64_t coded_packs, coded_bytes; /* kept as shards, by the newest manifest */
 	uint32_t failures;		   /* checkpoints failed in a row */
 	struct results_summary {
 		uint32_t written, deleted, set_aside, failed;
@@ -178,6 +179,8 @@ struct job {
 		uint64_t seq;
 		struct object_hash *hashes;
 		size_t count;
+		struct object_hash *coded; /* those of which shards are enough */
+		size_t coded_count;
 	} kept[OV_HISTORY_MAX]; /* objects that each history entry needs */
 	char state_dir[512], run_dir[512], cgroup_dir[512];
 	pid_t traced_pid; /* adopted process that eBPF follows, or 0 */
@@ -186,10 +189,11 @@ struct job {
 		struct manifest *manifest;
 		struct fetch_ctx *fetch;
 	} coming;
-	bool in_place;	      /* adopted and not moved yet: in the host's namespaces */
-	bool lease_frozen;    /* by the warden, when last looked at */
-	bool killed;	      /* its user ended it: its death is its end */
-	uint32_t few_holders; /* of the checkpoint under way: the fewest of one of its objects */
+	bool in_place;		 /* adopted and not moved yet: in the host's namespaces */
+	bool lease_frozen;	 /* by the warden, when last looked at */
+	bool killed;		 /* its user ended it: its death is its end */
+	uint64_t code_again_seq; /* no pack becomes shards before this checkpoint */
+	uint32_t few_holders;	 /* of the checkpoint under way: the fewest of one of its objects */
 
 	/* the event loop only */
 	struct keeper *lease_keeper;
@@ -332,7 +336,10 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest) _must_check_;
+/* A request about an object. What no answer came to is -EAGAIN. */
+int job_object_call(struct job *job, struct ov_msg *msg, int fd) _must_check_;
 void job_retain(struct job *job);
+void job_forget_kept(struct job *job, uint32_t i);
 void job_learn_kept(struct job *job);
 
 /* ---- lazy.c: a job that runs before all of its memory is here ---- */
@@ -356,6 +363,10 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 /* The ended job's files and exit status, committed as DONE. Retries until it holds or is lost. */
 int job_finish(struct job *job, int exit_status) _must_check_;
 uint32_t job_interval_s(const struct job *job);
+
+/* ---- erasure.c ---- */
+/* Some of the packs that are old enough, if that is asked for and pays. */
+void job_code_old(struct job *job);
 
 /* ---- handover.c ---- */
 int job_handover(struct job *job, const struct action *action) _must_check_;

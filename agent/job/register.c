@@ -11,6 +11,7 @@
 #include "agent/job/job.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+#include "overlay/shard.h"
 
 static void nap_ms(long ms)
 {
@@ -198,6 +199,18 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 	return 0;
 }
 
+int job_object_call(struct job *job, struct ov_msg *msg, int fd)
+{
+	int r = ov_call(job->channel, msg, fd, NULL, JOB_OBJECT_MS);
+
+	if (is_out_of_step(r, msg)) {
+		r = renew_channel(job->agent->main_channel, &job->channel);
+		return r < 0 ? r : -EAGAIN;
+	}
+	/* Some holder may know a newer token: the register decides, not a holder. */
+	return r == -ESTALE ? -EAGAIN : r;
+}
+
 /* A channel that fell out of step answers -EAGAIN, and *ret_bad is set. */
 static int fetch_over(int channel, const struct job_id *id, const struct fence_token *token,
 		      const struct object_hash *hash, uint32_t size, const struct node_id *holders,
@@ -326,41 +339,91 @@ static bool keeps(const struct job *job, uint32_t i)
 	return false;
 }
 
+void job_forget_kept(struct job *job, uint32_t i)
+{
+	free(job->kept[i].hashes);
+	free(job->kept[i].coded);
+	job->kept[i].hashes = job->kept[i].coded = NULL;
+	job->kept[i].count = job->kept[i].coded_count = 0;
+}
+
+static void learn_kept(struct job *job, uint32_t i, const struct manifest *m)
+{
+	const struct ckpt_ref *ref = &job->value.history[i];
+	size_t count = manifest_object_count(m), coded = 0;
+	struct object_hash *hashes = calloc(count + 1, sizeof(*hashes));
+	struct object_hash *shards = calloc(count + 1, sizeof(*shards));
+
+	if (!hashes || !shards) {
+		free(hashes);
+		free(shards);
+		return;
+	}
+	for (size_t k = 0; k < count; k++) {
+		struct node_id holders[OV_HOLDERS_MAX];
+		uint32_t size, holder_count;
+
+		manifest_object(m, k, &hashes[k], &size, &holder_count, holders);
+		if (manifest_object_coded(m, k))
+			shards[coded++] = hashes[k];
+	}
+	hashes[count] = ref->manifest;
+	job->kept[i].seq = ref->seq;
+	job->kept[i].hashes = hashes;
+	job->kept[i].count = count + 1;
+	job->kept[i].coded = shards;
+	job->kept[i].coded_count = coded;
+}
+
 /* Which objects each restorable checkpoint needs: read from its manifest where not known. */
 void job_learn_kept(struct job *job)
 {
 	for (uint32_t i = 0; i < job->value.history_count; i++) {
 		struct ckpt_ref *ref = &job->value.history[i];
 		struct manifest *m;
-		size_t count;
 		int r;
 
 		if (keeps(job, i))
 			continue;
-		free(job->kept[i].hashes);
-		job->kept[i].hashes = NULL;
+		job_forget_kept(job, i);
 		r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, ref, &m);
 		if (r < 0) {
 			log_debug("%s: manifest %llu: %s", job->spec.name,
 				  (unsigned long long)ref->seq, strerror(-r));
 			continue;
 		}
-		count = manifest_object_count(m);
-		job->kept[i].hashes = calloc(count + 1, sizeof(struct object_hash));
-		if (job->kept[i].hashes) {
-			job->kept[i].seq = ref->seq;
-			job->kept[i].count = count + 1;
-			job->kept[i].hashes[count] = ref->manifest;
-			for (size_t k = 0; k < count; k++) {
-				struct node_id holders[OV_HOLDERS_MAX];
-				uint32_t size, holder_count;
-
-				manifest_object(m, k, &job->kept[i].hashes[k], &size, &holder_count,
-						holders);
-			}
-		}
+		learn_kept(job, i, m);
 		manifest_destroy(m);
 	}
+}
+
+static int compare_hashes(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct object_hash));
+}
+
+/*
+ * Of what the newest manifest says is kept as shards only these are needed, whichever manifest
+ * needs it: the group is named, and copies may go.
+ */
+static int write_named(struct job *job, uint32_t i, int fd)
+{
+	size_t count = job->kept[i].count;
+	_cleanup_free_ struct object_hash *named = calloc(count + 1, sizeof(*named));
+
+	if (!named)
+		return -ENOMEM;
+	for (size_t k = 0; k < count; k++) {
+		const struct object_hash *hash = &job->kept[i].hashes[k];
+
+		if (job->kept[0].coded_count &&
+		    bsearch(hash, job->kept[0].coded, job->kept[0].coded_count, sizeof(*hash),
+			    compare_hashes))
+			shard_group_name(hash, &named[k]);
+		else
+			named[k] = *hash;
+	}
+	return write_full(fd, named, count * sizeof(*named));
 }
 
 /*
@@ -377,11 +440,13 @@ void job_retain(struct job *job)
 	uint32_t count = 0;
 	int r = fd < 0 ? fd : 0;
 
+	if (job->kept[0].coded_count)
+		qsort(job->kept[0].coded, job->kept[0].coded_count, sizeof(struct object_hash),
+		      compare_hashes);
 	for (uint32_t i = 0; r == 0 && i < job->value.history_count; i++) {
 		if (!keeps(job, i))
 			return;
-		r = write_full(fd, job->kept[i].hashes,
-			       job->kept[i].count * sizeof(struct object_hash));
+		r = write_named(job, i, fd);
 		count += (uint32_t)job->kept[i].count;
 	}
 	if (r == 0)

@@ -66,6 +66,8 @@ static int draft_packs(struct draft *d, struct packer *p)
 		pb->blocks = info->blocks;
 		pb->deltas = info->delta_count > 0;
 		pb->holders = borrow(info->holders, info->holder_count * sizeof(info->holders[0]));
+		pb->data_shards = info->k;
+		pb->parity_shards = info->m;
 		info->manifest_index = (uint32_t)n;
 		d->pb.packs[n++] = pb;
 	}
@@ -269,6 +271,8 @@ static int store_manifest(struct packer *p, const struct manifest_head *head,
 		return r;
 	}
 	objects[n] = ref->manifest;
+	for (size_t i = 0; i < p->pack_count; i++)
+		p->packs[i].coded_said = p->packs[i].k != 0;
 	free(p->objects);
 	p->objects = objects;
 	p->object_count = n + 1;

@@ -206,12 +206,9 @@ static int check_tree(const Decamp__Manifest *pb)
 
 static bool pack_valid(const Decamp__Manifest *pb, const Decamp__Pack *p)
 {
-	size_t holders = p->holders.len / sizeof(struct node_id);
-
 	return p->hash.len == sizeof(struct object_hash) && p->size > 0 && p->size <= OV_PACK_MAX &&
 	       p->seq >= 1 && p->seq <= pb->seq && p->blocks >= 1 && p->blocks <= PACK_BLOCKS_MAX &&
-	       p->holders.len % sizeof(struct node_id) == 0 && holders >= 1 &&
-	       holders <= OV_HOLDERS_MAX;
+	       pack_holders_valid(p);
 }
 
 static bool head_valid(const Decamp__Manifest *pb)

@@ -458,13 +458,19 @@ struct pack_info {
 	struct object_hash hash;
 	uint64_t seq;
 	uint32_t size, blocks, live;
+	uint32_t k, m;	 /* 0: kept as copies; else holders[i] has shard i */
+	bool coded_said; /* by the last finished manifest */
 	uint32_t holder_count;
-	struct node_id holders[OV_HOLDERS_MAX];
+	struct node_id holders[OV_SHARDS_MAX];
 	uint32_t manifest_index;   /* while a manifest is built */
 	struct delta_info *deltas; /* sorted by slot */
 	size_t delta_count, delta_room;
 	uint64_t frames_known; /* seeding: a bit for each frame that was read */
 };
+
+/* coded.c */
+bool pack_holders_valid(const Decamp__Pack *p);
+void pack_info_read(const struct manifest *m, size_t index, struct pack_info *info);
 
 struct packer {
 	struct job_id job;

@@ -124,9 +124,11 @@ void manifest_object(const struct manifest *m, size_t index, struct object_hash 
 		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
 	const Decamp__Pack *p = m->pb->packs[index];
+	uint32_t count = (uint32_t)(p->holders.len / sizeof(struct node_id));
 
 	memcpy(ret_hash->b, p->hash.data, sizeof(ret_hash->b));
 	*ret_size = p->size;
-	*ret_holder_count = (uint32_t)(p->holders.len / sizeof(struct node_id));
-	memcpy(ret_holders, p->holders.data, p->holders.len);
+	/* Of shards, the first: who has one says where the others are. */
+	*ret_holder_count = count < OV_HOLDERS_MAX ? count : OV_HOLDERS_MAX;
+	memcpy(ret_holders, p->holders.data, *ret_holder_count * sizeof(struct node_id));
 }

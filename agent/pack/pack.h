@@ -190,7 +190,27 @@ void packer_counts(const struct packer *p, struct packer_counts *ret_counts);
 int packer_objects(const struct packer *p, struct object_hash **ret_hashes,
 		   size_t *ret_count) _must_check_;
 
-/* Blocks in packs with fewer than `copies` holders for which alive() says true count as new. */
+/*
+ * Packs of whole copies that were written `age` checkpoints ago or earlier, have size_min bytes, and
+ * are mostly live; the oldest first. The caller frees. What is coded is said with the k + m holders
+ * of its shards (-ENOENT: not known any more), and written into the next manifest. packer_coded():
+ * what the last finished manifest says is kept as shards, for RETAIN; caller frees.
+ */
+struct pack_old {
+	struct object_hash hash;
+	uint64_t seq;
+	uint32_t size, holder_count;
+	struct node_id holders[OV_HOLDERS_MAX];
+};
+int packer_old(const struct packer *p, uint64_t age, uint32_t size_min, struct pack_old **ret_packs,
+	       size_t *ret_count) _must_check_;
+int packer_set_coded(struct packer *p, const struct object_hash *hash, uint32_t k, uint32_t m,
+		     const struct node_id *holders) _must_check_;
+int packer_coded(const struct packer *p, struct object_hash **ret_hashes, size_t *ret_count,
+		 uint64_t *ret_bytes) _must_check_;
+
+/* Blocks in packs with fewer than `copies` holders for which alive() says true count as new;
+ * of a pack in shards, with fewer living ones than make it whole. */
 void packer_forget_weak(struct packer *p, uint32_t copies,
 			bool (*alive)(void *ctx, const struct node_id *node), void *ctx);
 
@@ -223,6 +243,9 @@ void manifest_file(const struct manifest *m, size_t index, struct manifest_file 
 size_t manifest_object_count(const struct manifest *m);
 void manifest_object(const struct manifest *m, size_t index, struct object_hash *ret_hash,
 		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders);
+
+/* Kept as shards, by its owner's word; then the holders are of the first shards. */
+bool manifest_object_coded(const struct manifest *m, size_t index);
 
 /* Fetches one object; blocking; ret_memfd is the caller's. Called by several threads at once. */
 typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t size,

@@ -659,7 +659,8 @@ void packer_forget_weak(struct packer *p, uint32_t copies,
 			continue;
 		for (uint32_t j = 0; j < info->holder_count; j++)
 			living += alive(ctx, &info->holders[j]);
-		if (living < copies) {
+		/* A pack in shards can be read from k of them, and the peers make lost ones again. */
+		if (living < (info->k ? info->k : copies)) {
 			info->state = PACK_FORGOTTEN;
 			any = true;
 		}

@@ -117,13 +117,8 @@ static int seed_packs(struct packer *seed, const struct manifest *m)
 		return -ENOMEM;
 	seed->pack_count = m->pb->n_packs;
 	for (size_t i = 0; i < m->pb->n_packs; i++) {
-		struct pack_info *info = &seed->packs[i];
-
-		manifest_object(m, i, &info->hash, &info->size, &info->holder_count, info->holders);
-		info->state = PACK_KNOWN;
-		info->uid = ++seed->last_uid;
-		info->seq = m->pb->packs[i]->seq;
-		info->blocks = m->pb->packs[i]->blocks;
+		pack_info_read(m, i, &seed->packs[i]);
+		seed->packs[i].uid = ++seed->last_uid;
 	}
 	return 0;
 }

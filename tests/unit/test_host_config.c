@@ -75,6 +75,8 @@ static void values_are_read(void **state)
 				   "takes_jobs = no\n"
 				   "tags = gpu,matlab-2024 ,\t R4.3\n"
 				   "remote_logins = yes\n"
+				   "erasure = 8+8\n"
+				   "erasure_after = 3\n"
 				   "copies = 5";
 	struct host_config config;
 	char error[256];
@@ -96,6 +98,8 @@ static void values_are_read(void **state)
 	assert_int_equal(config.hold_ms, 3504);
 	assert_true(!config.takes_jobs && config.remote_logins);
 	assert_int_equal(config.copies, 5);
+	assert_string_equal(config.erasure, "8+8");
+	assert_int_equal(config.erasure_after, 3);
 	assert_string_equal(config.tags, "gpu matlab-2024 R4.3");
 }
 
@@ -163,6 +167,8 @@ static void errors_name_the_place(void **state)
 		{ "tags = abcdefghijklmnopqrstuvwxyz012345",
 		  ":1: tags: \"abcdefghijklmnopqrstuvwxyz012345\" is no tag (letters, digits, "
 		  "'.', '_' and '-', at most 31)" },
+		{ "erasure = 4+3", ":1: erasure: \"4+3\" is neither off, auto, 4+2, 4+4 nor 8+8" },
+		{ "erasure_after = 0", ":1: erasure_after: 0 is not within 1..1000000" },
 		{ "copies = 6", ":1: copies: 6 is not within 1..5" },
 		{ "copies = 0", ":1: copies: 0 is not within 1..5" },
 		{ "quota_bytes = 1KB", ":1: quota_bytes: \"1KB\" is no size (digits, then K, M, G "
