@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -198,6 +199,50 @@ static void the_format_stays(void **state)
 	}
 }
 
+static double cpu_s(void)
+{
+	struct rusage use;
+
+	getrusage(RUSAGE_THREAD, &use);
+	return (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+	       (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
+}
+
+/* CPU time of one core, object bytes: a pack of the usual size, all that may be lost is lost. */
+static void speeds_are_told(void **state)
+{
+	enum { PACK = 4 << 20, ROUNDS = 25 };
+
+	(void)state;
+	for (size_t s = 0; s < sizeof(schemes) / sizeof(schemes[0]); s++) {
+		uint32_t k = schemes[s].k, m = schemes[s].m, n = k + m;
+		uint32_t lost = (1u << (m < k ? m : k)) - 1, have = ((1u << n) - 1) & ~lost;
+		double mb = (double)PACK * ROUNDS / 1e6, encode, decode, hash;
+		uint8_t sum[32];
+		struct lab lab;
+
+		lab_make(&lab, k, m, PACK);
+		encode = cpu_s();
+		for (int i = 0; i < ROUNDS; i++)
+			assert_int_equal(shard_encode(&lab.head, lab.object, lab.made), 0);
+		encode = cpu_s() - encode;
+		decode = cpu_s();
+		for (int i = 0; i < ROUNDS; i++) {
+			assert_int_equal(shard_rebuild(&lab.head, have, lost, lab.made), 0);
+			shard_join(&lab.head, lab.made, lab.joined);
+		}
+		decode = cpu_s() - decode;
+		hash = cpu_s();
+		for (int i = 0; i < ROUNDS; i++)
+			SHA256(lab.joined, PACK, sum);
+		hash = cpu_s() - hash;
+		assert_memory_equal(sum, &lab.head.hash, sizeof(sum));
+		print_message("%u+%u: encode %.0f MB/s, decode %.0f MB/s, SHA-256 %.0f MB/s\n", k,
+			      m, mb / encode, mb / decode, mb / hash);
+		lab_end(&lab);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -206,6 +251,7 @@ int main(void)
 		cmocka_unit_test(too_few_are_refused),
 		cmocka_unit_test(what_is_no_shard_is_refused),
 		cmocka_unit_test(the_format_stays),
+		cmocka_unit_test(speeds_are_told),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
