@@ -250,8 +250,7 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 		good = take_holders(&in, &call);
 		break;
 	case NET_OP_GROUP:
-		good = call.stream_size == 0 &&
-		       net_group_decode(in.p, in.left, &call.group) == 0;
+		good = call.stream_size == 0 && net_group_decode(in.p, in.left, &call.group) == 0;
 		in.left = 0;
 		break;
 	case NET_OP_GROUP_GET:
