@@ -2,16 +2,19 @@
 /* Nine overlay halves as processes: objects become shards, and come back from those that are left. */
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/sha.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "agent/util/io.h"
+#include "overlay/net/net.h"
 #include "overlay/shard.h"
 #include "overlay_host.h"
 
@@ -22,8 +25,50 @@ struct fixture {
 	struct test_host hosts[HOSTS];
 	struct ov_object object;
 	struct ov_group group;
+	uint32_t suspect_ms;
 	int fd;
 };
+
+/* Runs with its log in a file of its folder. */
+static void run_logging(struct test_host *host)
+{
+	int saved = dup(STDERR_FILENO), fd;
+	char path[100];
+
+	snprintf(path, sizeof(path), "%s.log", host->dir);
+	fd = open(path, O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600);
+	assert_true(saved >= 0 && fd >= 0);
+	assert_int_equal(dup2(fd, STDERR_FILENO), STDERR_FILENO);
+	host_run(host);
+	assert_int_equal(dup2(saved, STDERR_FILENO), STDERR_FILENO);
+	close(saved);
+	close(fd);
+}
+
+/* Once the hosts are gone. */
+static void end_logging(struct test_host *host)
+{
+	char path[100];
+
+	snprintf(path, sizeof(path), "%s.log", host->dir);
+	assert_int_equal(unlink(path), 0);
+}
+
+static bool has_logged(struct test_host *host, const char *words)
+{
+	char path[100], text[65536];
+	ssize_t size;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s.log", host->dir);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	size = read(fd, text, sizeof(text) - 1);
+	assert_true(size >= 0);
+	close(fd);
+	text[size] = '\0';
+	return strstr(text, words) != NULL;
+}
 
 static void start_hosts(struct fixture *f, uint32_t lazy_ms)
 {
@@ -33,7 +78,11 @@ static void start_hosts(struct fixture *f, uint32_t lazy_ms)
 		f->hosts[i].repair_lazy_ms = lazy_ms;
 		f->hosts[i].repair_round_ms = lazy_ms ? ROUND_MS : 0;
 		host_be_stable(&f->hosts[i]);
-		host_run(&f->hosts[i]);
+		f->hosts[i].suspect_ms = f->suspect_ms;
+		if (i == 0)
+			run_logging(&f->hosts[i]);
+		else
+			host_run(&f->hosts[i]);
 		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
 	}
 	for (int i = 0; i < HOSTS; i++)
@@ -47,6 +96,7 @@ static int teardown(void **state)
 
 	for (int i = 0; i < HOSTS; i++)
 		host_end(&f->hosts[i]);
+	end_logging(&f->hosts[0]);
 	close(f->fd);
 	free(f);
 	return 0;
@@ -143,11 +193,12 @@ static void make_coded(struct fixture *f)
 	wait_objects(f, SHARDS, 5000);
 }
 
-static struct fixture *fixture_new(uint32_t lazy_ms)
+static struct fixture *fixture_new(uint32_t lazy_ms, uint32_t suspect_ms)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
+	f->suspect_ms = suspect_ms;
 	start_hosts(f, lazy_ms);
 	make_coded(f);
 	return f;
@@ -155,13 +206,20 @@ static struct fixture *fixture_new(uint32_t lazy_ms)
 
 static int setup(void **state)
 {
-	*state = fixture_new(0);
+	*state = fixture_new(0, 0);
 	return 0;
 }
 
 static int setup_repair(void **state)
 {
-	*state = fixture_new(LAZY_MS);
+	*state = fixture_new(LAZY_MS, 0);
+	return 0;
+}
+
+/* A host that is killed is held for alive for long: another takes its place. */
+static int setup_liar(void **state)
+{
+	*state = fixture_new(0, 60000);
 	return 0;
 }
 
@@ -173,12 +231,26 @@ static struct ov_stats stats_of(struct test_host *host)
 	return stats.u.stats;
 }
 
+static void what_does_not_fit_stays_with_copies(struct fixture *f)
+{
+	struct ov_group group = f->group;
+
+	/* Sixteen hosts are not there; nor is there another scheme. */
+	assert_int_equal(code(f, 8, 8), -EHOSTUNREACH);
+	assert_int_equal(code(f, 3, 2), -EINVAL);
+	f->object.size--;
+	assert_int_equal(code(f, 4, 2), -EINVAL);
+	f->object.size++;
+	assert_memory_equal(&group, &f->group, sizeof(group));
+}
+
 static void shards_are_read_until_too_many_are_gone(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_msg msg = { .op = OV_OBJECT_GET };
 	uint64_t began;
 
+	what_does_not_fit_stays_with_copies(f);
 	/* The owner, who knows of the copies that there were; a holder; one that knows nothing. */
 	host_get_checked(&f->hosts[0], &f->object);
 	host_get_checked(host_of(f, &f->group.holders[5]), &f->object);
@@ -253,20 +325,140 @@ static void a_rotten_shard_is_made_again_where_it_lay(void **state)
 	host_get_checked(&f->hosts[0], &f->object);
 }
 
-static void what_does_not_fit_stays_with_copies(void **state)
+/* --- a hostile host ------------------------------------------------------------------------ */
+
+/* It has shards that fit each other, of another object, and says that they are of this one. */
+struct liar {
+	struct net *net;
+	struct ov_group truth, forged;
+	uint8_t *shards[SHARDS];
+	uint32_t bytes;
+};
+
+static bool liar_verify(void *ctx, const struct node_card *card)
+{
+	(void)ctx;
+	(void)card;
+	return true;
+}
+
+static bool liar_address(void *ctx, const struct node_id *node, const char **ret_addr,
+			 uint16_t *ret_port)
+{
+	(void)ctx;
+	(void)node;
+	(void)ret_addr;
+	(void)ret_port;
+	return false;
+}
+
+static void liar_connected(void *ctx, const struct node_card *card, const char *addr, uint16_t port)
+{
+	(void)ctx;
+	(void)card;
+	(void)addr;
+	(void)port;
+}
+
+static void liar_message(void *ctx, const struct node_id *from, const void *bytes, size_t size)
+{
+	(void)ctx;
+	(void)from;
+	(void)bytes;
+	(void)size;
+}
+
+static void liar_send(struct liar *liar, uint64_t served, uint32_t index)
+{
+	int fd = memfd_new("lie");
+
+	if (fd < 0 || write_full(fd, liar->shards[index], liar->bytes) < 0)
+		_exit(3);
+	net_reply(liar->net, served, 0, NULL, 0, fd, liar->bytes);
+	close(fd);
+}
+
+static int liar_call(void *ctx, uint64_t served, const struct node_id *from,
+		     const struct net_call *call, void **ret_sink)
+{
+	struct liar *liar = ctx;
+	uint8_t bytes[NET_GROUP_MAX];
+
+	(void)from;
+	(void)ret_sink;
+	if (call->op == NET_OP_GROUP_GET) {
+		net_reply(liar->net, served, 0, bytes,
+			  (uint32_t)net_group_encode(&liar->forged, bytes), -1, 0);
+		return 0;
+	}
+	if (call->op != NET_OP_GET)
+		return -ENOENT;
+	if (!memcmp(&call->object.hash, &liar->truth.hash, sizeof(liar->truth.hash)))
+		return -EREMOTE;
+	for (uint32_t i = 0; i < SHARDS; i++) {
+		/* Its own shard: as long, and another one. */
+		if (memcmp(&call->object.hash, &liar->forged.shards[i],
+			   sizeof(liar->forged.shards[i])) != 0 &&
+		    (i > 0 || memcmp(&call->object.hash, &liar->truth.shards[0],
+				     sizeof(liar->truth.shards[0])) != 0))
+			continue;
+		liar_send(liar, served, i);
+		return 0;
+	}
+	return -ENOENT;
+}
+
+static void liar_run(const struct test_host *host, const struct ov_group *truth)
+{
+	static const struct net_handlers handlers = { .verify_card = liar_verify,
+						      .address = liar_address,
+						      .connected = liar_connected,
+						      .message = liar_message,
+						      .call = liar_call };
+	struct shard_head head = { .k = 4, .m = 2, .size = SIZE, .hash = truth->hash };
+	struct liar liar = { .truth = *truth, .forged = *truth, .bytes = shard_bytes(SIZE, 4) };
+	struct ov_start start = { .listen_addr = "127.0.0.1",
+				  .advertise_addr = "127.0.0.1",
+				  .port = host->port };
+	uint8_t *object = calloc(1, SIZE);
+	sd_event *event = NULL;
+
+	for (uint32_t i = 0; i < SHARDS; i++)
+		liar.shards[i] = malloc(liar.bytes);
+	if (!object || shard_encode(&head, object, liar.shards) < 0)
+		_exit(3);
+	for (uint32_t i = 0; i < SHARDS; i++)
+		SHA256(liar.shards[i], liar.bytes, liar.forged.shards[i].b);
+	liar.forged.revision = UINT32_MAX;
+	if (sd_event_new(&event) < 0 || net_create(event, &handlers, &liar, &liar.net) < 0 ||
+	    net_start(liar.net, &host->identity, &start) < 0)
+		_exit(3);
+	_exit(sd_event_loop(event) < 0);
+}
+
+/* Its shard has another hash, its group leads to another object: both are named, neither believed. */
+static void liars_are_named(void **state)
 {
 	struct fixture *f = *state;
+	struct test_host *host = host_of(f, &f->group.holders[0]);
+	char words[100];
+	pid_t pid;
 
-	/* Sixteen hosts are not there; nor is there another scheme. */
-	assert_int_equal(code(f, 8, 8), -EHOSTUNREACH);
-	assert_int_equal(code(f, 3, 2), -EINVAL);
-	/* All say that they stay: the smallest scheme is enough. */
-	assert_int_equal(code(f, 0, 0), 0);
-	assert_int_equal(f->group.k, 4);
-	assert_int_equal(f->group.m, 2);
+	host_kill(host);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		liar_run(host, &f->group);
+	host_sleep_ms(500);
+	f->object.holder_count = 1;
+	f->object.holders[0] = f->group.holders[0];
 	host_get_checked(&f->hosts[0], &f->object);
-	f->object.size--;
-	assert_int_equal(code(f, 4, 2), -EINVAL);
+	assert_int_equal(stats_of(&f->hosts[0]).bad_objects, 2);
+	snprintf(words, sizeof(words), "gather: peer=%s (", host->identity.card.hostname);
+	assert_true(has_logged(&f->hosts[0], words));
+	assert_true(has_logged(&f->hosts[0], "the group that it told is of another object"));
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
 }
 
 int main(void)
@@ -274,11 +466,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(shards_are_read_until_too_many_are_gone, setup,
 						teardown),
-		cmocka_unit_test_setup_teardown(what_does_not_fit_stays_with_copies, setup,
-						teardown),
 		cmocka_unit_test_setup_teardown(lost_shards_are_made_again, setup_repair, teardown),
 		cmocka_unit_test_setup_teardown(a_rotten_shard_is_made_again_where_it_lay,
 						setup_repair, teardown),
+		cmocka_unit_test_setup_teardown(liars_are_named, setup_liar, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
