@@ -19,6 +19,7 @@ enum {
 	SIZE_MIN = 256 << 10, /* below, heads and rounding are more than what is saved */
 	BATCH_MAX = 16,	      /* objects after one checkpoint */
 	BATCH_MS = 2000,
+	CODE_MS = 20000,       /* one object; nothing else of the job is done meanwhile */
 	PAUSE_CHECKPOINTS = 8, /* none pays: that is not asked for each time */
 };
 
@@ -69,7 +70,7 @@ static int code(struct job *job, const struct pack_old *pack, uint32_t k, uint32
 	job_fetch_deinit(&fetch);
 	if (r < 0)
 		return r;
-	r = job_object_call(job, &msg, fd);
+	r = job_object_call(job, &msg, fd, CODE_MS);
 	if (r < 0)
 		return r;
 	if (!is_answer(&asked, &msg.u.group))

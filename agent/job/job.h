@@ -337,7 +337,7 @@ int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest) _must_check_;
 /* A request about an object. What no answer came to is -EAGAIN. */
-int job_object_call(struct job *job, struct ov_msg *msg, int fd) _must_check_;
+int job_object_call(struct job *job, struct ov_msg *msg, int fd, int timeout_ms) _must_check_;
 void job_retain(struct job *job);
 void job_forget_kept(struct job *job, uint32_t i);
 void job_learn_kept(struct job *job);

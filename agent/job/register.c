@@ -199,9 +199,9 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 	return 0;
 }
 
-int job_object_call(struct job *job, struct ov_msg *msg, int fd)
+int job_object_call(struct job *job, struct ov_msg *msg, int fd, int timeout_ms)
 {
-	int r = ov_call(job->channel, msg, fd, NULL, JOB_OBJECT_MS);
+	int r = ov_call(job->channel, msg, fd, NULL, timeout_ms);
 
 	if (is_out_of_step(r, msg)) {
 		r = renew_channel(job->agent->main_channel, &job->channel);
