@@ -24,7 +24,6 @@ struct test_host {
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
 	uint32_t credit_round_ms;		/* likewise */
 	uint64_t quota_bytes;			/* 0: 1 GiB */
-	uint32_t suspect_ms;			/* 0: one second */
 	struct ov_identity identity;
 };
 
