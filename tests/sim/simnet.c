@@ -6,7 +6,7 @@
 
 #include "overlay/ipc.h"
 
-enum event_type { EVENT_MESSAGE = 1, EVENT_TICK, EVENT_ACTION };
+enum event_type { EVENT_MESSAGE = 1, EVENT_ACTION };
 /* look_ahead(): below so many nodes, all is in a cache anyway. */
 enum { GLANCE_NODES = 100, GLANCE_MS = 16, GLANCE_FAR = 10, GLANCE_NEAR = 4 };
 
@@ -59,9 +59,9 @@ static bool slot_before(const struct simnet_slot *a, const struct simnet_slot *b
 }
 
 /* A heap with four children a node: half the depth, and the children share a cache line or two. */
-static void heap_push(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+static void heap_push(struct simnet *net, uint64_t when_ms, struct simnet_item item)
 {
-	struct simnet_slot slot = { .when_ms = when_ms, .seq = ++net->seq, .event = event };
+	struct simnet_slot slot = { .when_ms = when_ms, .seq = ++net->seq, .item = item };
 	size_t at = net->heap_count++;
 
 	if (net->heap_count > net->heap_room) {
@@ -101,10 +101,9 @@ static struct simnet_slot heap_pop(struct simnet *net)
 	return first;
 }
 
-static void wheel_add(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+static void wheel_add(struct simnet *net, uint64_t when_ms, struct simnet_item item)
 {
 	struct simnet_list *list = &net->wheel[when_ms % SIMNET_WHEEL_MS];
-	struct simnet_item *item;
 
 	if (list->count == list->room) {
 		list->room = list->room ? 2 * list->room : 8;
@@ -112,20 +111,37 @@ static void wheel_add(struct simnet *net, uint64_t when_ms, struct simnet_event 
 		if (!list->items)
 			simnet_die("out of memory");
 	}
-	item = &list->items[list->count++];
-	item->event = event;
-	item->to = event->type == EVENT_ACTION ? SIMNET_NODES_MAX : event->to;
-	item->from = event->type == EVENT_MESSAGE ? event->from : SIMNET_NODES_MAX;
+	list->items[list->count++] = item;
 	net->busy[when_ms % SIMNET_WHEEL_MS / 64] |= UINT64_C(1) << when_ms % 64;
 	net->wheel_count++;
 }
 
-static void push(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+static void push_item(struct simnet *net, uint64_t when_ms, struct simnet_item item)
 {
 	if (when_ms < net->wheel_ms + SIMNET_WHEEL_MS)
-		wheel_add(net, when_ms, event);
+		wheel_add(net, when_ms, item);
 	else
-		heap_push(net, when_ms, event);
+		heap_push(net, when_ms, item);
+}
+
+static void push(struct simnet *net, uint64_t when_ms, struct simnet_event *event)
+{
+	bool message = event->type == EVENT_MESSAGE;
+	struct simnet_item item = {
+		.event = event,
+		.to = message ? event->to : SIMNET_NODES_MAX,
+		.from = message ? event->from : SIMNET_NODES_MAX,
+	};
+
+	push_item(net, when_ms, item);
+}
+
+static void push_tick(struct simnet *net, uint64_t when_ms, uint32_t node)
+{
+	struct simnet_item item = { .to = node, .from = SIMNET_NODES_MAX };
+
+	net->ticks[node].at_ms = when_ms;
+	push_item(net, when_ms, item);
 }
 
 static void wheel_turn(struct simnet *net, uint64_t to_ms)
@@ -134,7 +150,7 @@ static void wheel_turn(struct simnet *net, uint64_t to_ms)
 	while (net->heap_count && net->heap[0].when_ms < to_ms + SIMNET_WHEEL_MS) {
 		struct simnet_slot slot = heap_pop(net);
 
-		wheel_add(net, slot.when_ms, slot.event);
+		wheel_add(net, slot.when_ms, slot.item);
 	}
 }
 
@@ -158,8 +174,8 @@ static uint64_t next_busy(const struct simnet *net, uint64_t from_ms)
 	return from_ms < end_ms ? from_ms : end_ms;
 }
 
-/* The next one that is due until then, or NULL. */
-static struct simnet_event *pop(struct simnet *net, uint64_t until_ms)
+/* The next one that is due until then, or false. */
+static bool pop(struct simnet *net, uint64_t until_ms, struct simnet_item *ret_item)
 {
 	struct simnet_list *list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
 
@@ -169,7 +185,7 @@ static struct simnet_event *pop(struct simnet *net, uint64_t until_ms)
 		list->taken = list->count = 0;
 		net->busy[bit / 64] &= ~(UINT64_C(1) << bit % 64);
 		if (net->wheel_ms >= until_ms)
-			return NULL;
+			return false;
 		if (net->wheel_count)
 			next_ms = next_busy(net, net->wheel_ms + 1);
 		else
@@ -178,7 +194,8 @@ static struct simnet_event *pop(struct simnet *net, uint64_t until_ms)
 		list = &net->wheel[net->wheel_ms % SIMNET_WHEEL_MS];
 	}
 	net->wheel_count--;
-	return list->items[list->taken++].event;
+	*ret_item = list->items[list->taken++];
+	return true;
 }
 
 static void prefetch(const void *memory, size_t size)
@@ -187,21 +204,25 @@ static void prefetch(const void *memory, size_t size)
 		__builtin_prefetch((const uint8_t *)memory + at, 1);
 }
 
-static void glance(struct simnet *net, const struct simnet_item *item, uint32_t stage)
+/* False: it was called off. */
+static bool glance(struct simnet *net, const struct simnet_item *item, uint64_t ms, uint32_t stage)
 {
 	const struct simnet_node *to = &net->nodes[item->to % SIMNET_NODES_MAX];
 	const struct node_id *from = NULL;
 
-	if (stage == 0)
+	if (!item->event && net->ticks[item->to].at_ms != ms)
+		return false;
+	if (stage == 0 && item->event)
 		prefetch(item->event, 128);
 	if (item->to == SIMNET_NODES_MAX)
-		return;
+		return true;
 	if (stage == 0)
 		prefetch(to, offsetof(struct simnet_node, card));
 	if (item->from < SIMNET_NODES_MAX)
 		from = &net->ids[item->from];
 	if (to->core)
 		core_prefetch(to->core, from, stage);
+	return true;
 }
 
 /*
@@ -225,8 +246,7 @@ static void look_ahead(struct simnet *net, uint32_t stage, uint32_t far)
 		const struct simnet_list *list = &net->wheel[g->ms % SIMNET_WHEEL_MS];
 
 		if (g->at < list->count) {
-			glance(net, &list->items[g->at++], stage);
-			g->ahead++;
+			g->ahead += glance(net, &list->items[g->at++], g->ms, stage);
 		} else {
 			g->ms = next_busy(net, g->ms + 1);
 			g->at = 0;
@@ -351,23 +371,22 @@ static void carry_out(struct simnet *net, uint32_t node, const struct core_updat
 
 static void schedule_tick(struct simnet *net, uint32_t node)
 {
-	struct simnet_node *n = &net->nodes[node];
-	uint64_t local = simnet_local_ms(net, node), due = core_deadline(n->core);
-	uint64_t when = net->now_ms + (due > local ? due - local : 0);
-	struct simnet_event *event;
+	const struct simnet_node *n = &net->nodes[node];
+	struct simnet_tick *tick = &net->ticks[node];
+	uint64_t due = core_deadline(n->core), local, rate, wait_ms = 0;
 
+	if (tick->at_ms > net->now_ms && tick->deadline_ms == due)
+		return;
+	tick->at_ms = 0;
+	tick->deadline_ms = due;
 	if (due == UINT64_MAX)
 		return;
-	if (when == net->now_ms)
-		when++;
-	if (n->tick_at_ms > net->now_ms && n->tick_at_ms <= when)
-		return;
-	n->tick_at_ms = when;
-	event = event_new(net, EVENT_TICK, 0);
-	event->to = node;
-	event->life = n->life;
-	event->argument = when;
-	push(net, when, event);
+	/* As long as its clock takes for that, and never at once. */
+	local = simnet_local_ms(net, node);
+	rate = (uint64_t)(1000000 + n->rate_ppm);
+	if (due > local)
+		wait_ms = ((due - local) * 1000000 + rate - 1) / rate;
+	push_tick(net, net->now_ms + (wait_ms ? wait_ms : 1), node);
 }
 
 int simnet_step(struct simnet *net, uint32_t node, struct core_event *event)
@@ -426,49 +445,61 @@ static void deliver(struct simnet *net, struct simnet_event *event)
 		simnet_die("a core could not read another core's message");
 }
 
-static void tick(struct simnet *net, struct simnet_event *event)
+static void tick(struct simnet *net, uint32_t node)
 {
-	struct simnet_node *to = &net->nodes[event->to];
 	struct core_event core_event = { .type = CORE_EV_TICK };
 
-	if (to->life != event->life || to->tick_at_ms != event->argument)
-		return;
-	to->tick_at_ms = 0;
-	if (core_deadline(to->core) > simnet_local_ms(net, event->to)) {
-		schedule_tick(net, event->to); /* it was called off */
+	net->ticks[node].at_ms = 0;
+	if (core_deadline(net->nodes[node].core) > simnet_local_ms(net, node)) {
+		schedule_tick(net, node); /* it was put off */
 		return;
 	}
-	if (simnet_step(net, event->to, &core_event) < 0)
+	if (simnet_step(net, node, &core_event) < 0)
 		simnet_die("tick");
+}
+
+/* An event of a host. False: the host stands still, and the event waits at the door, in order. */
+static bool handle(struct simnet *net, const struct simnet_item *item)
+{
+	const struct simnet_node *to = &net->nodes[item->to];
+
+	if (!to->core)
+		return true;
+	if (to->paused_until_ms > net->now_ms) {
+		if (item->event)
+			push(net, to->paused_until_ms, item->event);
+		else
+			push_tick(net, to->paused_until_ms, item->to);
+		return false;
+	}
+	if (item->event)
+		deliver(net, item->event);
+	else
+		tick(net, item->to);
+	return true;
 }
 
 void simnet_run(struct simnet *net, uint64_t until_ms)
 {
-	struct simnet_event *event;
+	struct simnet_item item;
 
-	while ((event = pop(net, until_ms))) {
-		struct simnet_node *to = &net->nodes[event->to];
-
+	while (pop(net, until_ms, &item)) {
+		if (!item.event && net->ticks[item.to].at_ms != net->wheel_ms)
+			continue;
 		if (net->node_count >= GLANCE_NODES) {
 			look_ahead(net, 0, GLANCE_FAR);
 			look_ahead(net, 1, GLANCE_NEAR);
 		}
 		net->now_ms = net->wheel_ms;
 		net->event_count++;
-		if (event->type == EVENT_ACTION) {
-			event->action(event->ctx, event->argument);
-		} else if (to->core && to->paused_until_ms > net->now_ms) {
-			/* It waits at the door, in order. */
-			push(net, to->paused_until_ms, event);
+		if (item.to == SIMNET_NODES_MAX)
+			item.event->action(item.event->ctx, item.event->argument);
+		else if (!handle(net, &item))
 			continue;
-		} else if (to->core && event->type == EVENT_MESSAGE) {
-			deliver(net, event);
-		} else if (to->core) {
-			tick(net, event);
-		}
 		if (net->hooks.after)
 			net->hooks.after(net->hooks.ctx);
-		event_free(net, event);
+		if (item.event)
+			event_free(net, item.event);
 	}
 	net->now_ms = until_ms;
 }
@@ -482,8 +513,9 @@ struct simnet *simnet_create(uint64_t seed, uint32_t count, const struct simnet_
 		simnet_die("out of memory");
 	net->nodes = calloc(count, sizeof(net->nodes[0]));
 	net->ids = calloc(count, sizeof(net->ids[0]));
+	net->ticks = calloc(count, sizeof(net->ticks[0]));
 	net->scratch = calloc(1, core_scratch_size());
-	if (!net->nodes || !net->ids || !net->scratch)
+	if (!net->nodes || !net->ids || !net->ticks || !net->scratch)
 		simnet_die("out of memory");
 	net->seed = net->dice.state = seed;
 	net->node_count = count;
@@ -505,7 +537,7 @@ void simnet_destroy(struct simnet *net)
 		simnet_disk_free(&net->nodes[i].snapshot);
 	}
 	while (net->heap_count)
-		free(net->heap[--net->heap_count].event);
+		free(net->heap[--net->heap_count].item.event);
 	for (uint32_t i = 0; i < SIMNET_WHEEL_MS; i++) {
 		struct simnet_list *list = &net->wheel[i];
 
@@ -524,5 +556,6 @@ void simnet_destroy(struct simnet *net)
 	free(net->scratch);
 	free(net->nodes);
 	free(net->ids);
+	free(net->ticks);
 	free(net);
 }

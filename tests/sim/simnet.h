@@ -61,27 +61,34 @@ struct simnet_node {
 	uint32_t life;	   /* counts starts; ticks of an earlier life are dropped */
 	uint32_t ids;	   /* counts ids: 1 + disks rolled back */
 	int32_t rate_ppm;
-	uint64_t boot_offset_ms, tick_at_ms, paused_until_ms;
+	uint64_t boot_offset_ms, paused_until_ms;
 	uint64_t clock_lost_ms; /* by pauses that stopped the clock */
 	bool mute, deaf, clock_stopped;
 	struct node_card card;
 	struct member_state_report report;
 	struct simnet_disk disk, snapshot;
+	void *mapped; /* the core's memory */
+	size_t mapped_size;
 };
 
 struct simnet_dice {
 	uint64_t state;
 };
 
+/* A host's deadline and when its next tick is due. Ticks of another time were called off. */
+struct simnet_tick {
+	uint64_t at_ms, deadline_ms; /* at_ms 0: none */
+};
+
 /* Of the wheel; who is concerned is known without a look at the event itself. */
 struct simnet_item {
-	struct simnet_event *event;
-	uint32_t to, from; /* SIMNET_NODES_MAX: nobody */
+	struct simnet_event *event; /* NULL: a tick */
+	uint32_t to, from;	    /* SIMNET_NODES_MAX: nobody */
 };
 
 struct simnet_slot {
 	uint64_t when_ms, seq;
-	struct simnet_event *event;
+	struct simnet_item item;
 };
 
 struct simnet {
@@ -93,8 +100,9 @@ struct simnet {
 	struct simnet_rates rates;
 	struct simnet_hooks hooks;
 	struct simnet_node *nodes;
-	struct node_id *ids;	  /* of the nodes, close together */
-	uint16_t index[4 * 1024]; /* id -> node + 1 */
+	struct simnet_tick *ticks; /* of the nodes, close together */
+	struct node_id *ids;	   /* of the nodes, close together */
+	uint16_t index[4 * 1024];  /* id -> node + 1 */
 	/*
 	 * What is due within SIMNET_WHEEL_MS, in a list for each ms; what is due later, in a heap.
 	 * The heap's come in as soon as they may, so that a list is in the order of seq.
