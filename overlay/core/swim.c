@@ -348,33 +348,33 @@ static void handle_ack(struct core *core, const struct core_message *m)
 	}
 }
 
-/* Who begins a new life hears what was known of the one before: its disk may not (rule A5). */
-static void remind(struct core *core, const struct node_id *from, const struct core_message *m)
+/*
+ * Who begins a new life hears what was known of the one before: its disk may not (rule A5). Such a
+ * one shows its card, in whatever arrives first.
+ */
+static void remind(struct core *core, const struct node_id *from, const struct core_gossip *own)
 {
 	const struct member *known = core_member_find(core, from);
 	struct core_message *out;
 
-	for (uint32_t i = 0; known && i < m->record_count; i++) {
-		if (!node_id_equal(&m->records[i].id, from) ||
-		    m->records[i].incarnation <= known->info.incarnation)
-			continue;
-		out = core_outbox_begin(core, CORE_MSG_GOSSIP);
-		core_member_add_news(out, known);
-		if (out->record_count)
-			core_outbox_send(core, from);
+	if (core->left || own->kind != CORE_GOSSIP_FULL || !known ||
+	    own->incarnation <= known->info.incarnation)
 		return;
-	}
+	out = core_outbox_begin(core, CORE_MSG_GOSSIP);
+	core_member_add_news(out, known);
+	if (out->record_count)
+		core_outbox_send(core, from);
 }
 
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	uint32_t news = 0;
 
-	if (m->type == CORE_MSG_DIGEST && !core->left)
-		remind(core, from, m);
 	for (uint32_t i = 0; i < m->record_count; i++) {
 		bool own = node_id_equal(&m->records[i].id, from);
 
+		if (own)
+			remind(core, from, &m->records[i]);
 		/* A table is no rumour: of much that is new here, the others know most. */
 		news += core_member_apply(core, from, &m->records[i],
 					  m->type != CORE_MSG_SYNC || own || news < PIGGYBACK);
