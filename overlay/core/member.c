@@ -194,8 +194,8 @@ int core_member_init(struct core *core)
 	self->info.port = config->port;
 	core->round_ms = core->now_ms;
 	core->half_ms = UINT64_MAX;
-	core->dead_ping_ms = core->now_ms + config->probe_ms;
-	core->sync_ms = core->now_ms + config->probe_ms;
+	core->dead_ping_ms = core->now_ms + config->probe_ms / 2;
+	core->sync_ms = core->now_ms + config->probe_ms / 2;
 	core->next_ms = core->now_ms;
 	return 0;
 }

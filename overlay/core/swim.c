@@ -225,13 +225,19 @@ static void tick_suspects(struct core *core)
 	}
 }
 
+/* What is due only now and then is looked at in a round that is due anyway: no tick of its own. */
+static uint64_t rounds_from_now(const struct core *core, uint32_t rounds)
+{
+	return core->now_ms + rounds * core->config.probe_ms - core->config.probe_ms / 2;
+}
+
 static void tick_dead(struct core *core)
 {
 	struct member *dead;
 
 	if (core->now_ms < core->dead_ping_ms)
 		return;
-	core->dead_ping_ms = core->now_ms + DEAD_ROUNDS * core->config.probe_ms;
+	core->dead_ping_ms = rounds_from_now(core, DEAD_ROUNDS);
 	dead = &core->members[core->dead_row];
 	core->dead_row = 0;
 	if (dead->info.state != MEMBER_DEAD)
@@ -241,12 +247,12 @@ static void tick_dead(struct core *core)
 
 static void tick_sync(struct core *core)
 {
-	uint32_t start = core_below(core, core->member_count);
+	uint32_t start;
 
 	if (core->now_ms < core->sync_ms)
 		return;
-	core->sync_ms = core->now_ms + SYNC_ROUNDS * core->config.probe_ms +
-			core_below(core, core->config.probe_ms);
+	start = core_below(core, core->member_count);
+	core->sync_ms = rounds_from_now(core, SYNC_ROUNDS + core_below(core, 2));
 	for (uint32_t i = 0; i < core->member_count; i++) {
 		struct member *member = &core->members[(start + i) % core->member_count];
 
@@ -295,14 +301,12 @@ void core_member_tick(struct core *core)
 		end_round(core);
 		hush_old(core);
 		start_round(core);
+		tick_dead(core);
+		tick_sync(core);
 	}
 	tick_suspects(core);
-	tick_dead(core);
-	tick_sync(core);
 	tick_minor(core);
 	core_arm(core, core->round_ms);
-	core_arm(core, core->dead_ping_ms);
-	core_arm(core, core->sync_ms);
 }
 
 static void handle_ping_req(struct core *core, const struct node_id *from,
