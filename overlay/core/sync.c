@@ -106,14 +106,19 @@ void core_member_compare(struct core *core, const struct node_id *from,
 		flush(core, out, from);
 }
 
+/* known: there it has a row, with a card. Of who is gone, no more is needed then. */
 static struct core_message *tell_row(struct core *core, struct core_message *out,
-				     const struct member *member, const struct node_id *to)
+				     const struct member *member, const struct node_id *to,
+				     bool known)
 {
 	if (out->record_count == CORE_GOSSIP_RECORDS_MAX) {
 		core_outbox_send(core, to);
 		out = core_outbox_begin(core, CORE_MSG_SYNC);
 	}
-	core_member_add_record(out, member);
+	if (known && member->info.state != MEMBER_ALIVE)
+		core_member_add_news(out, member);
+	else
+		core_member_add_record(out, member);
 	return out;
 }
 
@@ -135,14 +140,14 @@ static void tell_newer(struct core *core, const struct node_id *to, const struct
 		named[row / 8] |= (uint8_t)(1u << row % 8);
 		if (is_newer(member->info.incarnation, member->info.state, summary->incarnation,
 			     summary->state))
-			out = tell_row(core, out, member, to);
+			out = tell_row(core, out, member, to, summary->incarnation > 0);
 	}
 	for (uint32_t bucket = 0; bucket < CORE_BUCKETS; bucket++) {
 		uint32_t row = buckets >> bucket & 1 ? core->bucket_rows[bucket] : 0;
 
 		for (; row; row = core->bucket_next[row - 1])
 			if (!(named[(row - 1) / 8] & 1u << (row - 1) % 8))
-				out = tell_row(core, out, &core->members[row - 1], to);
+				out = tell_row(core, out, &core->members[row - 1], to, false);
 	}
 	if (out->record_count)
 		core_outbox_send(core, to);
