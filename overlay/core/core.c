@@ -111,7 +111,11 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 	if (core->scratch->update.notice_count == CORE_NOTICES_MAX)
 		return NULL;
 	notice = &core->scratch->notices[core->scratch->update.notice_count++];
-	memset(notice, 0, sizeof(*notice));
+	/* News of members come by the thousand, and a job's value is ten times their size. */
+	if (type != CORE_MEMBER)
+		memset(&notice->value, 0, sizeof(notice->value));
+	notice->run_until_boot_ns = 0;
+	memset(&notice->member, 0, sizeof(notice->member));
 	notice->type = type;
 	return notice;
 }
@@ -391,7 +395,7 @@ const struct core_refusals *core_refusals(const struct core *core)
 void core_prefetch(const struct core *core, const struct node_id *from, uint32_t stage)
 {
 	const uint8_t *hot = (const uint8_t *)core + offsetof(struct core, config.probe_ms);
-	const uint8_t *end = (const uint8_t *)core + offsetof(struct core, digests);
+	const uint8_t *end = (const uint8_t *)core + offsetof(struct core, probes[2]);
 
 	if (stage == 0) {
 		__builtin_prefetch(core, 1);
@@ -399,9 +403,11 @@ void core_prefetch(const struct core *core, const struct node_id *from, uint32_t
 			__builtin_prefetch(line, 1);
 	}
 	if (from)
-		core_member_prefetch(core, from, stage);
-	else if (stage > 0)
+		core_member_prefetch(core, from, stage, 1);
+	if (!from && stage > 0) {
+		__builtin_prefetch(&core->members[core->next_row], 1);
 		__builtin_prefetch(&core->order[core->order_next % OV_MEMBERS_MAX], 1);
+	}
 }
 
 uint64_t core_deadline(const struct core *core)

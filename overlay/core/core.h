@@ -146,7 +146,7 @@ enum core_notice_type {
 
 struct core_notice {
 	enum core_notice_type type;
-	struct job_value value; /* GRANT, DONE; job and token in LEASE, LOST */
+	struct job_value value; /* GRANT, DONE; job and token in LEASE, LOST; not of MEMBER */
 	uint64_t run_until_boot_ns;
 	struct member_info member;
 };

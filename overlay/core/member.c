@@ -33,14 +33,15 @@ static void index_add(struct core *core, uint32_t row)
 	core->member_index[slot] = (uint16_t)(row + 1);
 }
 
-void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage)
+void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage,
+			  size_t size)
 {
 	const uint16_t *slot = &core->member_index[slot_of(id)];
 
 	if (stage == 0)
 		__builtin_prefetch(slot, 0);
-	else if (*slot)
-		__builtin_prefetch(&core->members[*slot - 1], 1);
+	for (size_t at = 0; stage > 0 && *slot && at < size; at += 64)
+		__builtin_prefetch((const uint8_t *)&core->members[*slot - 1] + at, 1);
 }
 
 struct member *core_member_find(const struct core *core, const struct node_id *id)
@@ -137,11 +138,23 @@ static void bucket_leave(struct core *core, const struct member *member)
 /* Out of all sums, before the row is used for somebody else. */
 static void forget_row(struct core *core, const struct member *member)
 {
-	core_member_set_remove(core, &core->hot, member);
+	core_member_hush(core, (struct member *)(uintptr_t)member);
 	core_member_set_remove(core, &core->notify, member);
 	core_member_set_remove(core, &core->suspects, member);
 	core->digests[bucket_of(member)] ^= member->digest;
 	bucket_leave(core, member);
+}
+
+/* A new row is probed in this time through, too, at any place of what is left of it. */
+static void order_join(struct core *core, uint32_t row)
+{
+	uint32_t at;
+
+	if (core->order_next > row)
+		core->order_next = row;
+	at = core->order_next + core_below(core, row + 1 - core->order_next);
+	core->order[row] = core->order[at];
+	core->order[at] = (uint16_t)row;
 }
 
 static struct member *member_insert(struct core *core, const struct node_card *card)
@@ -164,7 +177,7 @@ static struct member *member_insert(struct core *core, const struct node_card *c
 	core_member_notify(core, member);
 	if (!reused) {
 		index_add(core, row);
-		core->order[row] = (uint16_t)row;
+		order_join(core, row);
 		return member;
 	}
 	memset(core->member_index, 0, sizeof(core->member_index));
@@ -183,6 +196,7 @@ int core_member_init(struct core *core)
 		sets[i]->rows = core->set_rows[i];
 		sets[i]->places = core->set_places[i];
 	}
+	core->hush_ms = UINT64_MAX;
 	self = member_insert(core, &config->card);
 	self->info.is_self = 1;
 	self->info.state = MEMBER_ALIVE;
@@ -229,21 +243,23 @@ void core_member_changed(struct core *core, struct member *member)
 
 void core_member_spread(struct core *core, struct member *member)
 {
-	uint32_t rounds = 4;
+	uint32_t rounds = 4, row = (uint32_t)(member - core->members);
 
 	/* A rumour that dies out too soon is no harm: tables are compared. */
 	for (uint32_t n = core->member_count; n > 1 && rounds < TRANSMITS_MAX; n /= 2)
 		rounds += 3;
 	core_member_set_add(core, &core->hot, member);
-	member->transmits = (uint16_t)rounds;
-	member->spread_until_ms = core->now_ms + rounds * core->config.probe_ms;
+	core->transmits[row] = (uint16_t)rounds;
+	core->spread_until_ms[row] = core->now_ms + rounds * core->config.probe_ms;
+	if (core->spread_until_ms[row] < core->hush_ms)
+		core->hush_ms = core->spread_until_ms[row];
 }
 
 /* It rides along no more. */
 void core_member_hush(struct core *core, struct member *member)
 {
 	core_member_set_remove(core, &core->hot, member);
-	member->transmits = 0;
+	core->transmits[member - core->members] = 0;
 	member->card_is_news = false;
 }
 
@@ -380,10 +396,12 @@ static struct member *row_of_record(struct core *core, const struct core_gossip 
 /* A rumour that comes back has got around (Demers et al. 1987): it is told less often. */
 static void heard_again(struct core *core, struct member *member)
 {
-	if (member->transmits <= TRANSMITS_HEARD)
+	uint16_t *transmits = &core->transmits[member - core->members];
+
+	if (*transmits <= TRANSMITS_HEARD)
 		core_member_hush(core, member);
 	else
-		member->transmits = (uint16_t)(member->transmits - TRANSMITS_HEARD);
+		*transmits = (uint16_t)(*transmits - TRANSMITS_HEARD);
 }
 
 bool core_member_apply(struct core *core, const struct node_id *from,
@@ -405,8 +423,8 @@ bool core_member_apply(struct core *core, const struct node_id *from,
 	if (record->incarnation < info->incarnation && node_id_equal(from, &record->id))
 		core->refusals.old_lives++;
 	if (!newer && (record->incarnation < info->incarnation || record->state <= info->state)) {
-		if (member->transmits && record->incarnation == info->incarnation &&
-		    record->state == info->state)
+		if (core->transmits[member - core->members] &&
+		    record->incarnation == info->incarnation && record->state == info->state)
 			heard_again(core, member);
 		return false;
 	}

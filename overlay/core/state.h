@@ -65,16 +65,14 @@ struct row_set {
 struct member {
 	uint64_t heard_ms;
 	uint64_t suspect_until_ms;
-	uint64_t spread_until_ms; /* by then everybody has it, or tables are compared */
-	uint16_t transmits;	  /* how often this row still rides along */
-	bool card_is_news;	  /* with its card, that is */
-	bool found_silent;	  /* suspected by this host itself, not by hearsay */
-	uint32_t grants;	  /* jobs we gave it since its last report */
+	bool card_is_news; /* it rides along with its card */
+	bool found_silent; /* suspected by this host itself, not by hearsay */
+	uint32_t grants;   /* jobs we gave it since its last report */
 	struct member_info info;
 	struct node_card card;
 	uint64_t digest; /* what this row is in the table's digest */
 	uint64_t granted_ms;
-	uint64_t reserved[7]; /* whole lines */
+	uint64_t reserved[8]; /* whole lines */
 };
 _Static_assert(offsetof(struct member, info.silent_ms) <= 64 && sizeof(struct member) % 64 == 0,
 	       "the first line is enough, for every row if the table begins with a line");
@@ -213,24 +211,29 @@ struct core {
 	uint32_t op_high;  /* operations at and above are free */
 	uint32_t lost_count;
 	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
+	uint32_t next_row;	       /* the first of the next round */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
+	uint64_t hush_ms;	   /* no row's spread_until_ms is before that */
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
 	uint64_t wrote_ms; /* a register was written then that no incarnation told of yet; 0: none */
 	bool left, self_minor, lost_told;
 	uint64_t fetch_ms; /* when most of a table was asked for, the last time; of whom */
 	struct node_id fetch_from;
-	struct probe probes[CORE_PROBES_MAX];
 	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
 	struct row_set hot, notify, suspects;
+	struct probe probes[CORE_PROBES_MAX];
 
 	uint64_t digests[CORE_BUCKETS];	    /* of all rows, kept up with every change */
 	uint16_t bucket_rows[CORE_BUCKETS]; /* row + 1; the rest of the list: */
 	uint16_t bucket_next[OV_MEMBERS_MAX];
 	uint16_t member_index[CORE_INDEX_SLOTS]; /* row + 1 */
 	uint16_t order[OV_MEMBERS_MAX]; /* in which rows are probed: shuffled each time through */
+	/* Of rows in `hot`, close together: all of them are looked at, a few are told. */
+	uint16_t transmits[OV_MEMBERS_MAX];	  /* how often a row still rides along */
+	uint64_t spread_until_ms[OV_MEMBERS_MAX]; /* by then all have it, or compare tables */
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
-	uint64_t reserved[1];		       /* a line's beginning */
+	uint64_t reserved[7];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
 	uint32_t relay_next;
@@ -270,7 +273,9 @@ struct core_answer *core_outbox_answer(struct core *core, uint64_t request_id, i
 struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type type);
 
 /* member.c: the table */
-void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage);
+/* Stage 0 before stage 1: what leads to a row, and so many bytes of it. Changes nothing. */
+void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage,
+			  size_t size);
 struct member *core_member_find(const struct core *core, const struct node_id *id);
 bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);

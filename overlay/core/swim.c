@@ -22,73 +22,88 @@ enum {
 	SYNC_ROUNDS = 8,
 };
 
-static bool is_named(const struct core_message *m, const struct node_id *id)
-{
-	for (uint32_t i = 0; i < m->record_count; i++)
-		if (node_id_equal(&m->records[i].id, id))
-			return true;
-	return false;
-}
-
 static void cool(struct core *core, struct member *member)
 {
-	if (--member->transmits == 0)
+	if (--core->transmits[member - core->members] == 0)
 		core_member_hush(core, member);
 }
 
 /* When all of a large cluster is new, most of it is not told before it is old. */
 static void hush_old(struct core *core)
 {
+	if (core->now_ms < core->hush_ms)
+		return;
+	core->hush_ms = UINT64_MAX;
 	for (uint32_t i = core->hot.count; i-- > 0;) {
-		struct member *member = &core->members[core->hot.rows[i]];
+		uint32_t row = core->hot.rows[i];
+		uint64_t until_ms = core->spread_until_ms[row];
 
-		if (core->now_ms >= member->spread_until_ms)
-			core_member_hush(core, member);
+		if (core->now_ms >= until_ms)
+			core_member_hush(core, &core->members[row]);
+		else if (until_ms < core->hush_ms)
+			core->hush_ms = until_ms;
 	}
+}
+
+/* The hottest of a few, not yet among those told; 0 (self): none. */
+static uint32_t draw_hot(struct core *core, uint32_t peer, const uint32_t *told, uint32_t count)
+{
+	uint32_t start = core_below(core, core->hot.count), best = 0;
+
+	for (uint32_t i = 0; i < core->hot.count && i < HOT_LOOKED_AT; i++) {
+		uint32_t row = core->hot.rows[(start + i) % core->hot.count];
+		bool is_told = row == 0 || row == peer;
+
+		for (uint32_t k = 0; k < count; k++)
+			is_told |= told[k] == row;
+		if (!is_told && (!best || core->transmits[row] > core->transmits[best]))
+			best = row;
+	}
+	return best;
 }
 
 /* Self first, as long as it is news, to who may not know it; then what is hottest. */
-static void add_gossip(struct core *core, struct core_message *m, const struct node_id *to)
+static void add_gossip(struct core *core, struct core_message *m, const struct member *peer)
 {
-	struct member *peer = core_member_find(core, to), *self = &core->members[0];
+	uint32_t peer_row = peer ? (uint32_t)(peer - core->members) : 0;
+	uint32_t told[PIGGYBACK], count = 0;
+	struct member *self = &core->members[0];
 
 	if (!peer || peer->info.state != MEMBER_ALIVE)
 		core_member_add_record(m, self);
-	else if (self->transmits)
+	else if (core->transmits[0])
 		core_member_add_news(m, self);
-	if (self->transmits)
+	if (core->transmits[0])
 		cool(core, self);
 	if (peer && peer->info.state != MEMBER_ALIVE)
 		core_member_add_news(m, peer); /* let it refute */
-	for (uint32_t n = 0; n < PIGGYBACK && core->hot.count; n++) {
-		struct member *best = NULL;
-		uint32_t start = core_below(core, core->hot.count);
+	while (count < PIGGYBACK && core->hot.count) {
+		uint32_t row = draw_hot(core, peer_row, told, count);
 
-		for (uint32_t i = 0; i < core->hot.count && i < HOT_LOOKED_AT; i++) {
-			uint32_t row = core->hot.rows[(start + i) % core->hot.count];
-			struct member *member = &core->members[row];
-
-			if (member != peer && !member->info.is_self &&
-			    !is_named(m, &member->info.id) &&
-			    (!best || member->transmits > best->transmits))
-				best = member;
-		}
-		if (!best)
+		if (!row)
 			return;
-		core_member_add_news(m, best);
-		cool(core, best);
+		told[count++] = row;
+		core_member_add_news(m, &core->members[row]);
+		cool(core, &core->members[row]);
 	}
 }
 
-static void send_probe(struct core *core, enum core_message_type type, const struct node_id *to,
-		       const struct node_id *subject, uint64_t seq)
+/* peer: the row of who it is sent to; NULL: a stranger. */
+static void send_probe_row(struct core *core, enum core_message_type type, const struct node_id *to,
+			   const struct member *peer, const struct node_id *subject, uint64_t seq)
 {
 	struct core_message *m = core_outbox_begin(core, type);
 
 	m->seq = seq;
 	m->subject = *subject;
-	add_gossip(core, m, to);
+	add_gossip(core, m, peer);
 	core_outbox_send(core, to);
+}
+
+static void send_probe(struct core *core, enum core_message_type type, const struct node_id *to,
+		       const struct node_id *subject, uint64_t seq)
+{
+	send_probe_row(core, type, to, core_member_find(core, to), subject, seq);
 }
 
 static bool is_probed(const struct core *core, const struct member *member)
@@ -100,36 +115,44 @@ static bool is_probed(const struct core *core, const struct member *member)
 	return false;
 }
 
+static void shuffle_order(struct core *core)
+{
+	for (uint32_t left = core->member_count; left > 1; left--) {
+		uint32_t at = core_below(core, left);
+		uint16_t row = core->order[at];
+
+		core->order[at] = core->order[left - 1];
+		core->order[left - 1] = row;
+	}
+	core->order_next = 0;
+}
+
 /* Each in turn, in an order that is shuffled each time through (SWIM 4.3): nobody waits for long. */
 static struct member *next_target(struct core *core)
 {
-	for (uint32_t tried = 0; tried < core->member_count; tried++) {
-		uint32_t left, at;
+	struct member *found = NULL;
+
+	for (uint32_t tried = 0; tried < core->member_count && !found; tried++) {
 		struct member *member;
-		uint16_t row;
 
 		if (core->order_next >= core->member_count)
-			core->order_next = 0;
-		left = core->member_count - core->order_next;
-		at = core->order_next + core_below(core, left);
-		row = core->order[at];
-		core->order[at] = core->order[core->order_next];
-		core->order[core->order_next++] = row;
-		member = &core->members[row];
+			shuffle_order(core);
+		member = &core->members[core->order[core->order_next++]];
 		if (member->info.state == MEMBER_DEAD)
-			core->dead_row = row;
+			core->dead_row = (uint32_t)(member - core->members);
 		if (!member->info.is_self && member->info.state <= MEMBER_SUSPECT &&
 		    !is_probed(core, member))
-			return member;
+			found = member;
 	}
-	return NULL;
+	core->next_row = core->order_next < core->member_count ? core->order[core->order_next] : 0;
+	return found;
 }
 
-static void start_probe(struct core *core, struct probe *probe)
+static void start_probe(struct core *core, struct probe *probe, const struct member *target)
 {
 	probe->active = true;
 	probe->seq = ++core->seq;
-	send_probe(core, CORE_MSG_PING, &probe->target, &probe->target, probe->seq);
+	send_probe_row(core, CORE_MSG_PING, &probe->target, target, &probe->target, probe->seq);
 }
 
 /* The first probes may be those of the last round, to be asked again: end_round() left them. */
@@ -137,8 +160,9 @@ static void start_round(struct core *core)
 {
 	uint32_t count = core->member_count > CORE_PROBES_FULL ? 1 : CORE_PROBES, at = 0;
 
-	while (at < CORE_PROBES && core->probes[at].active)
-		start_probe(core, &core->probes[at++]);
+	for (; at < CORE_PROBES && core->probes[at].active; at++)
+		start_probe(core, &core->probes[at],
+			    core_member_find(core, &core->probes[at].target));
 	for (uint32_t i = 0; i < count; i++) {
 		struct probe *probe = &core->probes[at++];
 		struct member *target = next_target(core);
@@ -147,7 +171,7 @@ static void start_round(struct core *core)
 			break;
 		probe->target = target->info.id;
 		probe->since_ms = core->now_ms;
-		start_probe(core, probe);
+		start_probe(core, probe, target);
 	}
 	core->half_ms = core->now_ms + core->config.probe_ms / 2;
 	core->round_ms = core->now_ms + core->config.probe_ms;
@@ -370,9 +394,21 @@ static void remind(struct core *core, const struct node_id *from, const struct c
 		core_outbox_send(core, from);
 }
 
+/* The rows it speaks of are all over a large table: they are fetched at once, not in turn. */
+static void prefetch_records(const struct core *core, const struct core_message *m)
+{
+	size_t size = m->type == CORE_MSG_SYNC ? sizeof(struct member) : 1;
+
+	for (uint32_t stage = 0; stage < 2; stage++)
+		for (uint32_t i = 0; i < m->record_count; i++)
+			core_member_prefetch(core, &m->records[i].id, stage, size);
+}
+
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
 	uint32_t news = 0;
+
+	prefetch_records(core, m);
 
 	for (uint32_t i = 0; i < m->record_count; i++) {
 		bool own = node_id_equal(&m->records[i].id, from);

@@ -183,6 +183,9 @@ static void ask_for_newer(struct core *core, const struct node_id *from,
 void core_member_summary(struct core *core, const struct node_id *from,
 			 const struct core_message *m)
 {
+	for (uint32_t stage = 0; stage < 2; stage++)
+		for (uint32_t i = 0; i < m->summary_count; i++)
+			core_member_prefetch(core, &m->summaries[i].id, stage, 1);
 	tell_newer(core, from, m);
 	if (m->flags & CORE_FLAG_WANT_REPLY)
 		ask_for_newer(core, from, m);
