@@ -245,7 +245,8 @@ static void handle_chosen(struct core *core, const struct node_id *from, struct 
 		return;
 	(void)core_job_move(core, job, m->epoch, &m->acceptors);
 	core_job_learn(core, job, &m->ballot, &m->value);
-	if (core_ballot_compare(&job->known_ballot, &m->ballot) > 0) {
+	/* An epoch that may not stand yet is not named: who learns of one takes it for settled. */
+	if (job->settled && core_ballot_compare(&job->known_ballot, &m->ballot) > 0) {
 		out = core_job_message(core, job, CORE_MSG_LEARN);
 		out->ballot = job->known_ballot;
 		out->value = job->known_value;

@@ -169,7 +169,7 @@ static void catch_up(struct core *core, struct job *job, const struct node_id *a
 {
 	struct core_message *m;
 
-	if (!job->known || core_ballot_compare(its, &job->known_ballot) >= 0)
+	if (!job->known || !job->settled || core_ballot_compare(its, &job->known_ballot) >= 0)
 		return;
 	m = core_job_message(core, job, CORE_MSG_LEARN);
 	m->ballot = job->known_ballot;

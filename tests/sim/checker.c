@@ -344,6 +344,20 @@ static void judge_base(struct checker *checker, struct checker_job *job, uint32_
 		checker_fail(checker, &job->id, "I3: an epoch began with another value");
 }
 
+/* Who calls an epoch settled lets others go by it: a majority must have begun it by then. */
+static void judge_settled(struct checker *checker, const struct checker_job *job,
+			  const struct core_record *record)
+{
+	uint32_t installed = 0;
+
+	if (!record->epoch || !record->settled)
+		return;
+	if (record->epoch < job->epoch_count)
+		installed = job->epochs[record->epoch].installed;
+	if ((uint32_t)__builtin_popcount(installed) < record->acceptors.count / 2 + 1)
+		checker_fail(checker, &job->id, "I3: an epoch that no majority began is settled");
+}
+
 void checker_wrote(struct checker *checker, uint32_t node, const struct core_write *write)
 {
 	struct checker_job *job = job_of(checker, &write->job);
@@ -359,13 +373,16 @@ void checker_wrote(struct checker *checker, uint32_t node, const struct core_wri
 		return;
 	if (core_record_decode(write->bytes, write->size, &record) < 0)
 		checker_fail(checker, &job->id, "an unreadable record");
-	if (!record.installed)
+	if (!record.installed) {
+		judge_settled(checker, job, &record);
 		return;
+	}
 	epoch = epoch_of(checker, job, &record);
 	bit = bit_of(&epoch->acceptors, &checker->net->nodes[node].card.id);
 	if (!bit)
 		checker_fail(checker, &job->id, "I6: installed, but not a member");
 	epoch->installed |= bit;
+	judge_settled(checker, job, &record);
 	at = ballot_at(checker, job, &record);
 	ballot = &job->ballots[at];
 	ballot->accepted |= bit;
