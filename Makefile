@@ -15,6 +15,8 @@
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
+# make vm-check                                    under other kernels, in guests; docs/vm.md
+# make vm                                          its short form
 # make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
 # make sim-mutants   is each safety rule needed?
 #
@@ -88,7 +90,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak sim-long sim-mutants night sim-chord store-faults
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -199,8 +201,10 @@ sim-paper: $(B)/tests/sim_paper
 	@mkdir -p build/bench
 	$(Q)$< --seed $(SEED) build/bench
 	$(Q)tests/sim/paper-curves build/bench/paper.json docs
-unit unit-san fuzz model e2e lint:
+unit unit-san fuzz model e2e lint vm:
 	$(Q)tests/run-checks $@ $(T)
+vm-check:
+	$(Q)tests/run-checks vm-all $(T)
 # Only spin and a compiler.
 model-long:
 	$(Q)tests/model/run long
