@@ -88,6 +88,15 @@ static int add_untracked(struct native_mem *m, size_t first, const struct state_
 	return add_region(&m->written, v->start, v->end, how);
 }
 
+/*
+ * May one call of the scan go on from `end` into this VMA? PAGEMAP_SCAN passes over a gap at no
+ * cost; /proc/PID/pagemap has a word for each page of it, and it may be half an address space.
+ */
+static bool joins(const struct stop *st, uint64_t end, const struct state_vma *v)
+{
+	return (st->m->features.scan || v->start == end) && is_tracked(st, v) && vma_has_pages(v);
+}
+
 /* Fast scan of neighbours that the tracker follows; other VMAs as they are. */
 static int find_written(struct stop *st)
 {
@@ -108,9 +117,7 @@ static int find_written(struct stop *st)
 		}
 		first = m->written.count;
 		vma = i;
-		for (; i + 1 < t->vma_count && is_tracked(st, &t->vmas[i + 1]) &&
-		       vma_has_pages(&t->vmas[i + 1]);
-		     i++)
+		for (; i + 1 < t->vma_count && joins(st, end, &t->vmas[i + 1]); i++)
 			end = t->vmas[i + 1].end;
 		r = st->mm->ops->written(m, st->mm, v->start, end, &m->written);
 		set_kinds(st, first, vma);
