@@ -11,7 +11,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { BLOCKING_TIMED_MS = 1500 };
+#include "slow.h"
+
+#define BLOCKING_TIMED_MS slow(1500)
 
 /* What one call waits with; in memory that all processes share. */
 struct slot {

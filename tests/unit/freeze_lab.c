@@ -96,7 +96,7 @@ int freeze_lab_try(struct freeze_lab *lab, pid_t root, int deadline_ms)
 
 void freeze_lab_freeze(struct freeze_lab *lab, pid_t root)
 {
-	int r = freeze_lab_try(lab, root, FREEZE_LAB_DEADLINE_MS);
+	int r = freeze_lab_try(lab, root, slow(FREEZE_LAB_DEADLINE_MS));
 
 	if (r < 0)
 		fail_msg("freeze: %s: %s", strerror(-r), lab->reason);

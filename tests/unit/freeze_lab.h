@@ -10,6 +10,8 @@
 
 #include "agent/native/freeze.h"
 
+#include "slow.h"
+
 enum { FREEZE_LAB_SLOTS = 64, FREEZE_LAB_DEADLINE_MS = 5000, FREEZE_LAB_VICTIMS = 8 };
 
 /* What a victim tells; shared memory. */

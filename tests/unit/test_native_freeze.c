@@ -471,11 +471,14 @@ static void test_deadline(void **state)
 	t = fork();
 	if (t == 0) {
 		uint64_t from = now_us();
-		int r = freeze_lab_try(lab, pid, 100);
+		int r = freeze_lab_try(lab, pid, slow(100));
 
-		if (!strstr(lab->reason, "vfork"))
+		if (!strstr(lab->reason, "vfork")) {
+			print_message("%s\n", lab->reason);
 			_exit(1);
-		if (now_us() - from < 90000 || now_us() - from > 8000000)
+		}
+		if (now_us() - from < (uint64_t)slow(90000) ||
+		    now_us() - from > (uint64_t)slow(8000000))
 			_exit(2);
 		_exit(r == -ENOTRECOVERABLE ? 0 : 3);
 	}
@@ -483,7 +486,7 @@ static void test_deadline(void **state)
 	assert_int_equal(status, 0);
 	atomic_store(&lab->page->stop, 1);
 	for (int ms = 0; !atomic_load(&lab->page->count[0]); ms++) {
-		assert_true(ms < 2000);
+		assert_true(ms < slow(2000));
 		freeze_lab_sleep_us(1000);
 	}
 	freeze_lab_freeze(lab, pid);

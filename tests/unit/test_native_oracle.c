@@ -7,6 +7,7 @@
  *   test_native_oracle                       short form, 10^7 pages compared
  *   test_native_oracle soak SEED MINUTES     for long
  *   test_native_oracle run SEED MIB WORKERS OPS KINDS SECONDS BROKEN    one of those by hand
+ *                                            with TRACKER=name: fails if another one is used
  *
  * Needs root, BPF and a C compiler.
  */
@@ -96,12 +97,18 @@ static const char *missing(void)
 		}                                                  \
 	} while (0)
 
+/* MUTATE: one that is built already, for machines where a compiler takes minutes. */
 static int build_mutator(void **state)
 {
 	char command[1024];
 	const char *cc = getenv("CC");
+	const char *built = getenv("MUTATE");
 
 	(void)state;
+	if (built && strlen(built) < sizeof(mutator)) {
+		strcpy(mutator, built);
+		return 0;
+	}
 	snprintf(mutator, sizeof(mutator), "/var/tmp/decamp-mutate-%d", getpid());
 	snprintf(command, sizeof(command),
 		 "%s -std=gnu11 -O2 -D_GNU_SOURCE -pthread -o %s tests/oracle/mutate*.c",
@@ -114,7 +121,8 @@ static int build_mutator(void **state)
 static int remove_mutator(void **state)
 {
 	(void)state;
-	unlink(mutator);
+	if (!getenv("MUTATE"))
+		unlink(mutator);
 	return 0;
 }
 
@@ -307,10 +315,10 @@ static int run(const struct scenario *s, struct outcome *out)
 
 static void print_outcome(const struct scenario *s, const struct outcome *out, uint64_t took_ns)
 {
-	print_message("%s: seed=%" PRIu64 " pages=%" PRIu64 " snapshots=%" PRIu64
+	print_message("%s: seed=%" PRIu64 " tracker=%s pages=%" PRIu64 " snapshots=%" PRIu64
 		      " given_up=%" PRIu64 " tasks=%.1f old=%" PRIu64
 		      "%% pause_ms=%.1f steps=%" PRIu64 " took=%.1f s%s%s\n",
-		      s->name, s->seed, out->report.pages, out->takes, out->failed,
+		      s->name, s->seed, out->tracker, out->report.pages, out->takes, out->failed,
 		      out->takes ? (double)out->tasks / (double)out->takes : 0.0,
 		      out->old_bytes * 100 / (out->old_bytes + out->new_bytes + 1),
 		      out->takes ? (double)out->pause_us / 1000 / (double)out->takes : 0.0,
@@ -460,6 +468,7 @@ static int soak(uint64_t seed, unsigned int minutes)
 static int by_hand(int argc, char **argv)
 {
 	struct scenario s = { .name = "run", .pages = UINT64_MAX, .pause_ms = 10 };
+	const char *tracker = getenv("TRACKER");
 	struct outcome out;
 
 	if (argc == 4 && !strcmp(argv[1], "soak"))
@@ -473,7 +482,9 @@ static int by_hand(int argc, char **argv)
 	s.kinds = argv[6];
 	s.seconds = (unsigned int)atoi(argv[7]);
 	s.broken = (unsigned int)strtoul(argv[8], NULL, 0);
-	return run_and_print(&s, &out) < 0 || out.report.wrong ? 1 : 0;
+	if (run_and_print(&s, &out) < 0 || out.report.wrong || out.takes <= TAKES_MIN)
+		return 1;
+	return tracker && strcmp(tracker, out.tracker) ? 1 : 0;
 }
 
 int main(int argc, char **argv)
