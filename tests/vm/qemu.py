@@ -107,7 +107,7 @@ class Guest:
 
     def command(self):
         kernel_line = ("console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off tsc=unstable "
-                       f"no_timer_check {self.append}").strip()
+                       f"no_timer_check transparent_hugepage=madvise {self.append}").strip()
         words = ["qemu-system-x86_64", "-M", "q35", "-accel", self.accel, "-cpu", "max",
                  "-smp", str(self.cpus), "-m", f"{self.memory_mb}M", "-nodefaults", "-no-reboot",
                  "-no-user-config", "-display", "none",
