@@ -333,6 +333,22 @@ static int copy_new(struct look *l, const struct runs *ranges)
 	return r == 0 ? copy_ranges(l, ranges) : r;
 }
 
+/* Before anything is stopped: words for so many pages would make the pause last too long. */
+static int check_width(const struct look *l, struct native_tree *tree)
+{
+	for (size_t i = 0; i < l->vma_count && !l->m->features.scan; i++) {
+		const struct state_vma *v = &l->vmas[i];
+
+		if (vma_has_pages(v) && v->end - v->start > SCAN_WORDS_SPAN_MAX)
+			return native_fail(tree, -EOPNOTSUPP,
+					   "process %d has %llu GiB in one mapping: too much for a "
+					   "kernel without PAGEMAP_SCAN",
+					   l->task->pid,
+					   (unsigned long long)(v->end - v->start) >> 30);
+	}
+	return 0;
+}
+
 static int precopy_mm(struct look *l, struct native_state *s, struct native_tree *tree,
 		      const struct native_wanted *wanted, size_t wanted_count)
 {
@@ -343,6 +359,8 @@ static int precopy_mm(struct look *l, struct native_state *s, struct native_tree
 	int r;
 
 	r = state_read_vmas(s, tree, mm->pid, &l->vmas, &l->vma_count);
+	if (r == 0)
+		r = check_width(l, tree);
 	if (r == 0)
 		r = mm->ops->cover(m, mm, l->vmas, l->vma_count, &fresh);
 	m->kinds.count = 0;

@@ -58,6 +58,9 @@ void scan_probe(struct scan_features *ret_features);
 /* Appends what matches in [start, end). */
 int scan_pages(int pagemap, const struct scan *s, uint64_t start, uint64_t end,
 	       struct regions *out) _must_check_;
+/* Of one VMA, without PAGEMAP_SCAN: 8 bytes for each of its pages, 128 MiB in all. */
+#define SCAN_WORDS_SPAN_MAX (64ULL << 30)
+
 /* Without PAGEMAP_SCAN: populated pages with their categories, SOFT_DIRTY ones marked. */
 int scan_words(int pagemap, uint64_t start, uint64_t end, struct regions *out) _must_check_;
 

@@ -7,7 +7,8 @@
  *   test_native_oracle                       short form, 10^7 pages compared
  *   test_native_oracle soak SEED MINUTES     for long
  *   test_native_oracle run SEED MIB WORKERS OPS KINDS SECONDS BROKEN    one of those by hand
- *                                            with TRACKER=name: fails if another one is used
+ *                                            with TRACKER=name: fails if another one is used,
+ *                                            with PAGES=n: ends when so many are compared
  *
  * Needs root, BPF and a C compiler.
  */
@@ -468,13 +469,15 @@ static int soak(uint64_t seed, unsigned int minutes)
 static int by_hand(int argc, char **argv)
 {
 	struct scenario s = { .name = "run", .pages = UINT64_MAX, .pause_ms = 10 };
-	const char *tracker = getenv("TRACKER");
+	const char *tracker = getenv("TRACKER"), *pages = getenv("PAGES");
 	struct outcome out;
 
 	if (argc == 4 && !strcmp(argv[1], "soak"))
 		return soak(strtoull(argv[2], NULL, 0), (unsigned int)atoi(argv[3]));
 	if (argc != 9 || strcmp(argv[1], "run"))
 		return 2;
+	if (pages)
+		s.pages = strtoull(pages, NULL, 0);
 	s.seed = strtoull(argv[2], NULL, 0);
 	s.mib = (unsigned int)atoi(argv[3]);
 	s.workers = (unsigned int)atoi(argv[4]);
@@ -482,7 +485,8 @@ static int by_hand(int argc, char **argv)
 	s.kinds = argv[6];
 	s.seconds = (unsigned int)atoi(argv[7]);
 	s.broken = (unsigned int)strtoul(argv[8], NULL, 0);
-	if (run_and_print(&s, &out) < 0 || out.report.wrong || out.takes <= TAKES_MIN)
+	if (run_and_print(&s, &out) < 0 || out.report.wrong || out.takes <= TAKES_MIN ||
+	    !out.old_bytes)
 		return 1;
 	return tracker && strcmp(tracker, out.tracker) ? 1 : 0;
 }
