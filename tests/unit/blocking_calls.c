@@ -231,8 +231,8 @@ static long block_cond(struct slot *s)
 
 	(void)s;
 	clock_gettime(CLOCK_REALTIME, &ts);
-	ts.tv_sec += 1;
-	ts.tv_nsec += 500000000;
+	ts.tv_sec += BLOCKING_TIMED_MS / 1000;
+	ts.tv_nsec += BLOCKING_TIMED_MS % 1000 * 1000000L;
 	ts.tv_sec += ts.tv_nsec / 1000000000;
 	ts.tv_nsec %= 1000000000;
 	pthread_mutex_lock(&mutex);
