@@ -19,6 +19,7 @@
 # make vm                                          its short form
 # make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
 # make sim-mutants   is each safety rule needed?
+# make module KDIR=  the kernel module, for the kernel with these headers; build/module/RELEASE/
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
 # build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
@@ -50,7 +51,7 @@ CFLAGS_ALL = -std=gnu11 $(FLAVOUR) $(CFLAGS) -D_GNU_SOURCE -pthread -I. -Ibuild/
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wimplicit-fallthrough \
 	$(if $(filter-out 0,$(WERROR)),-Werror)
 LIBS = -lpthread -lm $(PKG_LIBS)
-ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean,$(MAKECMDGOALS)),all),)
+ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean module,$(MAKECMDGOALS)),all),)
 CFLAGS_ALL += $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) || echo "Run 'make deps' as root first." >&2)
 endif
@@ -90,7 +91,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults module
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -223,6 +224,12 @@ zdtm: all
 bench-%: all
 	$(Q)tests/bench/$*
 
+# From copies: headers of several kernels, sources that may be read-only, nothing beside them.
+# W=1 and C=1 are the kernel's own.
+KDIR ?= /lib/modules/$(shell uname -r)/build
+module:
+	$(Q)test -e $(KDIR)/Makefile || { echo "no kernel headers in $(KDIR): give KDIR=" >&2; exit 1; }
+	$(Q)scripts/module $(abspath $(KDIR)) $(B)/module $(if $(W),W=$(W)) $(if $(C),C=$(C))
 install: all
 	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
 		share/man/man5 share/man/man8 share/doc/decamp share/bash-completion/completions)

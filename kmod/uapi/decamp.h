@@ -44,10 +44,10 @@ struct decamp_version {
 	__u32 size;
 	__u32 flags;   /* 0 */
 	__u32 abi;     /* out: DECAMP_ABI */
-	__u32 pending; /* out: sleepers that an earlier session has left a callback with */
+	__u32 pending; /* out: threads with a callback, also such as earlier sessions left asleep */
 };
 
-/* Threads of a session by what they do, as they were when the call ended. */
+/* Threads of a session by what they do; FREEZE: at the moment when all stood, or time was over. */
 struct decamp_counts {
 	__u32 parked;	/* held on the way to user mode, or within io_uring_enter(2) */
 	__u32 quiesced; /* asleep in the kernel, undisturbed; park before they reach user mode */
