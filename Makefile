@@ -82,7 +82,7 @@ PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp)
 	$(if $(wildcard agent/native/main.c),$(B)/decamp-capture)
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
-	agent/main.c agent/native/main.c $(wildcard tests/sim/sim_*.c))
+	agent/main.c agent/native/main.c $(wildcard tests/sim/sim_*.c tests/kmod/*.c))
 
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' $1 $@)
@@ -167,6 +167,11 @@ $(B)/tests/sim_%: $(B)/obj/tests/sim/sim_%.o $(B)/libtest.a $(ARCHIVES)
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
+# Runs where the module is loaded; cmocka is for the calls that it shares with a unit test.
+$(B)/tests/kmod: $(call obj,$(wildcard tests/kmod/*.c) tests/unit/blocking_calls.c)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(link) -lcmocka -lpthread
 build/fuzz/fuzz_%: build/fuzz/obj/tests/fuzz/fuzz_%.o $(ARCHIVES)
 	$(call say,LINK)
 	$(Q)$(link) -fsanitize=fuzzer $(LIBS)
