@@ -20,6 +20,7 @@
 # make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
 # make sim-mutants   is each safety rule needed?
 # make module KDIR=  the kernel module, for the kernel with these headers; build/module/RELEASE/
+# make install-dkms  its sources for dkms, which builds it for each kernel that is installed
 #
 # Variables: V=1 shows commands, WERROR=0 tolerates warnings, SAN=1 builds with sanitizers below
 # build/san, FUZZ=1 with clang's fuzzer below build/fuzz. T=word limits the tests that are run.
@@ -51,7 +52,7 @@ CFLAGS_ALL = -std=gnu11 $(FLAVOUR) $(CFLAGS) -D_GNU_SOURCE -pthread -I. -Ibuild/
 	-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wimplicit-fallthrough \
 	$(if $(filter-out 0,$(WERROR)),-Werror)
 LIBS = -lpthread -lm $(PKG_LIBS)
-ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean module,$(MAKECMDGOALS)),all),)
+ifneq ($(if $(MAKECMDGOALS),$(filter-out deps check demo clean module install-dkms,$(MAKECMDGOALS)),all),)
 CFLAGS_ALL += $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) || echo "Run 'make deps' as root first." >&2)
 endif
@@ -91,7 +92,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults module
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults module install-dkms
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -235,6 +236,16 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 module:
 	$(Q)test -e $(KDIR)/Makefile || { echo "no kernel headers in $(KDIR): give KDIR=" >&2; exit 1; }
 	$(Q)scripts/module $(abspath $(KDIR)) $(B)/module $(if $(W),W=$(W)) $(if $(C),C=$(C))
+# For a package of its own, which depends on dkms; the agent's only recommends it.
+DKMS_SOURCES = $(DESTDIR)/usr/src/decamp-$(shell sed -n 's/PACKAGE_VERSION="\(.*\)"/\1/p' packaging/dkms/dkms.conf)
+install-dkms:
+	install -d $(DKMS_SOURCES)/kmod/uapi $(DESTDIR)$(prefix)/lib/modules-load.d
+	install -m 644 packaging/dkms/dkms.conf Kbuild $(DKMS_SOURCES)/
+	install -m 644 kmod/Kbuild $(wildcard kmod/*.[ch]) $(DKMS_SOURCES)/kmod/
+	install -m 644 kmod/uapi/decamp.h $(DKMS_SOURCES)/kmod/uapi/
+	install -m 644 packaging/dkms/modules-load.conf \
+		$(DESTDIR)$(prefix)/lib/modules-load.d/decamp.conf
+
 install: all
 	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
 		share/man/man5 share/man/man8 share/doc/decamp share/bash-completion/completions)
