@@ -48,13 +48,16 @@ static u64 switches_of(const struct task_struct *t)
 enum decamp_state state_of(const struct member *m)
 {
 	struct task_struct *t = m->task;
+	bool exiting = READ_ONCE(t->flags) & PF_EXITING;
 	unsigned int state;
 
-	if (READ_ONCE(t->exit_state) || READ_ONCE(t->flags) & PF_EXITING || READ_ONCE(m->dying))
+	/* Until its memory is no longer its own it may clear its number there, and futexes. */
+	if (READ_ONCE(t->exit_state) || (exiting && !READ_ONCE(t->mm)))
 		return DECAMP_GONE;
 	if (m->worker)
 		return DECAMP_WORKER;
-	if (smp_load_acquire(&t->on_cpu)) /* pairs with finish_task(): its registers are saved */
+	/* Pairs with finish_task(): off its processor, its registers are saved. */
+	if (exiting || READ_ONCE(m->dying) || smp_load_acquire(&t->on_cpu))
 		return DECAMP_RUNNING;
 	if (READ_ONCE(m->parked))
 		return DECAMP_PARKED;

@@ -52,7 +52,7 @@ struct decamp_counts {
 	__u32 parked;	/* held on the way to user mode, or within io_uring_enter(2) */
 	__u32 quiesced; /* asleep in the kernel, undisturbed; park before they reach user mode */
 	__u32 workers;	/* io_uring's and the like: run on, they have no user mode */
-	__u32 gone;	/* ended, or about to: no user mode again */
+	__u32 gone;	/* ended: no user mode again, no user memory */
 	__u32 blocked;	/* asleep in the kernel where it may end any moment (state D) */
 	__u32 running;	/* not stopped yet */
 };
