@@ -96,7 +96,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
-tests: $(TESTS)
+tests: $(TESTS) $(B)/tests/kmod
 fuzzers: $(FUZZERS:tests/fuzz/%.c=$(B)/%)
 
 # The generated headers come first: no dependency file knows them before the first build.

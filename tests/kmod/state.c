@@ -72,6 +72,63 @@ static void case_registers(void)
 	victim_end(pid);
 }
 
+/* A far jump into 32-bit code below 4 GiB, which spins there. (Emulators get far returns wrong.) */
+static void code_32(void *unused)
+{
+	struct {
+		uint32_t offset;
+		uint16_t segment;
+	} to = { .segment = 0x23 };
+	uint8_t *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+
+	(void)unused;
+	CHECK(code != MAP_FAILED);
+	code[0] = 0xeb; /* jmp to itself */
+	code[1] = 0xfe;
+	to.offset = (uint32_t)(uintptr_t)code;
+	atomic_store(&shared->flags[0], 1);
+	__asm__ volatile("ljmp *%0" : : "m"(to) : "memory");
+}
+
+/* pause(2) by the gate of 32-bit programs: its number means another call in 64-bit code. */
+static void call_32(void *unused)
+{
+	long r;
+
+	(void)unused;
+	__asm__ volatile("int $0x80" : "=a"(r) : "a"(29) : "memory", "r8", "r9", "r10", "r11");
+	atomic_store(&shared->flags[1], 1);
+}
+
+static void case_32bit(void)
+{
+	pid_t pid = victim(code_32, NULL);
+	struct decamp_thread t;
+	int session, status;
+
+	AWAIT(atomic_load(&shared->flags[0]));
+	sleep_ms(50);
+	if (waitpid(pid, &status, WNOHANG) == pid)
+		case_skip("this kernel runs no 32-bit code");
+	session = freeze_all(pid, 0, NULL);
+	t = thread_of(session, pid);
+	CHECK_INT(t.state, DECAMP_PARKED);
+	CHECK_INT(t.flags, DECAMP_THREAD_COMPAT);
+	CHECK_INT(REG(t, rip), 0);
+	close(session);
+	victim_end(pid);
+	pid = victim(call_32, NULL);
+	AWAIT(state_in_proc(pid) == 'S');
+	session = freeze_all(pid, 0, NULL);
+	t = thread_of(session, pid);
+	CHECK_INT(atomic_load(&shared->flags[1]), 0);
+	CHECK_INT(t.flags, DECAMP_THREAD_COMPAT | DECAMP_THREAD_REGS);
+	CHECK_INT(REG(t, orig_rax), 29);
+	close(session);
+	victim_end(pid);
+}
+
 enum { SLEEP_S = 100 };
 
 static void sleeps_long(void *call)
@@ -303,6 +360,7 @@ static void case_uffd(void)
 
 const struct kmod_case state_cases[] = {
 	{ "registers", case_registers },
+	{ "32-bit code and calls", case_32bit },
 	{ "restarts with their true deadlines", case_restart },
 	{ "a call that ends while frozen", case_completes },
 	{ "callbacks of sleepers are taken over", case_adoption },

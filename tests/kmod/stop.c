@@ -2,6 +2,7 @@
 /* Who stops, who does not have to, and who gets going again. */
 #include "tests/kmod/kmod.h"
 
+#include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -12,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -372,6 +374,47 @@ static void case_faulting(void)
 	}
 }
 
+#define GROUP "/sys/fs/cgroup/decamp-test"
+
+static void put(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	CHECK(fd >= 0 && write(fd, text, strlen(text)) > 0, "%s", path);
+	close(fd);
+}
+
+/* The freezer's hold and ours, one within the other, both ways round. */
+static void case_cgroup(void)
+{
+	pid_t pid = ready_victim(spin_8);
+	char text[16];
+	int session;
+
+	if (access("/sys/fs/cgroup/cgroup.procs", W_OK) < 0)
+		case_skip("no cgroup v2 at /sys/fs/cgroup");
+	CHECK(mkdir(GROUP, 0755) == 0 || errno == EEXIST);
+	snprintf(text, sizeof(text), "%d", pid);
+	put(GROUP "/cgroup.procs", text);
+	session = freeze_all(pid, 0, NULL);
+	put(GROUP "/cgroup.freeze", "1");
+	check_still();
+	close(session);
+	sleep_ms(30);
+	check_still();
+	session = freeze_all(pid, 0, NULL);
+	put(GROUP "/cgroup.freeze", "0");
+	sleep_ms(30);
+	check_still();
+	close(session);
+	check_moves();
+	session = freeze_all(pid, 0, NULL);
+	put(GROUP "/cgroup.freeze", "1");
+	victim_end(pid); /* held twice, and dies at once */
+	close(session);
+	AWAIT(rmdir(GROUP) == 0);
+}
+
 const struct kmod_case stop_cases[] = {
 	{ "threads that compute park", case_spinning },
 	{ "threads asleep are left asleep, or woken by a plain freeze", case_asleep },
@@ -385,5 +428,6 @@ const struct kmod_case stop_cases[] = {
 	{ "main thread has ended", case_zombie_leader },
 	{ "io_uring: worker and waiter", case_io_uring },
 	{ "page faults that userfaultfd holds", case_faulting },
+	{ "the cgroup freezer beside us", case_cgroup },
 	{ 0 },
 };
