@@ -97,8 +97,8 @@ static size_t count_wrong(void)
 		if (s->result) {
 			case_note("%s returned: %s", b->name, strerror((int)s->result));
 			wrong++;
-		} else if (b->timed && (s->us < BLOCKING_TIMED_MS * 1000 - EARLY_US ||
-					s->us > (BLOCKING_TIMED_MS + LATE_MS) * 1000)) {
+		} else if (b->timed && ((int64_t)s->us < BLOCKING_TIMED_MS * 1000 - EARLY_US ||
+					(int64_t)s->us > (BLOCKING_TIMED_MS + LATE_MS) * 1000)) {
 			case_note("%s took %llu us", b->name, (unsigned long long)s->us);
 			wrong++;
 		}
