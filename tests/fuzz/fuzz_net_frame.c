@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// sources: overlay/net/frame.c
+// sources: overlay/net/frame.c overlay/net/group.c
 /* What a peer may send after the TLS record layer: frames of each phase and their bodies. */
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +26,16 @@ static void decode_newest(const uint8_t *bytes, size_t size)
 
 	if (net_newest_decode(bytes, size, rows, &count) == 0 &&
 	    (net_newest_encode(rows, count, again) != size || memcmp(again, bytes, size) != 0))
+		abort();
+}
+
+static void decode_group(const uint8_t *bytes, size_t size)
+{
+	uint8_t again[NET_GROUP_MAX];
+	struct ov_group group;
+
+	if (net_group_decode(bytes, size, &group) == 0 &&
+	    (net_group_encode(&group, again) != size || memcmp(again, bytes, size) != 0))
 		abort();
 }
 
@@ -65,6 +75,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 
 	decode_verdict(bytes, size);
 	decode_newest(bytes, size);
+	decode_group(bytes, size);
 
 	for (int phase = 0; phase < NET_PHASE_COUNT; phase++) {
 		size_t used = 0;
