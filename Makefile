@@ -169,7 +169,7 @@ $(B)/tests/sim_%: $(B)/obj/tests/sim/sim_%.o $(B)/libtest.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
 # Runs where the module is loaded; cmocka is for the calls that it shares with a unit test.
-$(B)/tests/kmod: $(call obj,$(wildcard tests/kmod/*.c) tests/unit/blocking_calls.c)
+$(B)/tests/kmod: $(call obj,$(wildcard tests/kmod/*.c) tests/unit/blocking_calls.c agent/util/kmod.c)
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka -lpthread

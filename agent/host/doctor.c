@@ -18,6 +18,7 @@
 
 #include "agent/host/probe.h"
 #include "agent/util/io.h"
+#include "agent/util/kmod.h"
 #include "overlay/types.h"
 
 extern char **environ;
@@ -328,7 +329,8 @@ static void examine_capabilities(struct doctor *d)
 
 static void examine_tracking(struct doctor *d)
 {
-	bool async = probe_wp_async(), soft = probe_soft_dirty(), lazy = probe_lazy_memory();
+	bool async = probe_wp_async(), soft = probe_soft_dirty(), lazy = probe_lazy_memory(),
+	     module = kmod_works();
 
 	feature(d, "userfaultfd WP_ASYNC + PAGEMAP_SCAN", async,
 		async ? "yes" :
@@ -345,8 +347,11 @@ static void examine_tracking(struct doctor *d)
 		!strcmp(d->config->lazy_restore, "off") ? "no: lazy_restore = off" :
 							  "yes",
 		"userfaultfd: a restored job runs before all of its memory is there");
-	feature(d, "kernel module", false, "not used in this version",
-		"stopping a process without disturbing its system calls");
+	feature(d, "kernel module", module,
+		module ? "the userfaultfd of a job's memory; jobs are stopped by ptrace" :
+		async  ? "one system call injected into each process when it is first followed" :
+			 "not needed: it makes userfaultfds, which cannot follow memory here",
+		"following a job's memory without touching the job");
 }
 
 static void examine_native(struct doctor *d)

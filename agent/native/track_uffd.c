@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Write tracking by a userfaultfd in asynchronous write-protect mode, made inside the target by one
- * injected call and owned by us: the target keeps no descriptor, and no fault waits for us.
+ * Write tracking by a userfaultfd in asynchronous write-protect mode, made by the kernel module where
+ * it is loaded, else inside the target by one injected call, and owned by us: the target keeps no
+ * descriptor, and no fault waits for us.
  *
  * A page of a registered VMA that is not reported WRITTEN was protected by a round() and not
  * written since. Holes are never protected: that would build page tables for them, and hide that a
@@ -19,6 +20,7 @@
 
 #include "agent/native/freeze.h"
 #include "agent/native/track.h"
+#include "agent/util/kmod.h"
 
 /* Newer than the headers that we build with. */
 enum {
@@ -96,7 +98,10 @@ static int uffd_attach(struct native_mem *m, struct mem_mm *mm)
 	uint64_t known;
 	int r = known_features(&known);
 
-	if (r == 0)
+	if (r < 0)
+		return r;
+	r = kmod_uffd(mm->pid, O_CLOEXEC | O_NONBLOCK | USER_MODE_ONLY, &f.fd);
+	if (r < 0 && r != -ESRCH)
 		r = inject(mm->pid, m->tree, fetch_uffd, &f);
 	if (r < 0) {
 		if (f.fd >= 0)
