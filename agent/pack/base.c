@@ -154,11 +154,14 @@ static bool delta_pays(uint32_t words, const uint8_t *block)
 static void try_base(struct packer *p, const uint8_t *block, uint32_t pack, uint32_t slot,
 		     uint32_t depth, struct block_delta *room, struct base_choice *choice)
 {
+	uint32_t max = p->budget.chain_max;
 	const uint8_t *content;
 
+	if (max == 0 || max > PACK_CHAIN_MAX)
+		max = PACK_CHAIN_MAX;
 	/* A base in a pack of this checkpoint has no name yet. */
-	if (depth > PACK_CHAIN_MAX || p->packs[pack].seq >= p->seq ||
-	    p->packs[pack].state != PACK_KNOWN || !packer_slot_usable(p, pack, slot))
+	if (depth > max || p->packs[pack].seq >= p->seq || p->packs[pack].state != PACK_KNOWN ||
+	    !packer_slot_usable(p, pack, slot))
 		return;
 	content = block_cache_get(&p->cache, pack_cache_key(p, pack, slot));
 	if (!content)

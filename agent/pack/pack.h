@@ -143,6 +143,8 @@ struct packer_budget {
 	 * abort. 0: all is done in the caller's thread. Together some 35 MiB of buffers.
 	 */
 	uint32_t threads;
+	/* Differences one upon the other, at most 16; 0: 16. With fewer, more bytes are sent. */
+	uint32_t chain_max;
 };
 #define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;

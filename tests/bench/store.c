@@ -5,6 +5,7 @@
  *   store take DIR COUNT INTERVAL_MS WARMUP_MS PROGRAM...
  *   store bound DIR COUNT
  *   store seal DIR COUNT [verify] [again] [cache=BYTES] [disk=BYTES] [link=BYTES_PER_S]
+ *              [chain=N]
  */
 #include "tests/bench/store.h"
 
@@ -137,6 +138,8 @@ static bool option(struct store_seal_options *o, const char *word)
 		o->budget.cache_bytes = strtoull(word + 6, NULL, 10);
 	else if (!strncmp(word, "link=", 5))
 		o->budget.link_bytes_per_s = strtoull(word + 5, NULL, 10);
+	else if (!strncmp(word, "chain=", 6))
+		o->budget.chain_max = (uint32_t)strtoul(word + 6, NULL, 10);
 	else if (!strncmp(word, "disk=", 5))
 		o->budget.cache_disk_bytes = strtoull(word + 5, NULL, 10);
 	else

@@ -103,6 +103,31 @@ static void test_chains_are_bounded(void **state)
 	free_image(m);
 }
 
+static void test_chains_are_as_short_as_told(void **state)
+{
+	struct lab *lab = *state;
+	struct packer_budget budget = PACKER_BUDGET_DEFAULT;
+	struct image *m = new_image();
+
+	for (uint32_t max = 1; max <= 3; max++) {
+		uint32_t longest = 0;
+
+		budget.chain_max = max;
+		assert_int_equal(packer_set_budget(lab->packer, &budget), 0);
+		lab_fill_random(m->bytes, SIZE);
+		for (int i = 0; i < 8; i++) {
+			lab_fill_random(m->bytes + 5 * PACK_BLOCK + (size_t)i * 256, 256);
+			change(m, BLOCKS, 1);
+			checkpoint(lab, m);
+			lab_check_file(lab, "a", m->bytes, SIZE);
+			if (longest_chain(lab->packer) > longest)
+				longest = longest_chain(lab->packer);
+		}
+		assert_int_equal(longest, max);
+	}
+	free_image(m);
+}
+
 static void test_base_stays_as_long_as_it_is_needed(void **state)
 {
 	struct lab *lab = *state;
@@ -484,6 +509,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_small_changes_cost_little),
 		TEST(test_chains_are_bounded),
+		TEST(test_chains_are_as_short_as_told),
 		TEST(test_base_stays_as_long_as_it_is_needed),
 		TEST(test_delta_without_base_counts_as_new),
 		TEST(test_runs_find_their_versions),
