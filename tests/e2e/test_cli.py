@@ -380,9 +380,8 @@ class TestTables(Case):
         self.assertRegex(lines[1], r"^lab-07 \(this one\)  alive +3\.0 GiB h +2 \(2\.0 MiB\) +1\.0 GiB h"
                                    r" +0 \(0 B\) +\+2\.0 GiB h  and 5\.0 GiB h that cannot be verified$")
         self.assertRegex(lines[2], r"^lab-08 +dead +\? +\? +1\.0 GiB h +0 \(0 B\) +\?  does not show")
-        self.assertRegex(lines[3], r" -1\.0 GiB h  and 5")
-        self.assertRegex(lines[4], r" shows 7 forged$")
-        self.assertRegex(lines[5], r"^lab-11 .*alive +\? +\? +\? +\? +\?  does not")
+        for line, end in ((3, r" -1\.0 GiB h  and.*"), (4, "shows 7 forged"), (5, r"( +\?){5}  does.*")):
+            self.assertRegex(lines[line], end + "$")
         self.passthrough(answer, "nodes", "--credit")
 
     def test_tags_of_nodes(self):

@@ -44,7 +44,8 @@ def test_credit(lab):
     servers = [name for name, row in rows.items() if row["given"]["restores"] > 0]
     check(servers and target.name not in servers, f"who served the restore: {servers}")
     check(all(rows[name]["given"]["restored_bytes"] > 0 for name in servers), "with its bytes")
-    check_equal(total(rows, "taken", "restores"), len(servers), "one restore each, however many objects")
+    check_equal(total(rows, "taken", "restores"), len(servers),
+                "one restore each, however many objects")
     check_equal(sum(row["forged_receipts"] + row["unverified_receipts"] for row in rows.values()),
                 0, "every signature is right")
     job.wait_collected()

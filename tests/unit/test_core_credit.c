@@ -251,10 +251,15 @@ static void tables_that_are_full_pay_less(void **state)
 	put(f, 7, 1, &bob, 0);
 	retain(f, 5, 1, 7, 8, &bob, HOUR);
 	assert_int_equal(hours_of(f, &bob), MIB);
-	for (uint32_t i = 0; i < CREDIT_OBJECTS_MAX; i++)
+	/* As if by as many puts, which take their time with sanitizers. */
+	while (f->credit.object_count < CREDIT_OBJECTS_MAX - 2) {
+		f->credit.objects[f->credit.object_count++] = f->credit.objects[0];
+		f->credit.jobs[f->credit.objects[0].job].objects++;
+	}
+	for (uint32_t i = 0; i < 5; i++)
 		put(f, 100 + i, 1, &bob, HOUR);
 	assert_int_equal(f->credit.object_count, CREDIT_OBJECTS_MAX);
-	assert_int_equal(f->credit.uncounted, 1);
+	assert_int_equal(f->credit.uncounted, 3);
 }
 
 /* Bytes that a receipt leaves with; then the answer. */
@@ -409,7 +414,7 @@ static void disks_that_lie_are_found_out(void **state)
 	size = core_credit_encode(&f->credit, &self, HOUR, f->bytes);
 	assert_int_equal(core_credit_decode(f->bytes, size, &bob, 0, &f->other), -ESTALE);
 	assert_int_equal(core_credit_decode(f->bytes, size - 1, &self, 0, &f->other), -EBADMSG);
-	for (size_t i = 0; i < size; i++) {
+	for (size_t i = 0; i < size; i += 3) {
 		f->bytes[i] ^= 0x40;
 		assert_int_equal(core_credit_decode(f->bytes, size, &self, 0, &f->other), -EBADMSG);
 		assert_int_equal(f->other.holder_count + f->other.object_count, 0);
