@@ -23,6 +23,7 @@ struct test_host {
 	uint32_t suspect_ms;			/* 0: 1000 */
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
 	uint32_t credit_round_ms;		/* likewise */
+	uint32_t suspect_ms;			/* 0: 1000 */
 	uint64_t quota_bytes;			/* 0: 1 GiB */
 	struct ov_identity identity;
 };

@@ -6,7 +6,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -17,7 +21,7 @@
 #include "overlay/net/tls.h"
 #include "overlay_host.h"
 
-enum { HOSTS = 4, ROUND_MS = 300, SIZE = 8000000, WAIT_MS = 15000 };
+enum { HOSTS = 4, ROUND_MS = 300, SUSPECT_MS = 2500, SIZE = 8000000, WAIT_MS = 15000 };
 
 struct fixture {
 	struct test_cluster cluster;
@@ -48,6 +52,7 @@ static int setup(void **state)
 	for (int i = 0; i < HOSTS; i++) {
 		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].credit_round_ms = ROUND_MS;
+		f->hosts[i].suspect_ms = SUSPECT_MS;
 	}
 	for (int i = 0; i < HOSTS; i++)
 		start(f, i);
@@ -250,6 +255,101 @@ static void read_all(SSL *ssl, uint8_t *bytes, size_t size)
 	}
 }
 
+/* What the one that lies shows; changed while it serves. */
+struct lies {
+	uint32_t size;
+	uint8_t bytes[4 * CORE_RECEIPT_BYTES];
+};
+
+static void write_frame(SSL *ssl, uint16_t type, uint16_t flags, const void *body, size_t size)
+{
+	uint8_t frame[NET_HEADER_SIZE + 1024];
+
+	assert_true(size <= 1024);
+	net_frame_header(frame, (uint32_t)size, type, flags);
+	memcpy(frame + NET_HEADER_SIZE, body, size);
+	assert_int_equal(SSL_write(ssl, frame, (int)(NET_HEADER_SIZE + size)),
+			 NET_HEADER_SIZE + size);
+}
+
+/* In a process of its own: a member that answers CREDIT, and nothing else. */
+static void serve_lies(SSL *ssl, const struct test_host *liar, const struct lies *lies)
+{
+	uint8_t in[NET_HEADER_SIZE + NET_CALL_MAX], out[NET_REPLY_MAX];
+	struct net_reply reply = { .stream_size = lies->size };
+	uint16_t kind;
+
+	read_all(ssl, in, NET_HEADER_SIZE + sizeof(struct node_card));
+	kind = in[6];
+	write_frame(ssl, NET_HELLO, kind, &liar->identity.card, sizeof(struct node_card));
+	while (kind == NET_BULK) {
+		struct net_call call;
+
+		read_all(ssl, in, NET_HEADER_SIZE);
+		read_all(ssl, in + NET_HEADER_SIZE, in[0] + 256u * in[1]);
+		if (net_call_decode(in + NET_HEADER_SIZE, in[0] + 256u * in[1], &call) < 0)
+			continue; /* the end of another call */
+		reply = (struct net_reply){ .call = call.call, .status = -EAGAIN };
+		if (call.op == NET_OP_CREDIT) {
+			reply.status = 0;
+			reply.stream_size = lies->size;
+		}
+		write_frame(ssl, NET_REPLY, 0, out, net_reply_encode(&reply, out));
+		net_u64_encode(call.call, out);
+		memcpy(out + 8, lies->bytes, lies->size);
+		if (reply.stream_size)
+			write_frame(ssl, NET_DATA, 0, out, 8 + lies->size);
+	}
+	pause();
+}
+
+static void accept_all(int fd, const struct test_host *liar, const struct lies *lies)
+{
+	SSL_CTX *context;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGCHLD, SIG_IGN);
+	assert_int_equal(net_tls_member_context(liar->identity.tls_secret, true, &context), 0);
+	for (;;) {
+		int peer = accept(fd, NULL, NULL);
+		SSL *ssl = SSL_new(context);
+
+		if (fork() == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			SSL_set_fd(ssl, peer);
+			if (SSL_accept(ssl) == 1)
+				serve_lies(ssl, liar, lies);
+			_exit(0);
+		}
+		SSL_free(ssl);
+		close(peer);
+	}
+}
+
+/* Listens where the killed host did. */
+static pid_t lie_for(const struct test_host *liar, struct lies **ret_lies)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_port = htons(liar->port),
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct lies *lies = mmap(NULL, sizeof(*lies), PROT_READ | PROT_WRITE,
+				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	pid_t pid;
+
+	assert_true(lies != MAP_FAILED && fd >= 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(fd, 64), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		accept_all(fd, liar, lies);
+	close(fd);
+	*ret_lies = lies;
+	return pid;
+}
+
 /* The status, and the receipt that the host shows. */
 static int tell(const struct test_host *host, const struct test_host *liar,
 		const struct core_receipt *receipt, struct core_receipt *ret_kept)
@@ -359,6 +459,64 @@ static void nobody_speaks_for_others_nor_takes_back(void **state)
 	wait_all(f);
 }
 
+static void show(struct fixture *f, struct lies *lies, const struct core_receipt *rows,
+		 uint32_t count, uint32_t size)
+{
+	for (uint32_t i = 0; i < count; i++)
+		core_receipt_encode(&rows[i], lies->bytes + i * CORE_RECEIPT_BYTES);
+	lies->size = size;
+	ask(f, 0);
+}
+
+/* True receipts, shown in ways that would count them twice, or where they do not belong. */
+static void nobody_shows_a_receipt_twice(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host *liar = &f->hosts[3];
+	struct core_receipt rows[3] = { { .byte_hours = 5 }, { .byte_hours = 7 } }, other[2];
+	uint32_t size = 2 * CORE_RECEIPT_BYTES;
+	struct lies *lies;
+	pid_t pid;
+
+	for (int i = 0; i < 2; i++) { /* hosts 1 and 2: their ids ascend */
+		rows[i].submitter = f->hosts[1 + i].identity.card.id;
+		rows[i].holder = liar->identity.card.id;
+		rows[i].epoch = 1;
+		sign(f, &f->hosts[1 + i], &rows[i]);
+	}
+	host_kill(liar);
+	pid = lie_for(liar, &lies);
+	show(f, lies, rows, 2, size);
+	assert_int_equal(f->rows[3].answered, 1);
+	assert_int_equal(f->rows[3].given.byte_hours, 12);
+	other[0] = other[1] = rows[0];
+	show(f, lies, other, 2, size); /* twice */
+	assert_int_equal(f->rows[3].answered, 0);
+	assert_int_equal(f->rows[3].given.byte_hours, 0);
+	other[0] = rows[1];
+	show(f, lies, other, 2, size); /* out of order */
+	assert_int_equal(f->rows[3].answered, 0);
+	other[0] = rows[0];
+	other[1] = rows[1];
+	other[1].holder = f->hosts[0].identity.card.id; /* another's */
+	sign(f, &f->hosts[2], &other[1]);
+	show(f, lies, other, 2, size);
+	assert_int_equal(f->rows[3].answered, 0);
+	assert_int_equal(f->rows[0].given.byte_hours + f->rows[3].given.byte_hours, 0);
+	show(f, lies, rows, 2, size - 1);
+	assert_int_equal(f->rows[3].answered, 0);
+	rows[1].byte_hours++; /* not what was signed */
+	show(f, lies, rows, 2, size);
+	assert_int_equal(f->rows[3].answered, 1);
+	assert_int_equal(f->rows[3].given.byte_hours, 5);
+	assert_int_equal(f->rows[3].forged, 1);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	munmap(lies, sizeof(*lies));
+	start(f, 3);
+	wait_all(f);
+}
+
 /* It writes itself a book: with a receipt of nobody, one of its own making, and a true one. */
 static void nobody_credits_himself(void **state)
 {
@@ -397,6 +555,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(holders_earn_and_all_can_see_it),
 		cmocka_unit_test(both_sides_remember),
+		cmocka_unit_test(nobody_shows_a_receipt_twice),
 		cmocka_unit_test(nobody_speaks_for_others_nor_takes_back),
 		cmocka_unit_test(nobody_credits_himself),
 	};
