@@ -20,7 +20,6 @@ struct test_host {
 	char dir[64];
 	uint32_t repair_round_ms, repair_lazy_ms; /* 0: as in the product */
 	uint32_t scrub_age_ms;
-	uint32_t suspect_ms;			/* 0: 1000 */
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
 	uint32_t credit_round_ms;		/* likewise */
 	uint32_t suspect_ms;			/* 0: 1000 */
