@@ -406,15 +406,16 @@ static void prefetch_records(const struct core *core, const struct core_message 
 
 void core_member_message(struct core *core, const struct node_id *from, struct core_message *m)
 {
+	bool reminded = false;
 	uint32_t news = 0;
 
 	prefetch_records(core, m);
-
 	for (uint32_t i = 0; i < m->record_count; i++) {
 		bool own = node_id_equal(&m->records[i].id, from);
 
-		if (own)
+		if (own && !reminded)
 			remind(core, from, &m->records[i]);
+		reminded |= own;
 		/* A table is no rumour: of much that is new here, the others know most. */
 		news += core_member_apply(core, from, &m->records[i],
 					  m->type != CORE_MSG_SYNC || own || news < PIGGYBACK);
