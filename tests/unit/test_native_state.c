@@ -9,12 +9,14 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "agent/util/io.h"
 #include "agent/native/state_internal.h"
@@ -331,6 +333,8 @@ static void test_long_lists(void **state)
 	compare_maps(&s->tree.tasks[0]);
 }
 
+static atomic_uint threads_ready; /* in a child */
+
 static void *child_thread(void *arg)
 {
 	char name[16];
@@ -341,6 +345,7 @@ static void *child_thread(void *arg)
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	atomic_fetch_add(&threads_ready, 1);
 	for (;;)
 		pause();
 	return NULL;
@@ -353,17 +358,21 @@ static void child_threads(void)
 	setsid();
 	for (intptr_t i = 0; i < THREADS; i++)
 		pthread_create(&thread, NULL, child_thread, (void *)i);
-	usleep(20000);
+	while (atomic_load(&threads_ready) < THREADS)
+		usleep(1000);
 }
 
 static void child_tree(void)
 {
-	static char stopped_stack[16384];
+	pid_t zombie, stopped;
+	siginfo_t info;
 
 	child_threads();
-	if (fork() == 0)
+	zombie = fork();
+	if (zombie == 0)
 		_exit(42);
-	if (fork() == 0) {
+	stopped = fork();
+	if (stopped == 0) {
 		raise(SIGSTOP);
 		pause();
 	}
@@ -371,8 +380,8 @@ static void child_tree(void)
 		for (;;)
 			pause();
 	}
-	(void)stopped_stack;
-	usleep(50000);
+	waitid(P_PID, (id_t)zombie, &info, WEXITED | WNOWAIT);
+	waitid(P_PID, (id_t)stopped, &info, WSTOPPED | WNOWAIT);
 }
 
 /* All of them are there, those of a zombie too; a second time is an error. */
