@@ -283,7 +283,7 @@ static int pack_stored(struct packer *p, const struct stored_pack *stored)
 	info->size = stored->size;
 	info->hash = stored->hash;
 	info->holder_count = stored->holder_count;
-	memcpy(info->holders, stored->holders, sizeof(info->holders));
+	memcpy(info->holders, stored->holders, sizeof(stored->holders));
 	p->counts.sent_bytes += stored->size;
 	p->counts.packs_new++;
 	return 0;
