@@ -90,16 +90,26 @@ struct choice {
 	uint64_t share;
 };
 
-enum tier { TIER_STABLE, TIER_UNKNOWN, TIER_SPARE, TIER_ANY };
+enum tier { TIER_STABLE, TIER_UNKNOWN, TIER_SPARE, TIER_ANY, TIERS };
 
-static bool fits(const struct choice *c, uint32_t row, enum tier tier, bool new_room,
-		 const struct core_holder *holder)
+static bool is_of_tier(const struct core_holder *holder, enum tier tier)
 {
-	if (holder->free_bytes / c->share < c->size ||
-	    (tier == TIER_STABLE && !is_stable(holder->stays)) ||
-	    (tier == TIER_UNKNOWN && holder->stays) ||
-	    (tier == TIER_SPARE && is_stable(holder->stays) &&
-	     holder->free_bytes < holder->used_bytes))
+	switch (tier) {
+	case TIER_STABLE:
+		return is_stable(holder->stays);
+	case TIER_UNKNOWN:
+		return !holder->stays;
+	case TIER_SPARE:
+		return !is_stable(holder->stays) || holder->free_bytes >= holder->used_bytes;
+	default:
+		return true;
+	}
+}
+
+/* It has room, and no copy yet. */
+static bool fits(const struct choice *c, uint32_t row, const struct core_holder *holder)
+{
+	if (holder->free_bytes / c->share < c->size)
 		return false;
 	for (uint32_t i = 0; i < c->count; i++)
 		if (c->rows[i] == row)
@@ -107,44 +117,67 @@ static bool fits(const struct choice *c, uint32_t row, enum tier tier, bool new_
 	for (uint32_t i = 0; i < c->kept_count; i++)
 		if (node_id_equal(c->kept[i].id, holder->id))
 			return false;
-	for (uint32_t i = 0; new_room && i < c->room_count; i++)
+	return true;
+}
+
+static bool is_new_room(const struct choice *c, const struct core_holder *holder)
+{
+	for (uint32_t i = 0; i < c->room_count; i++)
 		if (!memcmp(c->rooms[i], holder->room, OV_NAME_MAX))
 			return false;
 	return true;
 }
 
-static bool next(const struct choice *c, enum tier tier, bool new_room, uint32_t *ret_row,
-		 struct core_holder *ret_holder)
+struct best {
+	bool found;
+	uint32_t row;
+	uint64_t score;
+	struct core_holder holder;
+};
+
+static void compete(struct best *best, const struct best *other)
 {
-	uint64_t best_score = 0;
-	bool found = false;
+	if (!best->found || other->score > best->score)
+		*best = *other;
+}
 
+/* The best of each tier, first in a room of its own, then in any: one walk over the rows. */
+static void find_best(const struct choice *c, struct best best[TIERS][2])
+{
 	for (uint32_t row = 0; row < c->from->count; row++) {
-		struct core_holder holder;
-		uint64_t score;
+		struct best this = { .found = true, .row = row };
+		bool new_room;
 
-		if (!c->from->get(c->from->ctx, row, &holder) ||
-		    !fits(c, row, tier, new_room, &holder))
+		if (!c->from->get(c->from->ctx, row, &this.holder) || !fits(c, row, &this.holder))
 			continue;
-		score = score_of(&holder, c->hash, c->salt);
-		if (found && score <= best_score)
-			continue;
-		found = true;
-		best_score = score;
-		*ret_row = row;
-		*ret_holder = holder;
+		this.score = score_of(&this.holder, c->hash, c->salt);
+		new_room = is_new_room(c, &this.holder);
+		for (enum tier tier = TIER_STABLE; tier < TIERS; tier++) {
+			if (!is_of_tier(&this.holder, tier))
+				continue;
+			if (new_room)
+				compete(&best[tier][0], &this);
+			compete(&best[tier][1], &this);
+		}
 	}
-	return found;
 }
 
 /* A stable host in a known room is better than another elsewhere: closing is sure, failure is not. */
 static bool pick(const struct choice *c, bool stable, uint32_t *ret_row,
 		 struct core_holder *ret_holder)
 {
-	for (enum tier tier = stable ? TIER_STABLE : TIER_SPARE; tier <= TIER_ANY; tier++)
-		if (next(c, tier, true, ret_row, ret_holder) ||
-		    next(c, tier, false, ret_row, ret_holder))
+	struct best best[TIERS][2] = { 0 };
+
+	find_best(c, best);
+	for (enum tier tier = stable ? TIER_STABLE : TIER_SPARE; tier < TIERS; tier++) {
+		for (uint32_t i = 0; i < 2; i++) {
+			if (!best[tier][i].found)
+				continue;
+			*ret_row = best[tier][i].row;
+			*ret_holder = best[tier][i].holder;
 			return true;
+		}
+	}
 	return false;
 }
 
