@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "overlay/ipc.h"
 
@@ -241,6 +243,24 @@ static void be_quiet(struct chaos *chaos)
 	check_jobs(chaos);
 }
 
+/* A run of a large lab takes minutes: who watches it sees how far it is. */
+static void run_until(struct simnet *net, uint64_t until_ms)
+{
+	const uint64_t hour_ms = UINT64_C(3600000), hours = (until_ms - net->now_ms) / hour_ms;
+	bool watched = isatty(STDERR_FILENO);
+
+	for (uint64_t hour = 1; hour <= hours; hour++) {
+		simnet_run(net, net->now_ms + hour_ms);
+		if (watched)
+			fprintf(stderr,
+				"sim: hour %" PRIu64 " of %" PRIu64 ", %.1f million "
+				"events, %.1f s of CPU\n",
+				hour, hours, (double)net->event_count / 1e6,
+				(double)clock() / CLOCKS_PER_SEC);
+	}
+	simnet_run(net, until_ms);
+}
+
 void chaos_run(uint64_t seed, uint32_t node_count, uint32_t minutes, int verbose,
 	       struct chaos_result *ret_result)
 {
@@ -256,7 +276,7 @@ void chaos_run(uint64_t seed, uint32_t node_count, uint32_t minutes, int verbose
 	net = chaos->hosts->net;
 	chaos->until_ms = net->now_ms + minutes * UINT64_C(60000);
 	faults_begin(chaos);
-	simnet_run(net, chaos->until_ms);
+	run_until(net, chaos->until_ms);
 	be_quiet(chaos);
 	if (chaos->rates.plan) {
 		plans_run(chaos);
