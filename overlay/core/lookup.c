@@ -29,29 +29,19 @@ struct ring_key lookup_job_key(const struct job_id *id)
 bool lookup_walk_next(const struct core *core, struct lookup_walk *walk,
 		      const struct member_info **ret_info)
 {
-	const struct member_info *best = NULL;
-	struct ring_key best_at = { 0, 0 };
-
-	for (uint32_t i = 0; i < core->member_count; i++) {
-		const struct member_info *info = &core->members[i].info;
-		struct ring_key at;
+	if (!walk->started)
+		walk->first = core_member_ring_place(core, core->member_count, walk->key);
+	walk->started = true;
+	while (walk->passed < core->member_count) {
+		uint32_t at = (walk->first + walk->passed++) % core->member_count;
+		const struct member_info *info = &core->members[core->ring[at]].info;
 
 		if (info->state != MEMBER_ALIVE || !info->incarnation)
 			continue;
-		at = ring_distance(walk->key, ring_of(&info->id));
-		if (walk->started && !ring_less(walk->last, at))
-			continue;
-		if (best && !ring_less(at, best_at))
-			continue;
-		best = info;
-		best_at = at;
+		*ret_info = info;
+		return true;
 	}
-	if (!best)
-		return false;
-	walk->last = best_at;
-	walk->started = true;
-	*ret_info = best;
-	return true;
+	return false;
 }
 
 static int find_one_hop(void *backend, uint64_t now_ms, struct ring_key key, uint32_t count,

@@ -71,11 +71,11 @@ struct ring_key lookup_job_key(const struct job_id *id);
 
 /*
  * The live rows of the member table in ring order, one per call, for who has more conditions:
- * start with a key, call until it returns false. O(rows) a call, no memory.
+ * start with a key, call until it returns false. The table must not change in between.
  */
 struct lookup_walk {
 	struct ring_key key;
-	struct ring_key last; /* distance of the row given last */
+	uint32_t first, passed; /* rows, in ring order */
 	bool started;
 };
 

@@ -135,6 +135,38 @@ static void bucket_leave(struct core *core, const struct member *member)
 	*at = core->bucket_next[row];
 }
 
+uint32_t core_member_ring_place(const struct core *core, uint32_t count, struct ring_key key)
+{
+	uint32_t low = 0, high = count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+		const struct member *member = &core->members[core->ring[middle]];
+
+		if (ring_less(ring_of(&member->info.id), key))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* count: of rows that are there without it. */
+static void ring_join(struct core *core, uint32_t count, const struct member *member)
+{
+	uint32_t at = core_member_ring_place(core, count, ring_of(&member->info.id));
+
+	memmove(&core->ring[at + 1], &core->ring[at], (count - at) * sizeof(core->ring[0]));
+	core->ring[at] = (uint16_t)(member - core->members);
+}
+
+static void ring_leave(struct core *core, uint32_t count, const struct member *member)
+{
+	uint32_t at = core_member_ring_place(core, count, ring_of(&member->info.id));
+
+	memmove(&core->ring[at], &core->ring[at + 1], (count - at - 1) * sizeof(core->ring[0]));
+}
+
 /* Out of all sums, before the row is used for somebody else. */
 static void forget_row(struct core *core, const struct member *member)
 {
@@ -143,6 +175,7 @@ static void forget_row(struct core *core, const struct member *member)
 	core_member_set_remove(core, &core->suspects, member);
 	core->digests[bucket_of(member)] ^= member->digest;
 	bucket_leave(core, member);
+	ring_leave(core, core->member_count, member);
 }
 
 /* A new row is probed in this time through, too, at any place of what is left of it. */
@@ -172,6 +205,7 @@ static struct member *member_insert(struct core *core, const struct node_card *c
 	memset(member, 0, sizeof(*member));
 	member->info.id = card->id;
 	bucket_join(core, member);
+	ring_join(core, core->member_count - 1, member);
 	fill_card(member, card);
 	member->heard_ms = core->now_ms;
 	core_member_notify(core, member);

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "overlay/core/codec.h"
+#include "overlay/core/ring.h"
 #include "overlay/ipc.h"
 
 enum {
@@ -233,6 +234,8 @@ struct core {
 	uint16_t transmits[OV_MEMBERS_MAX];	  /* how often a row still rides along */
 	uint64_t spread_until_ms[OV_MEMBERS_MAX]; /* by then all have it, or compare tables */
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
+	uint16_t ring[OV_MEMBERS_MAX];	       /* rows in ring order */
+	uint64_t job_due_ms[OV_JOBS_MAX];      /* nothing is to be done for a job before */
 	uint64_t reserved[7];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
@@ -276,6 +279,8 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 /* Stage 0 before stage 1: what leads to a row, and so many bytes of it. Changes nothing. */
 void core_member_prefetch(const struct core *core, const struct node_id *id, uint32_t stage,
 			  size_t size);
+/* Of the first so many rows in ring order, how many are before that position. */
+uint32_t core_member_ring_place(const struct core *core, uint32_t count, struct ring_key key);
 struct member *core_member_find(const struct core *core, const struct node_id *id);
 bool core_member_is_alive(const struct core *core, const struct node_id *id);
 int core_member_init(struct core *core);

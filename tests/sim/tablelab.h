@@ -15,6 +15,6 @@ struct tablelab_result {
 	double cpu_seconds;
 };
 
-/* rows: 2..OV_MEMBERS_MAX, self included. Each look-up is for `count` nodes. */
+/* rows: 2.., self included; beyond OV_MEMBERS_MAX those of the dead are used again. Each look-up is for `count` nodes. */
 void tablelab_run(uint64_t seed, uint32_t rows, uint32_t lookups, uint32_t count,
 		  struct tablelab_result *ret_result);

@@ -46,7 +46,7 @@ static void ring_arithmetic_wraps(void **state)
 
 static void table_answers_at_once(void **state)
 {
-	static const uint32_t sizes[] = { 2, 3, 50, OV_MEMBERS_MAX };
+	static const uint32_t sizes[] = { 2, 3, 50, OV_MEMBERS_MAX, OV_MEMBERS_MAX + 200 };
 	struct tablelab_result result;
 
 	(void)state;
