@@ -206,6 +206,7 @@ static void handle_message(struct core *core, const struct node_id *from, struct
 	/* What the disk here says of registers is not what this host has said. */
 	if (core->lost_life && m->type > CORE_MSG_SYNC)
 		return;
+	core->jobs_touched |= m->type > CORE_MSG_SYNC && m->type != CORE_MSG_SUMMARY;
 	switch (m->type) {
 	case CORE_MSG_PING:
 	case CORE_MSG_ACK:
@@ -265,24 +266,47 @@ static void deliver_local(struct core *core)
 	core->scratch->update.send_count = kept;
 }
 
+static void tick_job(struct core *core, struct job *job)
+{
+	if (!job->used)
+		return;
+	if (job->lost_pending)
+		core_arm(core, core->now_ms);
+	core_lease_tick(core, job);
+	if (!core->left)
+		core_epoch_tick(core, job);
+	core_guardian_tick(core, job);
+}
+
+/* Of many jobs few are due, and most ticks are for the probing: the others are not even read. */
+static void tick_jobs(struct core *core)
+{
+	uint64_t next_ms = core->next_ms;
+
+	if (core->jobs_touched)
+		memset(core->job_due_ms, 0, core->job_high * sizeof(core->job_due_ms[0]));
+	core->jobs_touched = false;
+	for (uint32_t i = 0; i < core->job_high; i++) {
+		if (core->now_ms >= core->job_due_ms[i]) {
+			core->next_ms = core->now_ms + CORE_JOB_LOOK_MS;
+			tick_job(core, &core->jobs[i]);
+			core->job_due_ms[i] = core->next_ms;
+		}
+		if (core->job_due_ms[i] < next_ms)
+			next_ms = core->job_due_ms[i];
+	}
+	core->next_ms = next_ms;
+}
+
 static void tick(struct core *core)
 {
 	core->next_ms = UINT64_MAX;
 	core_member_tick(core);
 	if (core->lost_life)
 		return;
-	for (uint32_t i = 0; i < core->job_high; i++) {
-		struct job *job = &core->jobs[i];
-
-		if (!job->used)
-			continue;
-		if (job->lost_pending)
-			core_arm(core, core->now_ms);
-		core_lease_tick(core, job);
-		if (!core->left)
-			core_epoch_tick(core, job);
-		core_guardian_tick(core, job);
-	}
+	tick_jobs(core);
+	/* An operation that ends changes its job. */
+	core->jobs_touched |= core->op_high > 0;
 	core_proposer_tick(core);
 }
 
@@ -308,6 +332,7 @@ static int dispatch(struct core *core, const struct core_event *event)
 {
 	int r;
 
+	core->jobs_touched |= event->type != CORE_EV_TICK && event->type != CORE_EV_MESSAGE;
 	switch (event->type) {
 	case CORE_EV_TICK:
 		tick(core);

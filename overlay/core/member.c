@@ -390,6 +390,7 @@ void core_member_set_state(struct core *core, struct member *member, uint32_t st
 		return;
 	member->info.state = state;
 	member->found_silent = false;
+	core->jobs_touched = true; /* a guardian's rank counts the living */
 	if (state == MEMBER_SUSPECT)
 		core_member_set_add(core, &core->suspects, member);
 	else

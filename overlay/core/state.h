@@ -39,6 +39,7 @@ enum {
 	CORE_FAILURES_MAX = 5,		    /* the wait after a failure doubles so often: to 16 s */
 	CORE_SETTLE_MS = 150,		    /* wait for promises beyond the quorum */
 	CORE_RANK_MS = 2000,		    /* guardian of rank n waits n times this long */
+	CORE_JOB_LOOK_MS = 5000,	    /* a job is looked at that often whatever is due */
 	CORE_SETTLED_MS = 5000,		    /* since start: the member table is filled by then */
 	CORE_GUARD_RETRY_MS = 1000,	    /* no worker fits: look again */
 	CORE_CONFIRM_MS = 10000,	    /* does the register say something newer? */
@@ -219,6 +220,7 @@ struct core {
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
 	uint64_t wrote_ms; /* a register was written then that no incarnation told of yet; 0: none */
 	bool left, self_minor, lost_told;
+	bool jobs_touched; /* since the last tick: job_due_ms may be too late */
 	uint64_t fetch_ms; /* when most of a table was asked for, the last time; of whom */
 	struct node_id fetch_from;
 	/* Rows that still ride along; that the agent is to hear of; that are suspected. */
