@@ -156,7 +156,7 @@ bool core_job_move(struct core *core, struct job *job, uint32_t epoch,
 	if (job->has_record && !core_job_mark_dirty(core, job))
 		return false;
 	job->failures = 0;
-	job->ask_ms = 0;
+	job->ask_ms = job->locate_ms = job->locate_wait_ms = 0;
 	job->epoch = epoch;
 	job->acceptors = *set;
 	job->installed = false;
@@ -187,7 +187,7 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 #endif
 	if (!job->known || core_ballot_compare(ballot, &job->known_ballot) > 0) {
 		job->failures = 0;
-		job->ask_ms = 0;
+		job->ask_ms = job->locate_ms = job->locate_wait_ms = 0;
 		job->known = true;
 		job->known_ballot = *ballot;
 		job->known_value = *value;
@@ -230,6 +230,19 @@ void core_job_locate(struct core *core, struct job *job)
 		told++;
 	}
 	job->locate_row = (start + i) % core->member_count;
+}
+
+void core_job_relocate(struct core *core, struct job *job)
+{
+	if (core->now_ms < job->locate_ms)
+		return;
+	job->locate_wait_ms *= 2;
+	if (job->locate_wait_ms < CORE_RELOCATE_MS)
+		job->locate_wait_ms = CORE_RELOCATE_MS;
+	if (job->locate_wait_ms > CORE_RELOCATE_MAX_MS)
+		job->locate_wait_ms = CORE_RELOCATE_MAX_MS;
+	job->locate_ms = core->now_ms + job->locate_wait_ms;
+	core_job_locate(core, job);
 }
 
 bool core_job_value_ended(const struct job_value *value)

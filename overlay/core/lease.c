@@ -148,6 +148,7 @@ static void round_won(struct core *core, struct job *job)
 	struct core_answer *answer;
 
 	lease->had_quorum = true;
+	job->locate_ms = job->locate_wait_ms = 0;
 	lease->run_until_ms = lease->sent_ms + core->config.lease_ms;
 	notice = core_outbox_notice(core, CORE_LEASE);
 	if (notice) {
@@ -226,7 +227,7 @@ void core_lease_tick(struct core *core, struct job *job)
 		}
 		/* Nobody there has answered for long: has the job moved on without us? */
 		if (!lease->had_quorum && core->now_ms > lease->run_until_ms)
-			core_job_locate(core, job);
+			core_job_relocate(core, job);
 		start_round(core, job);
 	} else if (core->now_ms >= lease->resend_ms && !job->acceptors.count) {
 		start_round(core, job);

@@ -127,12 +127,12 @@ static uint32_t op_backoff_ms(struct core *core, const struct op *op)
 	return 10 + core_below(core, 20u << shift);
 }
 
-/* What this host does of its own accord is tried more seldom while nobody answers. */
+/* What this host does of its own accord is tried more seldom while nobody answers, or knows. */
 static void count_failure(struct core *core, const struct op *op, int status)
 {
 	struct job *job = &core->jobs[op->job];
 
-	if (status != -EAGAIN) {
+	if (status != -EAGAIN && status != -ENOENT) {
 		job->failures = 0;
 		job->ask_ms = 0;
 	} else if (!op->has_request) {
@@ -683,7 +683,10 @@ static void op_resend(struct core *core, struct op *op)
 		/* Those who were asked may be gone long since, and the job with others. */
 		if (core->now_ms + CORE_OP_TIMEOUT_MS / 2 >= op->deadline_ms && !op->located) {
 			op->located = true;
-			core_job_locate(core, job);
+			if (op->has_request)
+				core_job_locate(core, job);
+			else
+				core_job_relocate(core, job);
 		}
 		op_message(core, op, CORE_MSG_PREPARE,
 			   op->promised | op->busy | op->unknown | op->moved);

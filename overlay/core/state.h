@@ -34,8 +34,10 @@ enum {
 	CORE_BROADCAST_MAX = 64, /* members told at once; the rest hear it by gossip */
 	CORE_INDEX_SLOTS = 4096, /* hash index, > 2 * the larger table */
 
-	CORE_OP_TIMEOUT_MS = 8000,	    /* then -EAGAIN */
-	CORE_RESEND_MS = 500,		    /* of a lost message; more seldom later */
+	CORE_OP_TIMEOUT_MS = 8000, /* then -EAGAIN */
+	CORE_RESEND_MS = 500,	   /* of a lost message; more seldom later */
+	CORE_RELOCATE_MS = 4000,   /* the first wait of core_job_relocate(), and the last: */
+	CORE_RELOCATE_MAX_MS = 64000,
 	CORE_FAILURES_MAX = 5,		    /* the wait after a failure doubles so often: to 16 s */
 	CORE_SETTLE_MS = 150,		    /* wait for promises beyond the quorum */
 	CORE_RANK_MS = 2000,		    /* guardian of rank n waits n times this long */
@@ -119,7 +121,8 @@ struct job {
 	uint64_t max_counter;	  /* of any ballot seen or made */
 	uint64_t attempt_counter; /* of our CREATE, in this life */
 	uint64_t attempt_hash;
-	uint32_t locate_row; /* the next one to be asked who keeps it */
+	uint32_t locate_row;		    /* the next one to be asked who keeps it */
+	uint64_t locate_ms, locate_wait_ms; /* of its own accord not before that; the wait then */
 	uint64_t touched_ms;
 	uint64_t ask_ms;   /* nothing is asked of its own accord before that */
 	uint32_t failures; /* operations that found no quorum, one after another */
@@ -334,6 +337,8 @@ void core_job_learn(struct core *core, struct job *job, const struct core_ballot
 struct core_message *core_job_message(struct core *core, const struct job *job,
 				      enum core_message_type type);
 void core_job_locate(struct core *core, struct job *job);
+/* The same when the acceptors that are known keep silent: more seldom each time, to once a minute. */
+void core_job_relocate(struct core *core, struct job *job);
 bool core_job_value_ended(const struct job_value *value);
 
 /* acceptor.c */
