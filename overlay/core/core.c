@@ -427,6 +427,8 @@ void core_prefetch(const struct core *core, const struct node_id *from, uint32_t
 		for (const uint8_t *line = hot; line < end; line += 64)
 			__builtin_prefetch(line, 1);
 	}
+	if (stage > 0 && core->hot.count)
+		__builtin_prefetch(core->hot.rows, 1);
 	if (from)
 		core_member_prefetch(core, from, stage, 1);
 	if (!from && stage > 0) {

@@ -62,6 +62,16 @@ static uint32_t draw_hot(struct core *core, uint32_t peer, const uint32_t *told,
 	return best;
 }
 
+/* What is told of one that is alive. All rows of a message are fetched at once, not in turn. */
+static void prefetch_news(const struct member *member)
+{
+	const uint8_t *line = (const uint8_t *)member;
+
+	for (size_t at = 0; at < offsetof(struct member, info.hostname); at += 64)
+		__builtin_prefetch(line + at, 0);
+	__builtin_prefetch(member->info.addr, 0);
+}
+
 /* Self first, as long as it is news, to who may not know it; then what is hottest. */
 static void add_gossip(struct core *core, struct core_message *m, const struct member *peer)
 {
@@ -81,10 +91,13 @@ static void add_gossip(struct core *core, struct core_message *m, const struct m
 		uint32_t row = draw_hot(core, peer_row, told, count);
 
 		if (!row)
-			return;
+			break;
 		told[count++] = row;
-		core_member_add_news(m, &core->members[row]);
-		cool(core, &core->members[row]);
+		prefetch_news(&core->members[row]);
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		core_member_add_news(m, &core->members[told[i]]);
+		cool(core, &core->members[told[i]]);
 	}
 }
 
