@@ -20,6 +20,7 @@ enum {
 	HOT_LOOKED_AT = 6, /* the hottest of so many */
 	DEAD_ROUNDS = 5,   /* a dead member is probed every so many rounds */
 	SYNC_ROUNDS = 8,
+	WAVE = 16, /* more news than that are a wave */
 };
 
 static void cool(struct core *core, struct member *member)
@@ -257,7 +258,11 @@ static void tick_suspects(struct core *core)
 			continue;
 		}
 		core_member_set_state(core, member, MEMBER_DEAD);
-		if (own) /* a few hosts found out by themselves: the others need not wait */
+		/*
+		 * A few hosts found out by themselves: the others need not wait. Of a wave of deaths, as
+		 * when the network is cut, all find out by themselves.
+		 */
+		if (own && core->hot.count <= WAVE)
 			core_member_broadcast(core, member);
 	}
 }
