@@ -284,7 +284,7 @@ void core_member_spread(struct core *core, struct member *member)
 		rounds += 3;
 	core_member_set_add(core, &core->hot, member);
 	core->transmits[row] = (uint16_t)rounds;
-	core->spread_until_ms[row] = core->now_ms + rounds * core->config.probe_ms;
+	core->spread_until_ms[row] = core->now_ms + rounds * core_round_ms(core);
 	if (core->spread_until_ms[row] < core->hush_ms)
 		core->hush_ms = core->spread_until_ms[row];
 }
@@ -398,7 +398,7 @@ void core_member_set_state(struct core *core, struct member *member, uint32_t st
 	core_member_changed(core, member);
 	core_member_notify(core, member);
 	if (state == MEMBER_SUSPECT) {
-		member->suspect_until_ms = core->now_ms + core->config.suspect_ms;
+		member->suspect_until_ms = core->now_ms + core_suspect_ms(core);
 		core_arm(core, member->suspect_until_ms);
 	}
 	if (member->info.incarnation)

@@ -25,6 +25,8 @@ enum {
 	CORE_PROBES = 3,		   /* members probed in one round; one in a large cluster */
 	CORE_PROBES_FULL = 32,		   /* members up to which that many are probed */
 	CORE_PROBES_MAX = 2 * CORE_PROBES, /* with those that are asked a second time */
+	CORE_PACE_MEMBERS = 256,	   /* so many more members: probes come that much slower, */
+	CORE_PACE_MAX = 3,		   /* but not slower than that */
 	CORE_RELAYS_MAX = 32,		   /* probes on behalf of others */
 	CORE_SENDS_MAX = 2048,		   /* messages of one step */
 	CORE_ARENA_BYTES = 1 << 20,	   /* and their bytes */
@@ -260,6 +262,28 @@ _Static_assert(offsetof(struct core, members) % 64 == 0, "rows begin with a cach
 static inline const struct node_id *core_self(const struct core *core)
 {
 	return &core->config.card.id;
+}
+
+/*
+ * How many times slower than in a small cluster its members are probed. Nothing but placement
+ * waits for the news of a death: a takeover waits for the hold. A death is known before that is
+ * over even at the slowest pace, and the owner's machine is woken a third as often.
+ */
+static inline uint64_t core_pace(const struct core *core)
+{
+	uint32_t pace = 1 + core->member_count / CORE_PACE_MEMBERS;
+
+	return pace < CORE_PACE_MAX ? pace : CORE_PACE_MAX;
+}
+
+static inline uint64_t core_round_ms(const struct core *core)
+{
+	return core->config.probe_ms * core_pace(core);
+}
+
+static inline uint64_t core_suspect_ms(const struct core *core)
+{
+	return core->config.suspect_ms * core_pace(core);
 }
 
 static inline bool core_job_id_equal(const struct job_id *a, const struct job_id *b)

@@ -187,8 +187,8 @@ static void start_round(struct core *core)
 		probe->since_ms = core->now_ms;
 		start_probe(core, probe, target);
 	}
-	core->half_ms = core->now_ms + core->config.probe_ms / 2;
-	core->round_ms = core->now_ms + core->config.probe_ms;
+	core->half_ms = core->now_ms + core_round_ms(core) / 2;
+	core->round_ms = core->now_ms + core_round_ms(core);
 }
 
 static void ask_others(struct core *core, struct probe *probe)
@@ -211,7 +211,7 @@ static void suspect(struct core *core, struct member *member, uint64_t since_ms)
 {
 	core_member_set_state(core, member, MEMBER_SUSPECT);
 	member->found_silent = true;
-	member->suspect_until_ms = since_ms + core->config.suspect_ms;
+	member->suspect_until_ms = since_ms + core_suspect_ms(core);
 	core_arm(core, member->suspect_until_ms);
 	/* It is told first: a rumour would take half of the time that is left to reach it. */
 	send_probe(core, CORE_MSG_PING, &member->info.id, &member->info.id, ++core->seq);
@@ -247,7 +247,7 @@ static void tick_suspects(struct core *core)
 	/* From the end: one that is declared dead leaves the set. */
 	for (uint32_t i = core->suspects.count; i-- > 0;) {
 		struct member *member = &core->members[core->suspects.rows[i]];
-		uint64_t heard_until = member->heard_ms + core->config.suspect_ms;
+		uint64_t heard_until = member->heard_ms + core_suspect_ms(core);
 		bool own = member->found_silent;
 
 		/* A rumour against what we hear ourselves: wait for real silence. */
@@ -270,7 +270,7 @@ static void tick_suspects(struct core *core)
 /* What is due only now and then is looked at in a round that is due anyway: no tick of its own. */
 static uint64_t rounds_from_now(const struct core *core, uint32_t rounds)
 {
-	return core->now_ms + rounds * core->config.probe_ms - core->config.probe_ms / 2;
+	return core->now_ms + rounds * core_round_ms(core) - core_round_ms(core) / 2;
 }
 
 static void tick_dead(struct core *core)
@@ -362,7 +362,7 @@ static void handle_ping_req(struct core *core, const struct node_id *from,
 	relay->origin_seq = m->seq;
 	relay->target = m->subject;
 	relay->seq = ++core->seq;
-	relay->until_ms = core->now_ms + core->config.probe_ms;
+	relay->until_ms = core->now_ms + core_round_ms(core);
 	core->relayed_until_ms = relay->until_ms;
 	send_probe(core, CORE_MSG_PING, &relay->target, &relay->target, relay->seq);
 }

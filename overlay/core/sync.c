@@ -157,7 +157,7 @@ static void ask_for_newer(struct core *core, const struct node_id *from,
 			  const struct core_message *m)
 {
 	struct core_message *out = core_outbox_begin(core, CORE_MSG_SUMMARY);
-	bool fetching = core->now_ms < core->fetch_ms + core->config.probe_ms &&
+	bool fetching = core->now_ms < core->fetch_ms + core_round_ms(core) &&
 			!node_id_equal(&core->fetch_from, from);
 
 	for (uint32_t i = 0; i < m->summary_count; i++) {

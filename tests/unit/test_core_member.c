@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -369,6 +370,28 @@ static void the_same_disk_is_welcome(void **state)
 	simnet_destroy(net);
 }
 
+/* The sizes at which probes become slower, and the table's end. */
+static void a_large_cluster_is_probed_slower(void **state)
+{
+	static const uint32_t sizes[] = { 255, 256, 511, 512, OV_MEMBERS_MAX },
+			      paces[] = { 1, 2, 2, 3, 3 };
+	struct core *core = calloc(1, core_size());
+
+	(void)state;
+	core->config.probe_ms = 1000;
+	core->config.suspect_ms = 5000;
+	core->config.hold_ms = 22000;
+	for (uint32_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		core->member_count = sizes[i];
+		assert_int_equal(core_pace(core), paces[i]);
+		assert_int_equal(core_round_ms(core), 1000 * paces[i]);
+		/* The first probe of a dead host comes after 1.6 rounds on average. */
+		assert_true(core_round_ms(core) * 8 / 5 + core_suspect_ms(core) <
+			    core->config.hold_ms);
+	}
+	free(core);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -384,6 +407,7 @@ int main(void)
 		cmocka_unit_test(lies_about_members_change_nothing),
 		cmocka_unit_test(a_rolled_back_disk_is_told),
 		cmocka_unit_test(the_same_disk_is_welcome),
+		cmocka_unit_test(a_large_cluster_is_probed_slower),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
