@@ -56,6 +56,7 @@ bool core_acceptor_set_value(struct core *core, struct job *job, const struct co
 		job->hold_until_ms = core->now_ms + core->config.hold_ms;
 		job->renewed = false;
 		job->guard_ms = job->grant_ms = job->done_ms = 0;
+		job->barren = 0;
 		if (fresh || claimed) /* whoever made the token will renew by itself */
 			job->grant_ms = core->now_ms + 2 * core->config.renew_ms;
 		core_arm(core, core->now_ms);

@@ -263,7 +263,7 @@ static void tick_members(struct core *core, struct job *job)
 	job->members_ms = core->now_ms + CORE_MEMBERS_MS;
 	core_arm(core, job->members_ms);
 	if (job->value.state == JOB_STATE_COLLECTED || job->value.state == JOB_STATE_KILLED ||
-	    core_proposer_is_busy(core, job) || !core_place_replacement(core, job, &set))
+	    !core_proposer_may_ask(core, job) || !core_place_replacement(core, job, &set))
 		return;
 	if (!job->replace_ms)
 		job->replace_ms = core->now_ms + my_turn_ms(core, job);

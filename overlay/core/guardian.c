@@ -53,7 +53,7 @@ static void tick_confirm(struct core *core, struct job *job)
 
 static void tick_takeover(struct core *core, struct job *job, uint64_t due_ms)
 {
-	uint64_t when_ms = due_ms + (uint64_t)live_before(core, job) * CORE_RANK_MS;
+	uint64_t when_ms = due_ms + (uint64_t)live_before(core, job) * CORE_RANK_MS, wait_ms;
 	struct node_id worker;
 
 #ifdef MUTANT_G1
@@ -66,16 +66,20 @@ static void tick_takeover(struct core *core, struct job *job, uint64_t due_ms)
 		core_arm(core, when_ms);
 		return;
 	}
-	job->guard_ms =
-		core->now_ms + CORE_GUARD_RETRY_MS + core_below(core, CORE_GUARD_RETRY_MS / 4);
+	wait_ms = (uint64_t)CORE_GUARD_RETRY_MS << job->barren;
+	job->guard_ms = core->now_ms + wait_ms + core_below(core, CORE_GUARD_RETRY_MS / 4);
 	core_arm(core, job->guard_ms);
-	if (core_proposer_is_busy(core, job))
+	if (!core_proposer_may_ask(core, job))
 		return;
 	/* Without a worker a ballot would be a disk write on every acceptor for nothing. */
-	if (core_place_worker(core, &job->value, job->value.state == JOB_STATE_HELD, &worker) == 0)
+	if (core_place_worker(core, &job->value, job->value.state == JOB_STATE_HELD, &worker) ==
+	    0) {
+		job->barren = 0;
 		core_proposer_takeover(core, job);
-	else
+	} else {
+		job->barren += job->barren < CORE_BARREN_MAX;
 		tick_confirm(core, job);
+	}
 }
 
 static void tick_grant(struct core *core, struct job *job)

@@ -15,6 +15,7 @@
 
 enum {
 	GRANT_MEMORY_MS = 10000, /* how long a grant counts as load that is not reported yet */
+	ROWS_AHEAD = 6,		 /* that are fetched while one is looked at */
 	SUCCESSORS = 16,	 /* on the ring, that may become acceptors of a job */
 };
 
@@ -196,9 +197,13 @@ int core_place_worker(struct core *core, const struct job_value *value, bool lap
 	uint64_t best_cost = 0;
 
 	for (uint32_t i = 0; i < core->member_count; i++) {
+		const struct member *ahead = &core->members[(i + ROWS_AHEAD) % OV_MEMBERS_MAX];
 		struct member *member = &core->members[i];
 		uint64_t cost;
 
+		/* A walk over a large table waits for nothing but its rows: they are sent for. */
+		__builtin_prefetch(ahead);
+		__builtin_prefetch(&ahead->info.report);
 		if (!is_worker(core, member, value))
 			continue;
 		cost = worker_cost(member, value, lapsed);

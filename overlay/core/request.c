@@ -75,15 +75,15 @@ int core_proposer_apply(const struct job_value *current, const struct job_value 
 	return 0;
 }
 
-/* No quorum answered a moment ago: see count_failure(). */
-static bool is_hopeless(const struct core *core, const struct job *job)
+/* Not while no quorum answered a moment ago: see count_failure(). */
+bool core_proposer_may_ask(const struct core *core, const struct job *job)
 {
-	return core->now_ms < job->ask_ms;
+	return core->now_ms >= job->ask_ms && !core_proposer_is_busy(core, job);
 }
 
 void core_proposer_takeover(struct core *core, struct job *job)
 {
-	struct op *op = is_hopeless(core, job) ? NULL : core_proposer_new(core, OP_TAKEOVER, job);
+	struct op *op = core_proposer_new(core, OP_TAKEOVER, job);
 
 	if (!op)
 		return;
@@ -93,8 +93,7 @@ void core_proposer_takeover(struct core *core, struct job *job)
 
 void core_proposer_replace(struct core *core, struct job *job)
 {
-	bool wait = is_hopeless(core, job) || core_proposer_is_busy(core, job);
-	struct op *op = wait ? NULL : core_proposer_new(core, OP_REPLACE, job);
+	struct op *op = core_proposer_new(core, OP_REPLACE, job);
 
 	if (op)
 		core_proposer_enter(core, op);
@@ -102,8 +101,8 @@ void core_proposer_replace(struct core *core, struct job *job)
 
 void core_proposer_settle(struct core *core, struct job *job)
 {
-	bool wait = is_hopeless(core, job) || core_proposer_is_busy(core, job);
-	struct op *op = wait ? NULL : core_proposer_new(core, OP_SETTLE, job);
+	bool may = core_proposer_may_ask(core, job);
+	struct op *op = may ? core_proposer_new(core, OP_SETTLE, job) : NULL;
 
 	if (op)
 		core_proposer_enter(core, op);
@@ -121,9 +120,8 @@ static bool is_granting(const struct core *core, const struct job *job)
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant)
 {
 	/* A grant waits behind what this host is about, as its own takeover that came second. */
-	bool wait = then_grant ? is_granting(core, job) :
-				 is_hopeless(core, job) || core_proposer_is_busy(core, job);
-	struct op *op = wait ? NULL : core_proposer_new(core, OP_GET, job);
+	bool may = then_grant ? !is_granting(core, job) : core_proposer_may_ask(core, job);
+	struct op *op = may ? core_proposer_new(core, OP_GET, job) : NULL;
 
 	if (!op)
 		return;

@@ -141,6 +141,7 @@ struct job {
 	uint64_t members_ms, replace_ms, close_ms;
 	uint64_t join_ms; /* named as an acceptor, but not installed: asks to be; 0: no */
 	uint32_t closed;  /* mask over previous */
+	uint32_t barren;  /* so many times no worker was found */
 	bool renewed;
 
 	/* newest value known to be chosen (owner, home, proposer) */
@@ -395,6 +396,8 @@ void core_proposer_moved(struct core *core, struct job *job);
 void core_proposer_confirm(struct core *core, struct job *job, bool then_grant);
 /* The agent of this host has asked for this state itself and waits for the answer. */
 bool core_proposer_wishes(const struct core *core, const struct job *job, uint32_t state);
+/* Of its own accord: takeover and replace are only begun if it is so. */
+bool core_proposer_may_ask(const struct core *core, const struct job *job);
 bool core_proposer_is_busy(const struct core *core, const struct job *job);
 void core_proposer_message(struct core *core, const struct node_id *from, struct core_message *m);
 void core_proposer_located(struct core *core, const struct job *job);
