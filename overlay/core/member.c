@@ -384,6 +384,14 @@ static void refute(struct core *core, const struct core_gossip *record)
 	core_member_broadcast(core, self);
 }
 
+void core_member_suspect_until(struct core *core, struct member *member, uint64_t until_ms)
+{
+	member->suspect_until_ms = until_ms;
+	if (until_ms < core->suspects_ms)
+		core->suspects_ms = until_ms;
+	core_arm(core, core->suspects_ms);
+}
+
 void core_member_set_state(struct core *core, struct member *member, uint32_t state)
 {
 	if (member->info.state == state)
@@ -397,10 +405,8 @@ void core_member_set_state(struct core *core, struct member *member, uint32_t st
 		core_member_set_remove(core, &core->suspects, member);
 	core_member_changed(core, member);
 	core_member_notify(core, member);
-	if (state == MEMBER_SUSPECT) {
-		member->suspect_until_ms = core->now_ms + core_suspect_ms(core);
-		core_arm(core, member->suspect_until_ms);
-	}
+	if (state == MEMBER_SUSPECT)
+		core_member_suspect_until(core, member, core->now_ms + core_suspect_ms(core));
 	if (member->info.incarnation)
 		core_member_spread(core, member);
 }

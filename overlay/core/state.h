@@ -46,6 +46,7 @@ enum {
 	CORE_JOB_LOOK_MS = 5000,	    /* a job is looked at that often whatever is due */
 	CORE_SETTLED_MS = 5000,		    /* since start: the member table is filled by then */
 	CORE_GUARD_RETRY_MS = 1000,	    /* no worker fits: look again */
+	CORE_BARREN_MAX = 3,		    /* that wait doubles so often: to 8 s */
 	CORE_CONFIRM_MS = 10000,	    /* does the register say something newer? */
 	CORE_DONE_NOTICE_MS = 3000,	    /* tell the home host again */
 	CORE_TOMBSTONE_MS = 10 * 60 * 1000, /* ended jobs are remembered at least so long */
@@ -221,6 +222,7 @@ struct core {
 	uint32_t order_next, dead_row; /* dead_row: the last one passed over, 0: none */
 	uint32_t next_row;	       /* the first of the next round */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
+	uint64_t suspects_ms;	   /* nothing is to be done for a suspect before */
 	uint64_t hush_ms;	   /* no row's spread_until_ms is before that */
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
@@ -244,7 +246,7 @@ struct core {
 	uint16_t set_rows[3][OV_MEMBERS_MAX], set_places[3][OV_MEMBERS_MAX];
 	uint16_t ring[OV_MEMBERS_MAX];	       /* rows in ring order */
 	uint64_t job_due_ms[OV_JOBS_MAX];      /* nothing is to be done for a job before */
-	uint64_t reserved[7];		       /* a line's beginning */
+	uint64_t reserved[6];		       /* a line's beginning */
 	struct member members[OV_MEMBERS_MAX]; /* row 0: self */
 	struct relay relays[CORE_RELAYS_MAX];
 	uint32_t relay_next;
@@ -326,6 +328,7 @@ void core_member_broadcast(struct core *core, struct member *about);
 void core_member_hush(struct core *core, struct member *member);
 void core_member_notify(struct core *core, struct member *member);
 void core_member_changed(struct core *core, struct member *member);
+void core_member_suspect_until(struct core *core, struct member *member, uint64_t until_ms);
 void core_member_set_state(struct core *core, struct member *member, uint32_t state);
 void core_member_add_record(struct core_message *m, const struct member *member);
 void core_member_add_news(struct core_message *m, const struct member *member);

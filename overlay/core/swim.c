@@ -20,7 +20,8 @@ enum {
 	HOT_LOOKED_AT = 6, /* the hottest of so many */
 	DEAD_ROUNDS = 5,   /* a dead member is probed every so many rounds */
 	SYNC_ROUNDS = 8,
-	WAVE = 16, /* more news than that are a wave */
+	HUSH_ROUNDS = 3, /* how much longer a rumour may be told at most */
+	WAVE = 16,	 /* more news than that are a wave */
 };
 
 static void cool(struct core *core, struct member *member)
@@ -34,7 +35,7 @@ static void hush_old(struct core *core)
 {
 	if (core->now_ms < core->hush_ms)
 		return;
-	core->hush_ms = UINT64_MAX;
+	core->hush_ms = UINT64_MAX; /* in a wave there are hundreds: not in every round */
 	for (uint32_t i = core->hot.count; i-- > 0;) {
 		uint32_t row = core->hot.rows[i];
 		uint64_t until_ms = core->spread_until_ms[row];
@@ -44,6 +45,8 @@ static void hush_old(struct core *core)
 		else if (until_ms < core->hush_ms)
 			core->hush_ms = until_ms;
 	}
+	if (core->hush_ms < core->now_ms + HUSH_ROUNDS * core_round_ms(core))
+		core->hush_ms = core->now_ms + HUSH_ROUNDS * core_round_ms(core);
 }
 
 /* The hottest of a few, not yet among those told; 0 (self): none. */
@@ -211,8 +214,7 @@ static void suspect(struct core *core, struct member *member, uint64_t since_ms)
 {
 	core_member_set_state(core, member, MEMBER_SUSPECT);
 	member->found_silent = true;
-	member->suspect_until_ms = since_ms + core_suspect_ms(core);
-	core_arm(core, member->suspect_until_ms);
+	core_member_suspect_until(core, member, since_ms + core_suspect_ms(core));
 	/* It is told first: a rumour would take half of the time that is left to reach it. */
 	send_probe(core, CORE_MSG_PING, &member->info.id, &member->info.id, ++core->seq);
 }
@@ -244,6 +246,13 @@ static void end_round(struct core *core)
 
 static void tick_suspects(struct core *core)
 {
+	if (!core->suspects.count)
+		return;
+	if (core->now_ms < core->suspects_ms) {
+		core_arm(core, core->suspects_ms);
+		return;
+	}
+	core->suspects_ms = UINT64_MAX;
 	/* From the end: one that is declared dead leaves the set. */
 	for (uint32_t i = core->suspects.count; i-- > 0;) {
 		struct member *member = &core->members[core->suspects.rows[i]];
@@ -254,7 +263,7 @@ static void tick_suspects(struct core *core)
 		if (member->suspect_until_ms < heard_until)
 			member->suspect_until_ms = heard_until;
 		if (core->now_ms < member->suspect_until_ms) {
-			core_arm(core, member->suspect_until_ms);
+			core_member_suspect_until(core, member, member->suspect_until_ms);
 			continue;
 		}
 		core_member_set_state(core, member, MEMBER_DEAD);
