@@ -246,6 +246,7 @@ static void answer_stats(struct request *request)
 	stats.sent_bytes = net.sent_bytes;
 	stats.received_bytes = net.received_bytes;
 	stats.peers_connected = net.peers;
+	stats.link_bytes_per_s = link_bytes_per_s(&overlay->link);
 	refusals_get(overlay, &stats.refusals);
 	while (overlay->core && core_register(overlay->core, stats.registers))
 		stats.registers++;

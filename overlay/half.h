@@ -11,6 +11,7 @@
  *   refusals.c what is refused: counted, told   newest.c   manifests without a register
  *   scrub.c    rot that nobody has met          credit.c   what others did for this host
  *   book.c     what this host did for others    coded.h    objects kept as shards
+ *   link.h     how fast objects leave
  *
  * A request in flight is a struct request, known by its id; whoever finishes something later
  * looks it up again, as its channel may have been closed meanwhile.
@@ -23,6 +24,7 @@
 #include "overlay/core/credit.h"
 #include "overlay/core/forecast.h"
 #include "overlay/core/holders.h"
+#include "overlay/link.h"
 #include "overlay/net/net.h"
 #include "overlay/overlay.h"
 #include "overlay/store/store.h"
@@ -234,6 +236,7 @@ struct overlay {
 	struct credit credit;
 	struct rebuild rebuild;
 	uint32_t coded_ops; /* objects being put together or cut */
+	struct link_speed link;
 };
 
 extern const struct net_handlers overlay_net_handlers;

@@ -148,7 +148,7 @@ struct ov_object {
 	uint32_t size;
 	uint32_t copies;
 	uint32_t holder_count;
-	uint32_t reserved;
+	uint32_t link_kib_s; /* a PUT's answer: how fast objects leave this host; 0: not known */
 	struct node_id holders[OV_HOLDERS_MAX];
 };
 
@@ -250,6 +250,7 @@ struct ov_stats {
 	uint64_t disk_bytes;	 /* what the objects take, and what could not be given back */
 	uint64_t rotten_objects; /* of the bad ones: were whole when they came */
 	uint64_t scrubbed_objects, scrubbed_bytes; /* read by nobody's wish */
+	uint64_t link_bytes_per_s;		   /* see overlay/link.h; 0: not known */
 };
 
 struct ov_msg {

@@ -18,10 +18,19 @@ struct put_op {
 	struct request *request;
 	struct fan fan;
 	int worst; /* why the last peer refused */
+	bool timed;
 };
+
+static void put_timed(struct put_op *op, uint32_t bytes)
+{
+	if (op->timed)
+		link_end(&op->request->overlay->link, now_boot_ns(), bytes);
+	op->timed = false;
+}
 
 static void put_free(struct put_op *op)
 {
+	put_timed(op, 0);
 	fan_free(&op->fan);
 	free(op);
 }
@@ -41,6 +50,9 @@ static bool put_result(struct fan_leg *leg, int status)
 		/* -ESTALE is the register's word alone, and no single peer's. */
 		if (op->worst != -ENOSPC)
 			op->worst = status == -ENOSPC ? -ENOSPC : -EHOSTUNREACH;
+		/* A peer that is gone took time that says nothing of the way to the others. */
+		if (status != -ENOSPC)
+			put_timed(op, 0);
 		return false;
 	}
 	object->holders[object->holder_count++] = leg->node;
@@ -51,12 +63,17 @@ static void put_finished(struct fan *fan)
 {
 	struct put_op *op = fan->owner;
 	struct request *request = op->request;
-	int status = request->msg.u.object.holder_count > 0 ? 0 : op->worst;
+	struct ov_object *object = &request->msg.u.object;
+	uint64_t kib_s;
+	int status = object->holder_count > 0 ? 0 : op->worst;
 
+	put_timed(op, status == 0 ? object->size : 0);
+	kib_s = link_bytes_per_s(&request->overlay->link) >> 10;
+	object->link_kib_s = kib_s < UINT32_MAX ? (uint32_t)kib_s : UINT32_MAX;
 	if (status == 0)
-		repair_tell(request->overlay, &request->msg.u.object);
+		repair_tell(request->overlay, object);
 	if (status == 0)
-		credit_put(request->overlay, &request->msg.u.object);
+		credit_put(request->overlay, object);
 	request_finish(request, status, -1);
 }
 
@@ -178,6 +195,9 @@ static int put_start(struct request *request, struct node_id *candidates_take, u
 	};
 	request->state = op;
 	request->cancel = put_cancel;
+	op->timed = object->size >= LINK_OBJECT_MIN;
+	if (op->timed)
+		link_begin(&request->overlay->link, now_boot_ns());
 	return fan_start(&op->fan);
 }
 

@@ -402,6 +402,7 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 		   struct ckpt_stat *ret_stat)
 {
 	struct snapshot *snap = NULL;
+	struct packer_counts counts;
 	struct ckpt_stat stat;
 	enum job_phase before = job->phase;
 	int r;
@@ -432,10 +433,11 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 	if (before == PHASE_RUNNING && after == CAPTURE_RUN_ON)
 		job_code_old(job);
 	job_say(job, "%s", "");
+	packer_counts(job->packer, &counts);
 	log_info("%s: checkpoint %" PRIu64 ": pause_us=%" PRIu64 " mem=%" PRIu64 " new=%" PRIu64
-		 " delta=%" PRIu64 " sent=%" PRIu64 " total_us=%" PRIu64,
+		 " delta=%" PRIu64 " sent=%" PRIu64 " total_us=%" PRIu64 " level=%d",
 		 job->spec.name, stat.seq, stat.pause_us, stat.mem_bytes, stat.new_bytes,
-		 stat.delta_bytes, stat.sent_bytes, stat.total_us);
+		 stat.delta_bytes, stat.sent_bytes, stat.total_us, counts.level);
 	*ret_stat = stat;
 	return 0;
 }

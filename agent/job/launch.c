@@ -67,6 +67,7 @@ void job_share_packing(struct job *job)
 	struct packer_budget budget = { .cache_bytes = a->config.pack_memory / 2 / shares,
 					.cache_disk_bytes = pack_disk(a) / shares,
 					.cache_dir = a->config.state_dir,
+					.cpu_percent = a->config.pack_cpu_percent,
 					.threads = PACK_THREADS };
 	int r;
 

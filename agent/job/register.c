@@ -193,6 +193,7 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 		return -EBADMSG;
 	if (msg.u.object.holder_count < job->few_holders)
 		job->few_holders = msg.u.object.holder_count;
+	packer_set_link(job->packer, (uint64_t)msg.u.object.link_kib_s << 10);
 	*ret_holder_count = msg.u.object.holder_count;
 	memcpy(ret_holders, msg.u.object.holders,
 	       msg.u.object.holder_count * sizeof(struct node_id));

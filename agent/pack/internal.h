@@ -188,7 +188,7 @@ struct level_measure {
 	uint32_t windows; /* since then; 0: not known */
 };
 struct level_control {
-	uint64_t link_bytes_per_s; /* 0: not known, the level stays */
+	_Atomic uint64_t link_bytes_per_s; /* 0: not known, the level stays */
 	uint32_t cpu_percent;	   /* 100: one processor is for sealing */
 	uint32_t at;
 	struct level_measure measured[LEVELS];

@@ -4,11 +4,13 @@
  * time of a byte is that of the slower one. Of the level in use and its two neighbours the one is
  * taken where the larger of both is smallest. Frames of a window are at one level.
  */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "agent/pack/internal.h"
 
-enum { WINDOW_FRAMES = 16, BETTER_PERCENT = 4, FORGET_WINDOWS = 32 };
+/* Uncompressed, holders keep several times as much: it has to be so much faster. */
+enum { WINDOW_FRAMES = 16, BETTER_PERCENT = 4, RAW_FACTOR = 2, FORGET_WINDOWS = 32 };
 
 /*
  * 0 stands for not compressing. Memory images: higher levels than 6 save nothing any more. cost,
@@ -35,7 +37,7 @@ int level_now(const struct level_control *c)
 }
 
 /* Nanoseconds of a byte at a level that may never have been tried. */
-static double time_of(const struct level_control *c, uint32_t i)
+static double time_of(const struct level_control *c, uint32_t i, uint64_t link_bytes_per_s)
 {
 	const struct level_measure *m = &c->measured[i], *now = &c->measured[c->at];
 	double cpu = m->cpu, size = m->size, link;
@@ -47,16 +49,16 @@ static double time_of(const struct level_control *c, uint32_t i)
 		size = size < 1 ? size : 1;
 	}
 	cpu = cpu * 100 / c->cpu_percent;
-	link = size * 1e9 / (double)c->link_bytes_per_s;
-	return cpu > link ? cpu : link;
+	link = size * 1e9 / (double)link_bytes_per_s;
+	return (cpu > link ? cpu : link) * (ladder[i].level == 0 ? RAW_FACTOR : 1);
 }
 
-static void choose(struct level_control *c)
+static void choose(struct level_control *c, uint64_t link)
 {
 	uint32_t best = c->at;
 
 	for (uint32_t i = c->at ? c->at - 1 : 0; i <= c->at + 1 && i < LEVELS; i++)
-		if (time_of(c, i) * (100 + BETTER_PERCENT) < time_of(c, best) * 100)
+		if (time_of(c, i, link) * (100 + BETTER_PERCENT) < time_of(c, best, link) * 100)
 			best = i;
 	/* Other pages compress otherwise: what was seen long ago counts no more. */
 	for (uint32_t i = 0; i < LEVELS; i++)
@@ -68,9 +70,10 @@ static void choose(struct level_control *c)
 void level_note(struct level_control *c, int level, uint64_t in, uint64_t out, uint64_t cpu_ns)
 {
 	struct level_measure *m = &c->measured[c->at];
+	uint64_t link = atomic_load(&c->link_bytes_per_s);
 
 	/* Without a link nothing can be weighed; late frames of another level say nothing. */
-	if (c->link_bytes_per_s == 0 || level != level_now(c) || in == 0)
+	if (link == 0 || level != level_now(c) || in == 0)
 		return;
 	c->in += in;
 	c->out += out;
@@ -82,5 +85,5 @@ void level_note(struct level_control *c, int level, uint64_t in, uint64_t out, u
 	m->windows = 1;
 	c->in = c->out = c->cpu_ns = 0;
 	c->frames = 0;
-	choose(c);
+	choose(c, link);
 }

@@ -148,6 +148,8 @@ struct packer_budget {
 };
 #define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;
+/* The link as measured since then; at any time, from store() as well. 0 says nothing. */
+void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);
 
 /*
  * Starts checkpoint seq. store is called from packer_add and packer_finish, or from a thread of the
@@ -185,6 +187,7 @@ struct packer_counts {
 	uint64_t raw_bytes, new_bytes, sent_bytes, zero_bytes;
 	uint64_t delta_bytes; /* of new_bytes: sent as differences */
 	uint32_t packs, packs_new;
+	int level; /* of zstd, as frames would be compressed now; 0: not at all */
 };
 void packer_counts(const struct packer *p, struct packer_counts *ret_counts);
 

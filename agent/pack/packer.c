@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <errno.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
@@ -116,6 +117,12 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 	return 0;
 }
 
+void packer_set_link(struct packer *p, uint64_t link_bytes_per_s)
+{
+	if (link_bytes_per_s > 0)
+		atomic_store(&p->levels.link_bytes_per_s, link_bytes_per_s);
+}
+
 static void stop_threads(struct packer *p)
 {
 	sealers_destroy(take_ptr(p->sealers));
@@ -192,6 +199,7 @@ void packer_abort(struct packer *p)
 void packer_counts(const struct packer *p, struct packer_counts *ret_counts)
 {
 	*ret_counts = p->counts;
+	ret_counts->level = level_now(&p->levels);
 }
 
 int packer_objects(const struct packer *p, struct object_hash **ret_hashes, size_t *ret_count)

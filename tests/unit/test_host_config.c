@@ -48,6 +48,7 @@ static void defaults_are_valid(void **state)
 	assert_int_equal(config.hold_ms, 22000);
 	assert_true(config.quota_bytes == UINT64_C(20) << 30);
 	assert_true(config.pack_memory == 256 << 20 && config.pack_disk == UINT64_C(2) << 30);
+	assert_int_equal(config.pack_cpu_percent, 100);
 	assert_true(config.takes_jobs && config.vacate_on_login && !config.remote_logins);
 	assert_true(config.room[0] != '\0');
 	assert_int_equal(load("", 0, &config, error), 0);
@@ -67,6 +68,7 @@ static void values_are_read(void **state)
 				   "scrub_bytes_s = 3M\n"
 				   "pack_memory = 64M\n"
 				   "pack_disk = 0\n"
+				   "pack_cpu_percent = 25\n"
 				   "credit_round_s = 20\n"
 				   "closure_max_bytes = 7\n"
 				   "lease_ms = 3000\n"
@@ -93,6 +95,7 @@ static void values_are_read(void **state)
 	assert_true(config.reserve_bytes == 512 << 10);
 	assert_true(config.scrub_bytes_s == 3 << 20);
 	assert_true(config.pack_memory == 64 << 20 && config.pack_disk == 0);
+	assert_int_equal(config.pack_cpu_percent, 25);
 	assert_int_equal(config.credit_round_s, 20);
 	assert_true(config.closure_max_bytes == 7);
 	assert_int_equal(config.hold_ms, 3504);

@@ -71,6 +71,9 @@ static void test_put_get(void **state)
 	assert_true(stats.u.stats.sent_bytes > 2 * OBJECT_BYTES);
 	assert_true(stats.u.stats.received_bytes > OBJECT_BYTES);
 	assert_int_equal(stats.u.stats.peers_connected, 2);
+	/* The answer told it, too. */
+	assert_true(object.link_kib_s > 0);
+	assert_int_equal(stats.u.stats.link_bytes_per_s >> 10, object.link_kib_s);
 }
 
 static void test_put_refusals(void **state)

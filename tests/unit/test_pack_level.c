@@ -45,6 +45,10 @@ static void test_slower_one_decides(void **state)
 	assert_int_equal(settled(10000000000, 100), 0);
 	assert_int_equal(settled(40000000, 100), 1);
 	assert_int_equal(settled(70000000, 100), -1);
+	/* 10 Mbit/s; a lab's disks; 1 GB/s: not four times the bytes for a third of the time. */
+	assert_int_equal(settled(1250000, 100), 6);
+	assert_int_equal(settled(400000000, 100), -3);
+	assert_int_equal(settled(600000000, 100), -3);
 	assert_int_equal(settled(1000000, 100), 6);
 	/* A tenth of a processor: a slow link is a fast one. */
 	assert_int_equal(settled(25000000, 10), -3);
@@ -62,7 +66,7 @@ static void test_it_follows_the_link(void **state)
 	for (int i = 0; i < 1000; i++)
 		seal_one(&c);
 	assert_int_equal(level_now(&c), 0);
-	c.link_bytes_per_s = 1000000;
+	atomic_store(&c.link_bytes_per_s, 1000000);
 	for (int i = 0; i < 2000; i++)
 		seal_one(&c);
 	assert_int_equal(level_now(&c), 6);
