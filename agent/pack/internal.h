@@ -77,20 +77,27 @@ struct block_hash {
 	uint64_t low, high;
 };
 
+/* 96 bits of the hash: of 2^30 blocks, two are alike by chance once in 2^37 jobs. */
 struct block_entry {
-	struct block_hash hash;
-	uint32_t pack; /* packer's pack id + 1; 0: free */
-	uint32_t slot;
+	uint64_t high;
+	uint32_t low;	/* its home */
+	uint32_t place; /* 1 + pack * PACK_BLOCKS_MAX + slot; 0: free */
 };
+_Static_assert((uint64_t)MANIFEST_PACKS_MAX *PACK_BLOCKS_MAX < UINT32_MAX, "places fit");
 
 struct block_index {
 	struct block_entry *entries;
 	size_t mask; /* capacity - 1; 0 with entries NULL */
 	size_t count;
+	uint64_t bytes_max; /* 0: no limit; what does not fit is not known again by its content */
 };
 
+/* Empties it; the limit stays. */
 void block_index_deinit(struct block_index *x);
-const struct block_entry *block_index_find(const struct block_index *x, struct block_hash hash);
+bool block_index_find(const struct block_index *x, struct block_hash hash, uint32_t *ret_pack,
+		      uint32_t *ret_slot);
+/* It will be looked for soon. */
+void block_index_prefetch(const struct block_index *x, struct block_hash hash);
 /* The first place of a block stays: a second insert of its hash changes nothing. */
 int block_index_insert(struct block_index *x, struct block_hash hash, uint32_t pack,
 		       uint32_t slot) _must_check_;
@@ -189,7 +196,7 @@ struct level_measure {
 };
 struct level_control {
 	_Atomic uint64_t link_bytes_per_s; /* 0: not known, the level stays */
-	uint32_t cpu_percent;	   /* 100: one processor is for sealing */
+	uint32_t cpu_percent;		   /* 100: one processor is for sealing */
 	uint32_t at;
 	struct level_measure measured[LEVELS];
 	uint64_t in, out, cpu_ns;

@@ -134,6 +134,11 @@ struct packer_budget {
 	/* More of them in a file without a name in this folder, encrypted; NULL: none. Copied. */
 	uint64_t cache_disk_bytes;
 	const char *cache_dir;
+	/*
+	 * For the table by which blocks are known again by their content: 16 bytes each and room to
+	 * grow. Blocks that find no room are known by their places only. 0: no limit.
+	 */
+	uint64_t index_bytes;
 	/* By these the level of compression is chosen. 0: not known, a middle one. */
 	uint64_t link_bytes_per_s; /* to all holders together, as measured */
 	uint32_t cpu_percent;	   /* 100: one processor may be busy with sealing; 0: 100 */
@@ -146,7 +151,7 @@ struct packer_budget {
 	/* Differences one upon the other, at most 16; 0: 16. With fewer, more bytes are sent. */
 	uint32_t chain_max;
 };
-#define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)128 << 20 })
+#define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)64 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;
 /* The link as measured since then; at any time, from store() as well. 0 says nothing. */
 void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);

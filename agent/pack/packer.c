@@ -112,6 +112,7 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 	if (p->budget.link_bytes_per_s != budget->link_bytes_per_s ||
 	    p->budget.cpu_percent != budget->cpu_percent)
 		level_init(&p->levels, budget->link_bytes_per_s, budget->cpu_percent);
+	p->index.bytes_max = budget->index_bytes;
 	p->budget = *budget;
 	p->budget.cache_dir = p->cache.dir;
 	return 0;
@@ -421,13 +422,10 @@ int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, u
 		 uint32_t *ret_slot)
 {
 	struct block_hash hash = packer_hash(p, block);
-	const struct block_entry *e = block_index_find(&p->index, hash);
 
-	if (!e)
-		return new_block(p, block, hash, old, ret_pack, ret_slot);
-	*ret_pack = e->pack - 1;
-	*ret_slot = e->slot;
-	return 0;
+	if (block_index_find(&p->index, hash, ret_pack, ret_slot))
+		return 0;
+	return new_block(p, block, hash, old, ret_pack, ret_slot);
 }
 
 /* ---- files ---- */

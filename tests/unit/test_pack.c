@@ -474,28 +474,91 @@ static void test_index_survives_sweeps(void **state)
 {
 	enum { N = 20000 };
 	struct block_index x = { 0 };
+	size_t kept = 0;
 
 	(void)state;
 	/* Crowded on purpose: only 64 home slots. */
 	for (uint32_t i = 0; i < N; i++) {
 		struct block_hash hash = { (uint64_t)(i % 64) * 0x1000001, i };
 
-		assert_int_equal(block_index_insert(&x, hash, i % 3, i), 0);
+		assert_int_equal(block_index_insert(&x, hash, i / 4096 * 3 + i % 3, i % 4096), 0);
 	}
 	block_index_sweep(&x, keep_even, NULL);
 	for (uint32_t i = 0; i < N; i++) {
 		struct block_hash hash = { (uint64_t)(i % 64) * 0x1000001, i };
-		const struct block_entry *e = block_index_find(&x, hash);
+		uint32_t pack, slot;
 
-		if (i % 3 == 1) {
-			assert_null(e);
-		} else {
-			assert_non_null(e);
-			assert_int_equal(e->slot, i);
+		if ((i / 4096 * 3 + i % 3) % 2 == 1) {
+			assert_false(block_index_find(&x, hash, &pack, &slot));
+			continue;
 		}
+		assert_true(block_index_find(&x, hash, &pack, &slot));
+		assert_int_equal(pack, i / 4096 * 3 + i % 3);
+		assert_int_equal(slot, i % 4096);
+		kept++;
 	}
-	assert_int_equal(x.count, N - (N + 1) / 3);
+	assert_int_equal(x.count, kept);
 	block_index_deinit(&x);
+}
+
+static struct block_hash crowded_hash(uint64_t i, unsigned int shape)
+{
+	uint64_t mixed = (i + 1) * 0x9e3779b97f4a7c15u;
+
+	/* Anywhere; a run that wraps around the end; a few homes at both ends of a table. */
+	if (shape == 0)
+		return (struct block_hash){ mixed >> 16, i };
+	if (shape == 1)
+		return (struct block_hash){ UINT32_MAX - i % 7, i };
+	return (struct block_hash){ mixed >> 62 ? UINT32_MAX - i % 3 : i % 5 * 1024, i };
+}
+
+/* Growing happens in place, and everything is still found after each step of it. */
+static void test_index_grows(void **state)
+{
+	enum { N = 9000 };
+
+	(void)state;
+	for (unsigned int shape = 0; shape < 3; shape++) {
+		struct block_index x = { 0 };
+		size_t mask = 0;
+
+		for (uint32_t i = 0; i < N; i++) {
+			assert_int_equal(block_index_insert(&x, crowded_hash(i, shape), i / 4096,
+							    i % 4096),
+					 0);
+			if (x.mask == mask)
+				continue;
+			mask = x.mask;
+			for (uint32_t j = 0; j <= i; j++) {
+				uint32_t pack, slot;
+
+				assert_true(
+					block_index_find(&x, crowded_hash(j, shape), &pack, &slot));
+				assert_int_equal(pack * 4096 + slot, j);
+			}
+		}
+		assert_int_equal(x.count, N);
+		assert_int_equal(mask, 16383);
+		block_index_deinit(&x);
+	}
+}
+
+/* What does not fit is not known, and nothing else comes of it. */
+static void test_index_is_bounded(void **state)
+{
+	struct block_index x = { .bytes_max = 100000 };
+	uint32_t pack, slot;
+
+	(void)state;
+	for (uint32_t i = 0; i < 10000; i++)
+		assert_int_equal(block_index_insert(&x, crowded_hash(i, 0), 0, i % 4096), 0);
+	assert_int_equal(x.mask, 4095);
+	assert_int_equal(x.count, 3072);
+	assert_true(block_index_find(&x, crowded_hash(3071, 0), &pack, &slot));
+	assert_false(block_index_find(&x, crowded_hash(3072, 0), &pack, &slot));
+	block_index_deinit(&x);
+	assert_int_equal(x.bytes_max, 100000);
 }
 
 static void test_speed(void **state)
@@ -550,6 +613,8 @@ int main(void)
 		TEST(test_seeded_packer_sends_only_changes),
 		TEST(test_only_needed_packs_are_fetched),
 		TEST(test_index_survives_sweeps),
+		TEST(test_index_grows),
+		TEST(test_index_is_bounded),
 		TEST(test_speed),
 	};
 
