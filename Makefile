@@ -12,6 +12,7 @@
 # make store-faults SEED=8                         the store on a disk that fails at every call
 # make bench-store-io                              a store beside the raw disk; build/bench/
 # make bench-restore                               1 GiB back from three peers; build/bench/
+# make bench-store bench-agent-rss                  checkpoints of real programs; memory for one of 4 GiB
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?

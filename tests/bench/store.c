@@ -5,7 +5,7 @@
  *   store take DIR COUNT INTERVAL_MS WARMUP_MS PROGRAM...
  *   store bound DIR COUNT
  *   store seal DIR COUNT [verify] [again] [cache=BYTES] [disk=BYTES] [link=BYTES_PER_S]
- *              [chain=N]
+ *              [chain=N] [threads=N] [commit]
  */
 #include "tests/bench/store.h"
 
@@ -134,6 +134,10 @@ static bool option(struct store_seal_options *o, const char *word)
 		o->verify = true;
 	else if (!strcmp(word, "again"))
 		o->again = true;
+	else if (!strcmp(word, "commit"))
+		o->commit = true;
+	else if (!strncmp(word, "threads=", 8))
+		o->budget.threads = (uint32_t)strtoul(word + 8, NULL, 10);
 	else if (!strncmp(word, "cache=", 6))
 		o->budget.cache_bytes = strtoull(word + 6, NULL, 10);
 	else if (!strncmp(word, "link=", 5))

@@ -6,6 +6,7 @@
  *   store_take.c    a program, its snapshots        DIR/K/ as captured: pages.new, pages-N.runs, ...
  *                                                   DIR/K.plain/: the same, pages-N.img whole
  *   store_seal.c    those -> packs; time and bytes
+ *   store_commit.c  those packs -> three peers' disks
  *   store_bound.c   the page-wise lower bound of them
  *   store.c         which of these to do
  *
@@ -25,6 +26,7 @@ enum { STORE_PAGE = 4096, STORE_FILES_MAX = 512 };
 struct store_seal_options {
 	bool verify; /* unpack the last checkpoint and compare it */
 	bool again;  /* then the first one again: nothing has changed */
+	bool commit; /* packs go to three peers; else nowhere */
 	struct packer_budget budget;
 };
 
@@ -32,6 +34,19 @@ void store_take(const char *dir, unsigned int count, unsigned int interval_ms,
 		unsigned int warmup_ms, char *const *argv);
 void store_seal(const char *dir, unsigned int count, const struct store_seal_options *options);
 void store_bound(const char *dir, unsigned int count);
+
+/* What putting took since the peers were started; CPU time of the worker's half, of all peers'. */
+struct store_spent {
+	uint64_t put_us, put_bytes, half_cpu_us, peers_cpu_us;
+	uint32_t link_kib_s;
+};
+struct store_peers;
+struct ov_object;
+struct store_peers *store_peers_start(uint64_t quota_bytes);
+void store_peers_end(struct store_peers *p);
+/* Until all three have synced it; fills in who they are. */
+int store_peers_put(struct store_peers *p, int memfd, struct ov_object *object);
+void store_peers_spent(const struct store_peers *p, struct store_spent *ret_spent);
 
 /* Ends the program. */
 void store_die(const char *what, int r) __attribute__((noreturn));

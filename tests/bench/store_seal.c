@@ -13,8 +13,10 @@
 
 #include "agent/pack/pack.h"
 #include "agent/util/io.h"
+#include "overlay/ipc.h"
 #include "tests/bench/store.h"
 
+enum { PEERS_QUOTA_GIB = 16 };
 #define FIRST_MASK (((uint64_t)1 << 56) - 1)
 
 struct object {
@@ -33,7 +35,9 @@ struct sealer {
 	struct ckpt_ref ref;
 	struct object *objects;
 	size_t object_count;
-	bool keep; /* objects, for the check at the end */
+	bool keep;		   /* objects, for the check at the end */
+	struct store_peers *peers; /* NULL: objects go nowhere */
+	uint64_t seq;
 	uint64_t dirty_bytes;
 };
 
@@ -42,13 +46,35 @@ struct runs_list {
 	size_t count, room;
 };
 
+static int commit_object(struct sealer *s, int memfd, const struct object_hash *hash, uint32_t size,
+			 uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	struct ov_object object = {
+		.job = s->job, .token = s->token, .hash = *hash, .seq = s->seq, .size = size
+	};
+	int r = store_peers_put(s->peers, memfd, &object);
+
+	if (r < 0)
+		return r;
+	packer_set_link(s->packer, (uint64_t)object.link_kib_s << 10);
+	*ret_holder_count = object.holder_count;
+	memcpy(ret_holders, object.holders, object.holder_count * sizeof(*ret_holders));
+	return 0;
+}
+
 static int put(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 	       uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
 	struct sealer *s = ctx;
+	int r;
 
 	*ret_holder_count = 1;
 	memset(ret_holders, 1, sizeof(*ret_holders));
+	if (s->peers) {
+		r = commit_object(s, memfd, hash, size, ret_holder_count, ret_holders);
+		if (r < 0)
+			return r;
+	}
 	if (!s->keep)
 		return 0;
 	s->objects = reallocarray(s->objects, s->object_count + 1, sizeof(*s->objects));
@@ -91,6 +117,8 @@ static void start(struct sealer *s, const struct store_seal_options *o)
 	s->card.expires_wall_ms = UINT64_MAX;
 	strcpy(s->card.hostname, "bench");
 	s->keep = o->verify;
+	if (o->commit)
+		s->peers = store_peers_start((uint64_t)PEERS_QUOTA_GIB << 30);
 	r = sign_public(&s->sign_seed, s->card.sign_public);
 	if (r == 0)
 		r = sign_public(&s->cluster_seed, s->cluster_public);
@@ -319,10 +347,28 @@ static void finish(struct sealer *s, uint64_t seq)
 	free(head);
 }
 
+/* Of one checkpoint; the rates are smoothed over several. */
+static void print_spent(const struct sealer *s, const struct store_spent *before)
+{
+	struct store_spent after;
+
+	if (!s->peers)
+		return;
+	store_peers_spent(s->peers, &after);
+	printf(", \"put_us\": %llu, \"put_bytes\": %llu, \"half_cpu_us\": %llu, "
+	       "\"peers_cpu_us\": %llu, \"link_bytes_per_s\": %llu",
+	       (unsigned long long)(after.put_us - before->put_us),
+	       (unsigned long long)(after.put_bytes - before->put_bytes),
+	       (unsigned long long)(after.half_cpu_us - before->half_cpu_us),
+	       (unsigned long long)(after.peers_cpu_us - before->peers_cpu_us),
+	       (unsigned long long)after.link_kib_s << 10);
+}
+
 static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_t seq)
 {
 	struct step *t = calloc(1, sizeof(*t));
 	struct packer_counts counts;
+	struct store_spent spent = { 0 };
 	struct rusage before, after;
 	uint64_t began;
 	int r;
@@ -332,7 +378,10 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 	t->s = s;
 	t->k = k;
 	s->dirty_bytes = 0;
+	s->seq = seq;
 	load_step(t, dir);
+	if (s->peers)
+		store_peers_spent(s->peers, &spent);
 	getrusage(RUSAGE_SELF, &before);
 	began = now_boot_ns();
 	r = packer_begin(s->packer, &s->token, seq, put, s);
@@ -345,13 +394,16 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 	packer_counts(s->packer, &counts);
 	printf("{\"step\": %u, \"dirty_bytes\": %llu, \"new_bytes\": %llu, \"delta_bytes\": %llu, \"sent_bytes\": %llu, "
 	       "\"manifest_bytes\": %u, \"packs\": %u, \"packs_new\": %u, \"wanted\": %zu, "
-	       "\"user_us\": %llu, \"sys_us\": %llu, \"wall_us\": %llu, \"max_rss_kb\": %ld}\n",
+	       "\"user_us\": %llu, \"sys_us\": %llu, \"wall_us\": %llu, \"max_rss_kb\": %ld, "
+	       "\"level\": %d",
 	       k, (unsigned long long)s->dirty_bytes, (unsigned long long)counts.new_bytes,
 	       (unsigned long long)counts.delta_bytes, (unsigned long long)counts.sent_bytes,
 	       s->ref.manifest_size, counts.packs, counts.packs_new, t->wanted_count,
 	       (unsigned long long)(us_of(&after.ru_utime) - us_of(&before.ru_utime)),
 	       (unsigned long long)(us_of(&after.ru_stime) - us_of(&before.ru_stime)),
-	       (unsigned long long)(now_boot_ns() - began) / 1000, after.ru_maxrss);
+	       (unsigned long long)(now_boot_ns() - began) / 1000, after.ru_maxrss, counts.level);
+	print_spent(s, &spent);
+	printf("}\n");
 	fflush(stdout);
 	free_step(t);
 	free(t);
@@ -433,6 +485,8 @@ void store_seal(const char *dir, unsigned int count, const struct store_seal_opt
 	if (options->again)
 		seal_step(s, dir, 0, count + 1);
 	packer_destroy(s->packer);
+	if (s->peers)
+		store_peers_end(s->peers);
 	for (size_t i = 0; i < s->object_count; i++)
 		close(s->objects[i].fd);
 	free(s->objects);

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * The way out for bench-store: four overlay halves over TLS on loopback, the worker's and three
+ * peers', which acknowledge what they have hashed and synced to their disk.
+ */
+#include "tests/bench/store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "agent/util/io.h"
+#include "tests/unit/overlay_host.h"
+
+enum { HOSTS = 4, WAIT_MS = 60000, PUT_MS = 120000 };
+
+struct store_peers {
+	struct test_cluster cluster;
+	struct test_host hosts[HOSTS];
+	uint64_t put_us, put_bytes;
+	uint32_t link_kib_s;
+};
+
+struct store_peers *store_peers_start(uint64_t quota_bytes)
+{
+	struct store_peers *p = calloc(1, sizeof(*p));
+
+	if (!p)
+		store_die("memory", -ENOMEM);
+	cluster_make(&p->cluster);
+	for (int i = 0; i < HOSTS; i++) {
+		struct test_host *h = &p->hosts[i];
+
+		host_make(h, &p->cluster, (uint8_t)(i + 1));
+		/* A machine that is short of time has no dead hosts. */
+		h->suspect_ms = WAIT_MS;
+		h->quota_bytes = quota_bytes;
+		host_run(h);
+		if (host_start(h, i ? &p->hosts[0] : NULL) < 0)
+			store_die("overlay half", -EIO);
+	}
+	for (int i = 0; i < HOSTS; i++)
+		host_wait_members(&p->hosts[i], MEMBER_ALIVE, HOSTS, WAIT_MS);
+	host_sleep_ms(1500);
+	return p;
+}
+
+void store_peers_end(struct store_peers *p)
+{
+	for (int i = 0; i < HOSTS; i++)
+		host_end(&p->hosts[i]);
+	free(p);
+}
+
+int store_peers_put(struct store_peers *p, int memfd, struct ov_object *object)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_PUT, .u.object = *object };
+	uint64_t began = now_boot_ns();
+	int r;
+
+	msg.u.object.copies = HOSTS - 1;
+	r = ov_call(p->hosts[0].side, &msg, memfd, NULL, PUT_MS);
+	if (r == 0 && msg.u.object.holder_count < HOSTS - 1)
+		r = -EHOSTUNREACH;
+	if (r < 0)
+		return r;
+	p->put_us += (now_boot_ns() - began) / 1000;
+	p->put_bytes += object->size;
+	p->link_kib_s = msg.u.object.link_kib_s;
+	*object = msg.u.object;
+	return 0;
+}
+
+/* Of all its threads. */
+static uint64_t cpu_us(pid_t pid)
+{
+	struct timespec ts;
+	clockid_t clock;
+
+	if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &ts) < 0)
+		store_die("CPU time of an overlay half", -ESRCH);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+void store_peers_spent(const struct store_peers *p, struct store_spent *ret_spent)
+{
+	*ret_spent = (struct store_spent){ .put_us = p->put_us,
+					   .put_bytes = p->put_bytes,
+					   .link_kib_s = p->link_kib_s,
+					   .half_cpu_us = cpu_us(p->hosts[0].pid) };
+	for (int i = 1; i < HOSTS; i++)
+		ret_spent->peers_cpu_us += cpu_us(p->hosts[i].pid);
+}
