@@ -233,6 +233,7 @@ struct frame_job {
 };
 struct frame_scratch {
 	void *zstd; /* ZSTD_CCtx */
+	int level;  /* that it is set to; 0: none yet */
 	uint8_t *body, *packed;
 };
 

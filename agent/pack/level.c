@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * The level of compression, by what is measured: sealing and sending work at the same time, so the
- * time of a byte is that of the slower one. Of the level in use and its two neighbours the one is
- * taken where the larger of both is smallest. Frames of a window are at one level.
+ * time of a byte is that of the slower one, and a quarter of the other one's, because both are used
+ * for other things, too. Of the level in use and its two neighbours the one is taken where that is
+ * smallest. Frames of a window are at one level.
  */
 #include <stdatomic.h>
 #include <string.h>
@@ -10,17 +11,18 @@
 #include "agent/pack/internal.h"
 
 /* Uncompressed, holders keep several times as much: it has to be so much faster. */
-enum { WINDOW_FRAMES = 16, BETTER_PERCENT = 4, RAW_FACTOR = 2, FORGET_WINDOWS = 32 };
+enum { WINDOW_FRAMES = 16, BETTER_PERCENT = 1, RAW_FACTOR = 2, FORGET_WINDOWS = 32 };
 
 /*
- * 0 stands for not compressing. Memory images: higher levels than 6 save nothing any more. cost,
- * size: first guesses against level 1, by which an untried level is judged.
+ * 0 stands for not compressing. Memory images: higher levels than 6 save nothing any more. -7 leaves
+ * literals as they are, -3 does not (writer.c). cost, size: first guesses against level 1, by which
+ * an untried level is judged.
  */
 static const struct {
 	int level;
 	double cost, size;
 } ladder[LEVELS] = {
-	{ 0, 0.02, 5.0 }, { -3, 0.65, 1.35 }, { -1, 0.85, 1.15 }, { 1, 1, 1 }, { 6, 5, 0.95 },
+	{ 0, 0.02, 5.0 }, { -7, 0.6, 1.7 }, { -3, 0.8, 1.12 }, { 1, 1, 1 }, { 6, 5, 0.95 },
 };
 enum { START = 3 };
 
@@ -40,7 +42,7 @@ int level_now(const struct level_control *c)
 static double time_of(const struct level_control *c, uint32_t i, uint64_t link_bytes_per_s)
 {
 	const struct level_measure *m = &c->measured[i], *now = &c->measured[c->at];
-	double cpu = m->cpu, size = m->size, link;
+	double cpu = m->cpu, size = m->size, link, slower, faster;
 
 	if (!m->windows) {
 		/* Nothing compresses to more than it was. */
@@ -50,14 +52,18 @@ static double time_of(const struct level_control *c, uint32_t i, uint64_t link_b
 	}
 	cpu = cpu * 100 / c->cpu_percent;
 	link = size * 1e9 / (double)link_bytes_per_s;
-	return (cpu > link ? cpu : link) * (ladder[i].level == 0 ? RAW_FACTOR : 1);
+	slower = cpu > link ? cpu : link;
+	faster = cpu > link ? link : cpu;
+	/* What nobody waits for is not free either: jobs want the processor, others the link. */
+	return (slower + faster / 4) * (ladder[i].level == 0 ? RAW_FACTOR : 1);
 }
 
 static void choose(struct level_control *c, uint64_t link)
 {
-	uint32_t best = c->at;
+	uint32_t best = c->at ? c->at - 1 : 0;
 
-	for (uint32_t i = c->at ? c->at - 1 : 0; i <= c->at + 1 && i < LEVELS; i++)
+	/* The dearer one has to be clearly better, whichever is in use. */
+	for (uint32_t i = best + 1; i <= c->at + 1 && i < LEVELS; i++)
 		if (time_of(c, i, link) * (100 + BETTER_PERCENT) < time_of(c, best, link) * 100)
 			best = i;
 	/* Other pages compress otherwise: what was seen long ago counts no more. */
