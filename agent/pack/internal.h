@@ -525,8 +525,8 @@ struct old_file {
 struct block_hash packer_hash(const struct packer *p, const uint8_t *block);
 bool block_is_zero(const uint8_t *block);
 /* A block that is not zero -> where it lies from now on. */
-int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, uint32_t *ret_pack,
-		 uint32_t *ret_slot) _must_check_;
+int packer_block(struct packer *p, const uint8_t *block, struct block_hash hash,
+		 struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot) _must_check_;
 int packer_flush(struct packer *p) _must_check_;
 int packer_new_pack(struct packer *p, uint32_t *ret_pack) _must_check_;
 int packer_store_object(struct packer *p, const void *bytes, uint32_t size,

@@ -418,11 +418,9 @@ static int new_block(struct packer *p, const uint8_t *block, struct block_hash h
 	return full ? close_pack(p) : 0;
 }
 
-int packer_block(struct packer *p, const uint8_t *block, struct old_file *old, uint32_t *ret_pack,
-		 uint32_t *ret_slot)
+int packer_block(struct packer *p, const uint8_t *block, struct block_hash hash,
+		 struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot)
 {
-	struct block_hash hash = packer_hash(p, block);
-
 	if (block_index_find(&p->index, hash, ret_pack, ret_slot))
 		return 0;
 	return new_block(p, block, hash, old, ret_pack, ret_slot);

@@ -31,18 +31,45 @@ bool block_is_zero(const uint8_t *block)
 	return true;
 }
 
+/* So many are hashed before the first is looked for: the table is larger than any cache. */
+enum { AHEAD = 32 };
+
+static uint32_t hash_ahead(const struct packer *p, const uint8_t *bytes, size_t count,
+			   struct block_hash ret_hashes[AHEAD])
+{
+	uint32_t zeros = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		const uint8_t *block = bytes + i * PACK_BLOCK;
+
+		if (block_is_zero(block)) {
+			zeros |= (uint32_t)1 << i;
+			continue;
+		}
+		ret_hashes[i] = packer_hash(p, block);
+		block_index_prefetch(&p->index, ret_hashes[i]);
+	}
+	return zeros;
+}
+
 int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks, struct old_file *old,
 		      struct extent_list *extents)
 {
+	struct block_hash hashes[AHEAD];
+	uint32_t zeros = 0;
+
 	for (size_t i = 0; i < blocks; i++, old->next++) {
 		const uint8_t *block = bytes + i * PACK_BLOCK;
+		size_t left = blocks - i < AHEAD ? blocks - i : AHEAD;
 		uint32_t pack = PACK_ZERO, slot = 0;
 		int r;
 
-		if (block_is_zero(block)) {
+		if (i % AHEAD == 0)
+			zeros = hash_ahead(p, block, left, hashes);
+		if (zeros >> i % AHEAD & 1) {
 			p->counts.zero_bytes += PACK_BLOCK;
 		} else {
-			r = packer_block(p, block, old, &pack, &slot);
+			r = packer_block(p, block, hashes[i % AHEAD], old, &pack, &slot);
 			if (r < 0)
 				return r;
 		}
