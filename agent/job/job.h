@@ -193,7 +193,11 @@ struct job {
 	bool lease_frozen;	 /* by the warden, when last looked at */
 	bool killed;		 /* its user ended it: its death is its end */
 	uint64_t code_again_seq; /* no pack becomes shards before this checkpoint */
-	uint32_t few_holders;	 /* of the checkpoint under way: the fewest of one of its objects */
+	struct {
+		uint64_t done_seq; /* of this checkpoint nothing is left to move */
+		uint64_t again_boot_ns;
+	} compact;
+	uint32_t few_holders; /* of the checkpoint under way: the fewest of one of its objects */
 
 	/* the event loop only */
 	struct keeper *lease_keeper;
@@ -367,6 +371,10 @@ uint32_t job_interval_s(const struct job *job);
 /* ---- erasure.c ---- */
 /* Some of the packs that are old enough, if that is asked for and pays. */
 void job_code_old(struct job *job);
+
+/* ---- compact.c ---- */
+/* A round of it if there is something to do and time for it. */
+void job_compact(struct job *job);
 
 /* ---- handover.c ---- */
 int job_handover(struct job *job, const struct action *action) _must_check_;

@@ -523,6 +523,8 @@ static void wait_for_work(struct job *job)
 		look_at_keeper(job);
 	if (job->phase != PHASE_GONE && until_checkpoint_ms(job) == 0)
 		scheduled_checkpoint(job);
+	else if (ready == 0)
+		job_compact(job);
 }
 
 void *job_thread(void *arg)

@@ -21,6 +21,7 @@
  *   unpack.c    manifest -> file contents, and seeding of a packer
  *   parts.c     manifest -> parts of files
  *   links.c     from differences to their bases
+ *   compact.c   forgotten packs -> packs, between checkpoints
  *   reader*.c   manifest -> blocks, by several threads (reader.h)
  *
  * On disk all numbers are little-endian; structs are written as they lie in memory, hence the
@@ -527,6 +528,9 @@ bool block_is_zero(const uint8_t *block);
 /* A block that is not zero -> where it lies from now on. */
 int packer_block(struct packer *p, const uint8_t *block, struct block_hash hash,
 		 struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot) _must_check_;
+/* A whole block, into the open pack unless its content is known. */
+int packer_rewrite(struct packer *p, const uint8_t *block, uint32_t *ret_pack,
+		   uint32_t *ret_slot) _must_check_;
 int packer_flush(struct packer *p) _must_check_;
 int packer_new_pack(struct packer *p, uint32_t *ret_pack) _must_check_;
 int packer_store_object(struct packer *p, const void *bytes, uint32_t size,

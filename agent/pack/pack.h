@@ -262,6 +262,34 @@ typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t
 			     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
 
 /*
+ * Blocks that the last manifest has in forgotten packs, or as differences to such, move to packs of
+ * their own, whole: then the next checkpoint need not give them again, and its manifest names no
+ * forgotten pack. Their contents come from the cache, else from the holders. Between checkpoints, in
+ * the caller's thread; store() as in packer_begin(), fetch() from several threads. Until the next
+ * manifest is stored the last one stays as it is, so an interruption, or an error, costs what was
+ * done, and nothing else: the packer is as before then.
+ */
+struct packer_compaction {
+	struct fence_token token;
+	uint64_t seq; /* of the next checkpoint: a RETAIN of the last one does not reach it */
+	pack_store_fn store;
+	pack_fetch_fn fetch;
+	int (*open_last)(void *ctx, struct manifest **ret_manifest); /* store() may be under way */
+	/* May be NULL. False: no more is begun, what is done so far counts. From several threads. */
+	bool (*goes_on)(void *ctx);
+	void *ctx; /* of all four */
+	uint64_t bytes_max;
+	uint32_t cpu_percent; /* of one processor, for this whole process meanwhile; 0: 100 */
+};
+struct packer_compacted {
+	uint64_t cached_bytes, fetched_bytes, sent_bytes;
+};
+int packer_compact(struct packer *p, const struct packer_compaction *c,
+		   struct packer_compacted *ret_done) _must_check_;
+/* Bytes of blocks that it would move. */
+uint64_t packer_forgotten_bytes(const struct packer *p);
+
+/*
  * Writes the contents of the chosen regular files: fds[i] is the destination of file i, or -1 to
  * leave it out (then its packs are not fetched). Each needed pack is fetched and authenticated
  * once. progress may be NULL. seed may be NULL; else that packer learns all blocks and files that

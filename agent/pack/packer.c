@@ -426,6 +426,31 @@ int packer_block(struct packer *p, const uint8_t *block, struct block_hash hash,
 	return new_block(p, block, hash, old, ret_pack, ret_slot);
 }
 
+int packer_rewrite(struct packer *p, const uint8_t *block, uint32_t *ret_pack, uint32_t *ret_slot)
+{
+	struct block_hash hash = packer_hash(p, block);
+	bool full = false;
+	int r;
+
+	if (p->failed)
+		return p->failed;
+	if (block_index_find(&p->index, hash, ret_pack, ret_slot))
+		return 0;
+	r = open_pack(p);
+	if (r < 0)
+		return r;
+	*ret_pack = p->open_pack;
+	r = pack_writer_block(&p->writer, block, ret_slot, &full);
+	if (r == 0)
+		r = block_index_insert(&p->index, hash, *ret_pack, *ret_slot);
+	if (r < 0) {
+		p->failed = r;
+		return r;
+	}
+	p->counts.new_bytes += PACK_BLOCK;
+	return full ? close_pack(p) : 0;
+}
+
 /* ---- files ---- */
 
 static int input_check(const struct pack_input *in)
