@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "tests/unit/blocking_calls.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -670,4 +671,101 @@ void blocking_remove(const struct blocking *b, struct slot *s)
 		semctl(s->id, 0, IPC_RMID);
 	if (b->prepare == with_queue || b->prepare == with_full_queue)
 		msgctl(s->id, IPC_RMID, NULL);
+}
+
+struct slot *blocking_prepare(const char *folder)
+{
+	struct slot *slots = mmap(NULL, sizeof(*slots) * blocking_count, PROT_READ | PROT_WRITE,
+				  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(slots != MAP_FAILED);
+	for (size_t i = 0; i < blocking_count; i++) {
+		slots[i].fd[0] = slots[i].fd[1] = slots[i].id = -1;
+		snprintf(slots[i].path, sizeof(slots[i].path), "%s/%zu", folder, i);
+		if (blocking_calls[i].prepare)
+			blocking_calls[i].prepare(&slots[i]);
+	}
+	return slots;
+}
+
+void blocking_end(struct slot *slots)
+{
+	for (size_t i = 0; i < blocking_count; i++)
+		blocking_remove(&blocking_calls[i], &slots[i]);
+	munmap(slots, sizeof(*slots) * blocking_count);
+}
+
+static void on_usr1(int signo)
+{
+	(void)signo;
+}
+
+static uint64_t boot_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_BOOTTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+static void child(const struct blocking *b, struct slot *s)
+{
+	struct sigaction sa = { .sa_handler = on_usr1 };
+	uint64_t start;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	sigaction(SIGUSR1, &sa, NULL);
+	s->pid = getpid();
+	start = boot_us();
+	errno = 0;
+	s->result = b->block(s);
+	s->us = boot_us() - start;
+	atomic_store(&s->done, 1);
+	_exit(0);
+}
+
+/* "S", and in its call: a page that is read from a slow file system lets it sleep as well. */
+static bool blocks(const struct blocking *b, pid_t pid)
+{
+	char path[64], text[512];
+	const char *names[] = { "stat", "syscall" };
+
+	for (int i = 0; i < 2; i++) {
+		_cleanup_close_ int fd = -1;
+		const char *p;
+		ssize_t n;
+
+		snprintf(path, sizeof(path), "/proc/%d/%s", pid, names[i]);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+		if (n <= 0)
+			return false;
+		text[n] = '\0';
+		p = strrchr(text, ')');
+		if (i == 0 && (!p || p[2] != 'S'))
+			return false;
+	}
+	return isdigit(text[0]) && (!b->nr || strtol(text, NULL, 10) == b->nr);
+}
+
+pid_t blocking_start(struct slot *slots)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (size_t i = 0; i < blocking_count; i++)
+			if (fork() == 0)
+				child(&blocking_calls[i], &slots[i]);
+		while (wait(NULL) > 0 || errno == EINTR)
+			;
+		_exit(0);
+	}
+	for (size_t i = 0; i < blocking_count; i++)
+		for (int ms = 0; !slots[i].pid || !blocks(&blocking_calls[i], slots[i].pid); ms++) {
+			assert_true(ms < slow(BLOCKING_SETTLE_MS));
+			usleep(1000);
+		}
+	return pid;
 }

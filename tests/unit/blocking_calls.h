@@ -15,6 +15,8 @@
 
 #define BLOCKING_TIMED_MS slow(1500)
 
+enum { BLOCKING_SETTLE_MS = 10000 };
+
 /* What one call waits with; in memory that all processes share. */
 struct slot {
 	pid_t pid;
@@ -39,6 +41,15 @@ struct blocking {
 
 extern const struct blocking blocking_calls[];
 extern const size_t blocking_count;
+
+/* Memory for all calls, prepared; files go to the folder. blocking_end() also removes what else stays. */
+struct slot *blocking_prepare(const char *folder);
+void blocking_end(struct slot *slots);
+/*
+ * One process for each call, below one stem, so that who freezes is not their parent; returns the
+ * stem when all are asleep in their calls. The stem ends when all have ended.
+ */
+pid_t blocking_start(struct slot *slots);
 
 /* System V objects stay until they are removed. */
 void blocking_remove(const struct blocking *b, struct slot *s);

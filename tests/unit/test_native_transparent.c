@@ -4,15 +4,12 @@
  * one. One process per call, all below one stem; the tree is frozen again and again, system calls
  * are injected, then each call is given what it waits for.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -43,83 +40,12 @@ static uint64_t now_us(void)
 	return now_boot_ns() / 1000;
 }
 
-static void on_usr1(int signo)
-{
-	(void)signo;
-}
-
 static void sleep_us(unsigned int us)
 {
 	struct timespec ts = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L };
 
 	while (nanosleep(&ts, &ts) < 0 && errno == EINTR)
 		;
-}
-
-static void child(const struct blocking *b, struct slot *s)
-{
-	struct sigaction sa = { .sa_handler = on_usr1 };
-	uint64_t start;
-
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	sigaction(SIGUSR1, &sa, NULL);
-	s->pid = getpid();
-	start = now_us();
-	errno = 0;
-	s->result = b->block(s);
-	s->us = now_us() - start;
-	atomic_store(&s->done, 1);
-	_exit(0);
-}
-
-/* The parent of them all, so that who freezes is not their parent. */
-static pid_t start_stem(struct slot *slots)
-{
-	pid_t pid = fork();
-
-	assert_true(pid >= 0);
-	if (pid)
-		return pid;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (size_t i = 0; i < blocking_count; i++)
-		if (fork() == 0)
-			child(&blocking_calls[i], &slots[i]);
-	while (wait(NULL) > 0 || errno == EINTR)
-		;
-	_exit(0);
-}
-
-static bool sleeps(pid_t pid)
-{
-	char path[64], text[512];
-	_cleanup_close_ int fd = -1;
-	const char *p;
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (n <= 0)
-		return false;
-	text[n] = '\0';
-	p = strrchr(text, ')');
-	return p && p[2] == 'S';
-}
-
-/* Asleep, and in its call: a page that is read from a slow file system lets it sleep as well. */
-static bool blocks(const struct blocking *b, pid_t pid)
-{
-	char path[64], text[64];
-	_cleanup_close_ int fd = -1;
-	ssize_t n;
-
-	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (n <= 0 || !sleeps(pid))
-		return false;
-	text[n] = '\0';
-	return isdigit(text[0]) && (!b->nr || strtol(text, NULL, 10) == b->nr);
 }
 
 static int get_id(void *ctx, struct injection *i)
@@ -199,30 +125,16 @@ static void await_done(const struct blocking *b, struct slot *s)
 
 static void test_blocking_calls(void **state)
 {
-	size_t bytes = sizeof(struct slot) * blocking_count;
-	struct slot *slots =
-		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct slot *slots = blocking_prepare(folder);
 	struct native_arena *arena = NULL;
 	uint64_t from, late;
 	pid_t stem;
 
 	(void)state;
-	assert_true(slots != MAP_FAILED);
 	assert_int_equal(arena_create(1 << 20, &arena), 0);
-	for (size_t i = 0; i < blocking_count; i++) {
-		slots[i].fd[0] = slots[i].fd[1] = slots[i].id = -1;
-		snprintf(slots[i].path, sizeof(slots[i].path), "%s/%zu", folder, i);
-		if (blocking_calls[i].prepare)
-			blocking_calls[i].prepare(&slots[i]);
-	}
 	from = now_us();
 	late = from + (uint64_t)BLOCKING_TIMED_MS * 500;
-	stem = start_stem(slots);
-	for (size_t i = 0; i < blocking_count; i++)
-		for (int ms = 0; !slots[i].pid || !blocks(&blocking_calls[i], slots[i].pid); ms++) {
-			assert_true(ms < slow(SETTLE_MS));
-			sleep_us(1000);
-		}
+	stem = blocking_start(slots);
 	/* A timed call must not end between two rounds: on a slow machine there are fewer. */
 	for (int round = 0; round < ROUNDS && (round < ROUNDS_MIN || now_us() < late); round++) {
 		freeze_once(stem, arena, slots);
@@ -245,10 +157,8 @@ static void test_blocking_calls(void **state)
 			check_timed(&blocking_calls[i], &slots[i], from);
 	}
 	assert_int_equal(waitpid(stem, NULL, 0), stem);
-	for (size_t i = 0; i < blocking_count; i++)
-		blocking_remove(&blocking_calls[i], &slots[i]);
 	arena_destroy(arena);
-	munmap(slots, bytes);
+	blocking_end(slots);
 }
 
 static int setup(void **state)
