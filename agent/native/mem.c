@@ -223,7 +223,7 @@ void mem_forget(struct native_mem *m)
 		space_forget(&m->objects[i]->space);
 	batch_reset(&m->batch);
 	spool_close(&m->spool);
-	m->taking = m->collected = false;
+	m->taking = m->collected = m->settled = false;
 }
 
 void mem_counts(const struct native_mem *m, struct native_mem_counts *ret_counts)
@@ -369,6 +369,6 @@ int mem_write(struct native_mem *m, struct native_tree *tree)
 			mem_retire(m, m->mms[i]);
 	mem_bury(m);
 	spool_close(&m->spool);
-	m->taking = m->collected = false;
+	m->taking = m->collected = m->settled = false;
 	return 0;
 }

@@ -149,6 +149,7 @@ struct native_mem {
 	const struct native_tree *tree;	      /* being taken; in pre-copy */
 	bool taking;			      /* pre-copy was begun, mem_write is not done */
 	bool collected;			      /* mem_collect is done, mem_write is not */
+	bool settled;			      /* mem_settle as well */
 	uint64_t scan_ns;		      /* of the last round's scans */
 	uint64_t round_pages;		      /* of the first round */
 };

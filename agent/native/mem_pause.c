@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * The part of the pause that is about memory. Nothing of the target or of the tracker is changed
- * here (but by the soft-dirty backend): a snapshot that is called off loses no write.
+ * here, but by mem_settle(): a snapshot that is called off loses no write.
  *
  *   written ranges (fast scan) -> which of it is populated, and how -> read
  *   VMAs that nobody follows, private maps of files among them: all that is populated
@@ -285,8 +285,6 @@ static int stop_tracked(struct stop *st)
 	if (r == 0)
 		r = mem_copy_kinds(m, st->mm, st->task, st->task->vmas, st->task->vma_count,
 				   m->kinds.v, m->kinds.count);
-	if (r == 0 && st->mm->ops && st->mm->ops->settled)
-		r = st->mm->ops->settled(m, st->mm);
 	m->counts.copy_us += lap(&at);
 	return r;
 }
@@ -384,4 +382,20 @@ int mem_collect(struct native_mem *m, struct native_tree *tree)
 	}
 	m->collected = true;
 	return 0;
+}
+
+int mem_settle(struct native_mem *m)
+{
+	int r = 0, cleared = 0;
+
+	for (size_t i = 0; r == 0 && i < m->mm_count; i++) {
+		struct mem_mm *mm = m->mms[i];
+
+		if (!mm->seen || !mm->ops || !mm->ops->settled)
+			continue;
+		m->settled = true;
+		cleared = 1;
+		r = mm->ops->settled(m, mm);
+	}
+	return r < 0 ? r : cleared;
 }

@@ -486,7 +486,7 @@ static int begin(struct native_mem *m, struct native_tree *tree)
 		struct mem_mm *mm = m->mms[i];
 
 		/* A pause whose snapshot never came to be may have begun a new interval. */
-		if (m->collected && mm->ops && mm->ops->settled)
+		if (m->settled && mm->ops && mm->ops->settled)
 			mm->full = true;
 		mm->seen = false;
 		mm->space.drops.count = mm->space.puts.count = 0;
@@ -500,7 +500,7 @@ static int begin(struct native_mem *m, struct native_tree *tree)
 	m->counts.residue_bytes = m->counts.object_us = 0;
 	m->tree = tree;
 	m->taking = true;
-	m->collected = false;
+	m->collected = m->settled = false;
 	m->batch.paused = false;
 	m->batch.forked = tree->task_count > 1;
 	batch_reset(&m->batch);

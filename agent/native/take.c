@@ -217,7 +217,10 @@ static int collect(struct attempt *a)
 	if (r == 0)
 		r = call(a->order, a->order->collected);
 	res->wait_us = lap(a);
-	return r;
+	if (r == 0)
+		r = mem_settle(a->t->mem);
+	res->copy_us += lap(a);
+	return r > 0 ? 0 : r;
 }
 
 static void let_go(struct attempt *a)

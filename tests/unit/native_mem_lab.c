@@ -251,6 +251,8 @@ static int stop_and_collect(struct lab *lab, struct truths *all)
 		r = add_objects(lab, all);
 	if (r == 0)
 		r = mem_collect(lab->mem, &lab->tree);
+	if (r == 0)
+		r = mem_settle(lab->mem);
 	truth = clock_us();
 	if (r == 0)
 		read_truth(lab, all);
