@@ -483,7 +483,7 @@ struct task_struct {
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
 	struct sighand_struct *sighand;
-	struct sigset blocked, saved_sigmask;
+	struct sigset blocked, real_blocked, saved_sigmask;
 	struct sigpending pending;
 	unsigned long sas_ss_sp;
 	unsigned long sas_ss_size;

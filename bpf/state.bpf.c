@@ -245,7 +245,7 @@ static void read_signal_state(struct state_thread *t, struct task_struct *task)
 	t->robust_list = (__u64)task->robust_list;
 	t->blocked = BPF_CORE_READ(task, blocked.sig[0]);
 	t->pending = BPF_CORE_READ(task, pending.signal.sig[0]);
-	t->saved_blocked = t->blocked;
+	t->saved_blocked = BPF_CORE_READ(task, real_blocked.sig[0]) ?: t->blocked;
 	if (bpf_core_field_exists(task->restore_sigmask) &&
 	    BPF_CORE_READ_BITFIELD_PROBED(task, restore_sigmask))
 		t->saved_blocked = BPF_CORE_READ(task, saved_sigmask.sig[0]);

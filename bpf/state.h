@@ -60,7 +60,8 @@ struct state_thread {
 	__u64 clear_child_tid, robust_list;
 	__u64 rseq;
 	__u32 rseq_size, rseq_sig;
-	__u64 blocked, saved_blocked, pending; /* sets of signals */
+	__u64 blocked, pending; /* sets of signals */
+	__u64 saved_blocked;	/* the mask to be put back after sigsuspend, sigtimedwait, ... */
 	__u32 seccomp_mode, seccomp_filter_count;
 	__u64 seccomp_filter; /* identity */
 	__u32 policy, rt_priority;

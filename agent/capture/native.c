@@ -292,6 +292,7 @@ static int run(struct native_try *try, struct native_result *ret_result)
 				     .wanted = t->request->wanted,
 				     .wanted_count = t->request->wanted_count,
 				     .deadline_ms = FREEZE_MS,
+				     .traced = t->request->after == CAPTURE_STAY_FROZEN,
 				     .before = on_before,
 				     .frozen = on_frozen,
 				     .use = on_use,

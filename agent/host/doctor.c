@@ -348,10 +348,12 @@ static void examine_tracking(struct doctor *d)
 							  "yes",
 		"userfaultfd: a restored job runs before all of its memory is there");
 	feature(d, "kernel module", module,
-		module ? "the userfaultfd of a job's memory; jobs are stopped by ptrace" :
-		async  ? "one system call injected into each process when it is first followed" :
-			 "not needed: it makes userfaultfds, which cannot follow memory here",
-		"following a job's memory without touching the job");
+		module ? "stops jobs and makes the userfaultfds of their memory" :
+		async  ? "one system call injected into each process when it is first followed; "
+			 "stopped by ptrace" :
+			 "jobs are stopped by ptrace",
+		"stopping and following a job without a trace in it; ptrace where a thread has "
+		"queued signals, a seccomp filter or an unusual call");
 }
 
 static void examine_native(struct doctor *d)

@@ -220,6 +220,9 @@ static struct json_object *describe_native(const struct native_result *n)
 	add_int(pause, "wait_us", n->wait_us);
 	add_int(pause, "thaw_us", n->thaw_us);
 	json_object_object_add(json, "pause", pause);
+	add_text(json, "stopped_by", n->stopped_by);
+	if (n->not_gentle[0])
+		add_text(json, "not_by_module", n->not_gentle);
 	add_text(json, "tracker", n->mem.tracker);
 	add_int(json, "rounds", n->mem.rounds);
 	add_int(json, "read_bytes", n->mem.read_bytes);

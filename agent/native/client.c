@@ -396,6 +396,7 @@ int native_take(struct native *n, const struct native_take *take, struct native_
 				      .shell_job = take->shell_job,
 				      .own_ipc_ns = take->own_ipc_ns,
 				      .deadline_ms = take->deadline_ms,
+				      .traced = take->traced,
 				      .wanted_count = (uint32_t)take->wanted_count };
 	cpu_set_t usual;
 	int r = n->error;

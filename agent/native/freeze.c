@@ -20,6 +20,7 @@
 
 #include "agent/native/fence.h"
 #include "agent/native/freeze_internal.h"
+#include "agent/native/gentle.h"
 
 enum {
 	LISTS_BEFORE_MAX = 4, /* while it runs; later ones find what is left */
@@ -617,10 +618,13 @@ static size_t let_go(struct native_tree *tree)
 
 void thaw_tree(struct native_tree *tree)
 {
-	(void)let_go(tree);
+	if (tree->gentle)
+		gentle_thaw(tree);
+	else
+		(void)let_go(tree);
 }
 
-int freeze_tree(struct native_tree *tree, int deadline_ms)
+static int trace_tree(struct native_tree *tree, int deadline_ms)
 {
 	struct freezer f = { .tree = tree, .by_scan = !list_has_children_files() };
 	int r = tick_start(&f.tick, deadline_ms, on_tick, &f);
@@ -650,4 +654,11 @@ int freeze_tree(struct native_tree *tree, int deadline_ms)
 	if (r < 0 && let_go(tree))
 		r = native_fail(tree, -ENOTRECOVERABLE, "a thread hangs in the kernel");
 	return r;
+}
+
+int freeze_tree(struct native_tree *tree, int deadline_ms)
+{
+	int r = tree->may_gentle ? gentle_freeze(tree, deadline_ms) : -EAGAIN;
+
+	return r == -EAGAIN ? trace_tree(tree, deadline_ms) : r;
 }

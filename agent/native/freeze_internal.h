@@ -42,6 +42,8 @@ int tree_add_task(struct native_tree *tree, pid_t pid, pid_t parent_pid,
 int tree_add_thread(struct native_tree *tree, struct native_task *task, pid_t tid,
 		    struct native_thread **ret_thread) _must_check_;
 struct native_thread *task_find_thread(const struct native_task *task, pid_t tid);
+/* For many in the order of the kernel's lists, as a rule that of the task's: begin with *hint = 0. */
+struct native_thread *task_find_next(const struct native_task *task, pid_t tid, size_t *hint);
 void tree_compact(struct native_tree *tree);
 
 /* list.c */

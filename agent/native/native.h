@@ -61,6 +61,8 @@ struct native_take {
 	const struct native_wanted *wanted; /* blocks of the base to give again */
 	size_t wanted_count;
 	int deadline_ms; /* of the freeze */
+	/* frozen() freezes the job's cgroup, which tears sleepers out of their calls: stop by ptrace. */
+	bool traced;
 	/*
 	 * < 0 from any of these: the snapshot is called off. before: pre-copy is done, the job still
 	 * runs; last looks. frozen: in the pause, at the same time as native collects: copy files,
@@ -85,6 +87,8 @@ struct native_result {
 	uint64_t cpu_us; /* of decamp-capture, whole snapshot */
 	uint32_t tasks, threads;
 	struct native_mem_counts mem;
+	char stopped_by[16];		 /* "module", "ptrace" */
+	char not_gentle[NATIVE_WHY_MAX]; /* there is a module, but this was stopped by ptrace */
 };
 
 int native_take(struct native *n, const struct native_take *take, struct native_result *ret_result,

@@ -18,7 +18,7 @@
 
 #include "agent/native/native.h"
 
-enum { NATIVE_FD = 3, NATIVE_VERSION = 3 };
+enum { NATIVE_FD = 3, NATIVE_VERSION = 4 };
 
 enum native_op {
 	NATIVE_START = 1,
@@ -43,6 +43,7 @@ struct native_order {
 	uint32_t shell_job, own_ipc_ns;
 	int32_t deadline_ms;
 	uint32_t wanted_count;
+	uint32_t traced, reserved;
 };
 
 /* To decampd. BEFORE and FROZEN are the head alone. */

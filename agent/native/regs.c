@@ -11,6 +11,7 @@
 
 #include "agent/native/freeze.h"
 #include "agent/native/freeze_internal.h"
+#include "agent/native/gentle.h"
 
 #ifndef SYS_epoll_pwait2
 #define SYS_epoll_pwait2 441
@@ -383,7 +384,7 @@ static int collect_thread(struct native_tree *tree, struct native_thread *t)
 				   t->tid, t->task->pid);
 	r = collect_mask(tree, t);
 	if (r == 0)
-		r = collect_xsave(tree, t);
+		r = tree->gentle ? gentle_xsave(tree, t) : collect_xsave(tree, t);
 	if (r < 0)
 		return r;
 	if (state && state->rseq) {
@@ -391,6 +392,8 @@ static int collect_thread(struct native_tree *tree, struct native_thread *t)
 		t->rseq_size = state->rseq_size;
 		t->rseq_signature = state->rseq_sig;
 		t->rseq_flags = 0;
+	} else if (tree->gentle) {
+		t->rseq_ptr = 0;
 	} else {
 		regs_rseq(t);
 	}

@@ -288,6 +288,7 @@ static int take(struct server *s, const struct native_order *order, int images)
 				.own_ipc_ns = order->own_ipc_ns,
 				.wanted_count = order->wanted_count,
 				.deadline_ms = order->deadline_ms,
+				.traced = order->traced,
 				.before = on_before,
 				.frozen = on_frozen,
 				.collected = on_collected,

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "agent/native/freeze_internal.h"
+#include "agent/native/gentle.h"
 #include "agent/native/state_internal.h"
 #include "agent/util/io.h"
 
@@ -18,20 +20,6 @@ _Static_assert(sizeof(struct state_fd) % 8 == 0, "records follow each other");
 static bool is_stopped(const struct native_task *task)
 {
 	return task->thread_count > 0 && task->threads[0].stopped;
-}
-
-/* The next ones come in the same order as a rule: the search begins there. */
-static struct native_thread *find_thread(struct native_task *task, uint32_t tid, size_t *hint)
-{
-	for (size_t n = 0; n < task->thread_count; n++) {
-		size_t i = (*hint + n) % task->thread_count;
-
-		if (task->threads[i].tid == (pid_t)tid) {
-			*hint = i + 1;
-			return &task->threads[i];
-		}
-	}
-	return NULL;
 }
 
 /* A thread of the kernel's that the tree does not have: born or ended while nobody stood. */
@@ -51,7 +39,7 @@ static int take_records(struct native_tree *tree, struct native_task *task, uint
 
 	while (size - at >= sizeof(struct state_thread)) {
 		struct state_thread *record = (struct state_thread *)(records + at);
-		struct native_thread *thread = find_thread(task, record->host_tid, &hint);
+		struct native_thread *thread = task_find_next(task, (pid_t)record->host_tid, &hint);
 		int r = 0;
 
 		at += sizeof(*record);
@@ -296,7 +284,9 @@ int state_collect(struct native_state *s, struct native_tree *tree)
 	    state_is_foreign(s, tree->tasks[0].state, &what))
 		r = native_fail(tree, -EOPNOTSUPP, "process %d is in a %s namespace of its own",
 				tree->tasks[0].pid, what);
-	if (r == 0 && stopped)
+	if (r == 0 && tree->gentle)
+		r = gentle_covers(tree) ? 0 : native_fail(tree, -EAGAIN, "%s", tree->not_gentle);
+	else if (r == 0 && stopped)
 		r = seccomp_collect(tree);
 	/* A first look, while the job runs, has used up what the pause needs. */
 	if (r == 0 && !stopped)

@@ -9,6 +9,7 @@
 #include "agent/native/fence.h"
 #include "agent/native/files.h"
 #include "agent/native/freeze.h"
+#include "agent/native/gentle.h"
 #include "agent/native/state.h"
 #include "agent/native/stray.h"
 #include "agent/util/io.h"
@@ -19,12 +20,14 @@ enum {
 	TAKE_FREEZE_MS = 2000,
 	TAKE_REHEARSE_NS = 2000000,
 	TAKE_REHEARSE_PAGES = 3, /* each costs the pause some 10 us */
-	TAKE_LEAKS_KEPT = 64,	 /* snapshots for which one call that leaks EINTR is remembered */
+	TAKE_GENTLE_TRIES = 3,
+	TAKE_LEAKS_KEPT = 64, /* snapshots for which one call that leaks EINTR is remembered */
 };
 
 struct taker {
 	pid_t root;
 	struct native_fence fence;
+	bool gentle; /* there is a kernel module that freezes */
 	struct native_arena *arena;
 	struct native_state *state;
 	struct native_mem *mem;
@@ -41,8 +44,9 @@ struct attempt {
 	struct native_tree tree;
 	struct native_files *files;
 	struct native_result result;
-	uint64_t look_ns; /* what the look at the tasks took */
-	uint64_t last_ns; /* end of the last step */
+	unsigned int gentle_left; /* attempts by the module */
+	uint64_t look_ns;	  /* what the look at the tasks took */
+	uint64_t last_ns;	  /* end of the last step */
 	uint64_t stop_ns;
 };
 
@@ -92,6 +96,7 @@ int take_create(const struct take_config *config, struct taker **ret_taker,
 		return -ENOMEM;
 	t->root = config->root;
 	t->fence = NATIVE_NO_FENCE;
+	t->gentle = gentle_works();
 	/* Refused rights make it slower, never wrong. */
 	(void)freeze_prepare_self();
 	r = config->fence_dir ? fence_open(*config->fence_dir, &t->fence) : 0;
@@ -135,6 +140,7 @@ static void reset_tree(struct attempt *a, char *reason)
 	a->tree = (struct native_tree){ .root = a->t->root, .arena = a->t->arena };
 	a->tree.fence = &a->t->fence;
 	a->tree.expects_leaks = a->t->leaks > 0;
+	a->tree.may_gentle = a->gentle_left > 0;
 	a->tree.images = a->order ? a->order->images : -1;
 	a->tree.shell_job = a->order && a->order->shell_job;
 	a->tree.own_ipc_ns = a->order && a->order->own_ipc_ns;
@@ -189,14 +195,27 @@ static int call(const struct take_order *o, int (*fn)(void *ctx))
 	return fn ? fn(o->ctx) : 0;
 }
 
+/* Who sleeps in a call that ends is not held before it has written to memory. */
+static int settle(struct attempt *a)
+{
+	int r = a->tree.gentle ? gentle_verify(&a->tree) : 0;
+
+	if (r == 0)
+		r = mem_settle(a->t->mem);
+	if (r == 1)
+		r = a->tree.gentle ? gentle_verify(&a->tree) : 0;
+	return r;
+}
+
 static int collect(struct attempt *a)
 {
 	struct native_result *res = &a->result;
 	uint64_t begin_ns = a->last_ns, ran = ran_ns();
 	int r = call(a->order, a->order->frozen);
 
-	if (r == 0)
-		r = state_collect(a->t->state, &a->tree);
+	if (r < 0)
+		return r;
+	r = state_collect(a->t->state, &a->tree);
 	if (r == 0)
 		r = state_check(&a->tree);
 	if (r == 0 && a->tree.own_ipc_ns)
@@ -214,13 +233,16 @@ static int collect(struct attempt *a)
 	ran = ran_ns() - ran;
 	if (a->last_ns - begin_ns > ran)
 		res->away_us = (uint32_t)((a->last_ns - begin_ns - ran) / 1000);
+	/* What was read while a call ended need not fit together. */
+	if (r < 0 && a->tree.gentle && gentle_verify(&a->tree) == -EAGAIN)
+		return -EAGAIN;
 	if (r == 0)
 		r = call(a->order, a->order->collected);
 	res->wait_us = lap(a);
 	if (r == 0)
-		r = mem_settle(a->t->mem);
+		r = settle(a);
 	res->copy_us += lap(a);
-	return r > 0 ? 0 : r;
+	return r;
 }
 
 static void let_go(struct attempt *a)
@@ -231,6 +253,18 @@ static void let_go(struct attempt *a)
 	a->last_ns = clock_ns();
 	freeze_lower();
 	alarm(0);
+}
+
+static void note_stop(struct attempt *a)
+{
+	struct native_result *res = &a->result;
+	bool gentle = a->tree.gentle;
+
+	snprintf(res->stopped_by, sizeof(res->stopped_by), "%s", gentle ? "module" : "ptrace");
+	if (gentle)
+		res->not_gentle[0] = '\0';
+	else if (a->tree.not_gentle[0])
+		memcpy(res->not_gentle, a->tree.not_gentle, sizeof(res->not_gentle));
 }
 
 /* The pause. On success with order->hold the job still stands. */
@@ -251,7 +285,13 @@ static int stop_and_collect(struct attempt *a)
 		alarm(0);
 		return r;
 	}
+	note_stop(a);
 	r = collect(a);
+	/* Too many of them, and ptrace is asked: in its way of stopping nobody moves. */
+	if (r == -EAGAIN && a->tree.gentle) {
+		a->gentle_left--;
+		snprintf(a->result.not_gentle, sizeof(a->result.not_gentle), "%s", a->tree.reason);
+	}
 	if (r < 0 || !a->order->hold)
 		let_go(a);
 	else
@@ -312,6 +352,7 @@ static int attempt(struct attempt *a, char *reason)
 
 	reset_tree(a, reason);
 	r = look(a);
+	a->tree.may_gentle = a->tree.may_gentle && r == 0 && gentle_covers(&a->tree);
 	if (r == 0)
 		r = mem_precopy(a->t->mem, a->t->state, &a->tree, a->order->wanted,
 				a->order->wanted_count);
@@ -337,6 +378,9 @@ int take_snapshot(struct taker *t, const struct take_order *order, struct native
 	uint64_t cpu = cpu_us();
 	int r = -EAGAIN;
 
+	/* Held until all is written it would stand for longer than a lease. */
+	if (t->gentle && !order->traced && !order->hold)
+		a.gentle_left = TAKE_GENTLE_TRIES;
 	if (!order->base || order->base != t->last_id)
 		mem_forget(t->mem);
 	t->last_id = 0;

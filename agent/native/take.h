@@ -40,6 +40,7 @@ struct take_order {
 	const struct native_wanted *wanted;
 	size_t wanted_count;
 	int deadline_ms; /* of the freeze */
+	bool traced;	 /* by ptrace in any case, as with hold: see native_take */
 	/*
 	 * All may be NULL; < 0 calls the snapshot off. before: the job runs, the long part of pre-copy is done.
 	 * frozen: it stands, collecting begins; must not wait. collected: about to be let go.

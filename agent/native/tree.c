@@ -236,6 +236,19 @@ struct native_thread *task_find_thread(const struct native_task *task, pid_t tid
 	return NULL;
 }
 
+struct native_thread *task_find_next(const struct native_task *task, pid_t tid, size_t *hint)
+{
+	for (size_t n = 0; n < task->thread_count; n++) {
+		size_t i = (*hint + n) % task->thread_count;
+
+		if (task->threads[i].tid == tid) {
+			*hint = i + 1;
+			return &task->threads[i];
+		}
+	}
+	return NULL;
+}
+
 static void compact_threads(struct native_task *task)
 {
 	size_t kept = 0;

@@ -28,6 +28,7 @@ enum {
 	NATIVE_TASKS_MAX = 1024,
 	NATIVE_THREADS_MAX = 16384,
 	NATIVE_REASON_MAX = 512,
+	NATIVE_WHY_MAX = 128,
 	NATIVE_SIGINFO_MAX = 1024, /* queued signals of one thread or process */
 	NATIVE_XSAVE_MAX = 16384,
 };
@@ -44,6 +45,7 @@ struct native_thread {
 	bool seized, stopped;
 	bool in_group_stop; /* was stopped by a signal before we came */
 	bool regs_read;	    /* regs are those of the stop, mended */
+	uint64_t switches;  /* of context, at the stop; only by gentle.c */
 
 	/* regs.c, in the pause. regs are as a restore shall load them: restarts repaired. */
 	struct user_regs_struct regs;
@@ -98,10 +100,13 @@ struct native_tree {
 	 * inventory's root ids. 0: no System V objects, the restorer's namespace will do. */
 	uint32_t ipc_ns_id;
 	const struct native_fence *fence; /* fence.h; NULL: none */
-	bool expects_leaks;		/* of EINTR (regs.c): some call did so at an earlier stop */
-	bool leaks;			/* freeze.c: seen, before the stop or by it */
-	struct native_filters *filters; /* seccomp.c; NULL: none */
-	char *reason;			/* NATIVE_REASON_MAX bytes */
+	bool expects_leaks;	      /* of EINTR (regs.c): some call did so at an earlier stop */
+	bool leaks;		      /* freeze.c: seen, before the stop or by it */
+	bool may_gentle;	      /* freeze it by the kernel module, if that can be */
+	struct native_gentle *gentle; /* gentle.h: held by the module; NULL: by ptrace */
+	char not_gentle[NATIVE_WHY_MAX]; /* may_gentle, but by ptrace: why */
+	struct native_filters *filters;	 /* seccomp.c; NULL: none */
+	char *reason;			 /* NATIVE_REASON_MAX bytes */
 	/* freeze.c: CLOCK_MONOTONIC, before the first thread was stopped; all were let go */
 	uint64_t stop_ns, go_ns;
 	uint64_t freeze_boot_ns, freeze_mono_ns, freeze_wall_ns; /* clocks at the frozen instant */

@@ -53,3 +53,63 @@ int kmod_uffd(pid_t pid, int flags, int *ret_fd)
 	made = -1;
 	return 0;
 }
+
+int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, struct decamp_counts *ret_counts,
+		int *ret_session)
+{
+	__s32 roots[1] = { root };
+	struct decamp_freeze args = { .size = sizeof(args),
+				      .roots = (uintptr_t)roots,
+				      .roots_count = 1,
+				      .timeout_ms = (__u32)timeout_ms,
+				      .lease_ms = (__u32)lease_ms };
+	_cleanup_close_ int device = -1;
+	int r = open_device(&device), session;
+
+	if (r < 0)
+		return r;
+	session = ioctl(device, DECAMP_IOC_FREEZE, &args);
+	if (session < 0)
+		return -errno;
+	*ret_counts = args.counts;
+	*ret_session = session;
+	return 0;
+}
+
+int kmod_threads(int session, struct decamp_thread *threads, size_t room, size_t *ret_total)
+{
+	struct decamp_threads args = { .size = sizeof(args),
+				       .threads = (uintptr_t)threads,
+				       .thread_size = sizeof(*threads),
+				       .room = (__u32)room };
+
+	if (ioctl(session, DECAMP_IOC_THREADS, &args) < 0)
+		return -errno;
+	if (args.missed)
+		return -ENOMEM;
+	*ret_total = args.total;
+	return 0;
+}
+
+int kmod_xstate(int session, pid_t tid, void *buffer, size_t room, size_t *ret_size,
+		uint64_t *ret_switches)
+{
+	struct decamp_xstate args = {
+		.size = sizeof(args), .tid = tid, .bytes = (__u32)room, .buffer = (uintptr_t)buffer
+	};
+
+	if (ioctl(session, DECAMP_IOC_XSTATE, &args) < 0)
+		return -errno;
+	*ret_size = args.bytes;
+	*ret_switches = args.switches;
+	return 0;
+}
+
+int kmod_park(int session, pid_t tid, int timeout_ms)
+{
+	struct decamp_park args = { .size = sizeof(args),
+				    .tid = tid,
+				    .timeout_ms = (__u32)timeout_ms };
+
+	return ioctl(session, DECAMP_IOC_PARK, &args) < 0 ? -errno : 0;
+}

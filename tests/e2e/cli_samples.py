@@ -27,6 +27,7 @@ DETAIL = {
     "native": {"pause": {"total_us": 700, "freeze_us": 100, "state_us": 60, "regs_us": 20,
                          "files_us": 90, "scan_us": 200, "copy_us": 50, "wait_us": 150,
                          "thaw_us": 30},
+               "stopped_by": "ptrace", "not_by_module": "signals wait for process 4711",
                "tracker": "userfaultfd", "rounds": 2, "residue_bytes": 1 << 20, "bounded": True,
                "dirty_pages_per_s": 900000},
 }

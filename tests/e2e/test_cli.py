@@ -304,6 +304,7 @@ class TestTables(Case):
                 r"^captured by: +native 15 times, criu 2 times$",
                 r"^not by native, because: +process 4711 shares its memory",
                 r"^last pause: +700 us: freeze 100 us, state 80 us, files 90 us",
+                r"^stopped by: +ptrace, not by the module: signals wait for process 4711$",
                 r"^memory followed by: +userfaultfd, 2 rounds, 1\.0 MiB left for the pause$",
                 r"^note: +it writes memory faster than that can be copied \(900000 pages",
                 r"^result files: +3 written, 1 set aside", r"^back at work within: +3\.1 s"):
