@@ -73,7 +73,10 @@ char list_state(pid_t tid, pid_t *ret_tracer);
 /* The system call that a thread sleeps in; -1: none, or not to be seen. */
 long list_syscall(pid_t tid);
 
-/* tick.c: a signal to this thread every millisecond, so that no system call blocks for ever. */
+/*
+ * tick.c: a signal to this thread a millisecond after the last one was handled, so that no system
+ * call blocks for ever.
+ */
 struct freeze_tick {
 	timer_t timer;
 	bool armed;

@@ -21,6 +21,17 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+static void arm(struct freeze_tick *t)
+{
+	struct itimerspec once = { .it_value.tv_nsec = TICK_NS };
+
+	timer_settime(t->timer, 0, &once, NULL);
+}
+
+/*
+ * No interval timer: where the handler takes longer than that, as with many thousand threads or in
+ * a slow guest, the next signal would be there before it returns, and the thread get nowhere.
+ */
 static void on_tick(int signo, siginfo_t *si, void *context)
 {
 	struct freeze_tick *t = si->si_value.sival_ptr;
@@ -28,8 +39,11 @@ static void on_tick(int signo, siginfo_t *si, void *context)
 
 	(void)signo;
 	(void)context;
-	if (si->si_code == SI_TIMER && t && t->fn)
-		t->fn(t->ctx);
+	if (si->si_code == SI_TIMER && t) {
+		if (t->fn)
+			t->fn(t->ctx);
+		arm(t);
+	}
 	errno = saved;
 }
 
@@ -45,7 +59,6 @@ static sigset_t only(int signo)
 int tick_start(struct freeze_tick *t, int deadline_ms, void (*fn)(void *ctx), void *ctx)
 {
 	struct sigaction sa = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO };
-	struct itimerspec every = { .it_interval.tv_nsec = TICK_NS, .it_value.tv_nsec = TICK_NS };
 	struct sigevent ev = { .sigev_notify = SIGEV_THREAD_ID };
 	sigset_t set;
 
@@ -61,8 +74,8 @@ int tick_start(struct freeze_tick *t, int deadline_ms, void (*fn)(void *ctx), vo
 	sigaction(t->signal, &sa, &t->old_action);
 	set = only(t->signal);
 	pthread_sigmask(SIG_UNBLOCK, &set, &t->old_mask);
-	timer_settime(t->timer, 0, &every, NULL);
 	t->armed = true;
+	arm(t);
 	return 0;
 }
 

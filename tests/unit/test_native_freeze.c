@@ -32,6 +32,7 @@ enum {
 	TREE_WIDTH = 3,
 	MEASURED = 30,
 	QUEUED = 20,
+	STARVED_MAX = 20,
 	WHOLE_MS = 100, /* far above what is meant: two busy cores, sanitizers */
 };
 
@@ -443,6 +444,41 @@ static void test_killed_job(void **state)
 	lab->victim_count = 0;
 }
 
+/* Waits */
+
+struct slow_handler {
+	volatile long steps;
+	long seen;
+	int starved;
+};
+
+/* Takes longer than the time between two ticks. Gives up where nothing happens between them. */
+static void take_long(void *ctx)
+{
+	struct slow_handler *h = ctx;
+	uint64_t until = now_us() + 3000;
+
+	if (h->steps == h->seen && ++h->starved > STARVED_MAX)
+		return;
+	h->seen = h->steps;
+	while (now_us() < until)
+		;
+}
+
+static void test_slow_handler(void **state)
+{
+	struct slow_handler h = { .seen = -1 };
+	struct freeze_tick tick;
+
+	(void)state;
+	assert_int_equal(tick_start(&tick, slow(300), take_long, &h), 0);
+	while (!tick_over(&tick))
+		h.steps++;
+	tick_stop(&tick);
+	assert_in_range(h.starved, 0, STARVED_MAX);
+	assert_true(h.seen > 0);
+}
+
 /* What is refused */
 
 static void hangs_in_vfork(struct freeze_page *page)
@@ -546,11 +582,12 @@ static void test_refused(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_arena),	   frozen_test(test_spinners),
-		frozen_test(test_times),	   frozen_test(test_tree),
-		frozen_test(test_group_stop),	   frozen_test(test_frozen_cgroup),
-		frozen_test(test_pending_signals), frozen_test(test_killed_job),
-		frozen_test(test_deadline),	   frozen_test(test_refused),
+		cmocka_unit_test(test_arena),	 cmocka_unit_test(test_slow_handler),
+		frozen_test(test_spinners),	 frozen_test(test_times),
+		frozen_test(test_tree),		 frozen_test(test_group_stop),
+		frozen_test(test_frozen_cgroup), frozen_test(test_pending_signals),
+		frozen_test(test_killed_job),	 frozen_test(test_deadline),
+		frozen_test(test_refused),
 	};
 
 	if (argc > 1)
