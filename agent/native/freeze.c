@@ -585,6 +585,7 @@ static size_t let_go(struct native_tree *tree)
 {
 	struct freezer f = { .tree = tree };
 	size_t left = 0;
+	uint64_t until;
 
 	for (size_t i = 0; i < tree->task_count; i++)
 		for (size_t k = 0; k < tree->tasks[i].thread_count; k++) {
@@ -599,7 +600,9 @@ static size_t let_go(struct native_tree *tree)
 	freeze_lower();
 	if (left)
 		(void)each_thread(&f, interrupt);
-	for (int us = 0; left && us < FREEZE_LINGER_MS * 1000; us += POLL_US) {
+	/* By the clock: a round may take much longer than the sleep in it. */
+	until = tree->go_ns + FREEZE_LINGER_MS * UINT64_C(1000000);
+	while (left && mono_ns() < until) {
 		left = 0;
 		for (size_t i = 0; i < tree->task_count; i++)
 			for (size_t k = 0; k < tree->tasks[i].thread_count; k++) {
