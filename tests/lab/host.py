@@ -271,6 +271,12 @@ class Host:
     def read(self, inside):
         return self.path(inside).read_bytes()
 
+    def exists(self, inside):
+        return self.path(inside).exists()
+
+    def remove(self, inside):
+        self.path(inside).unlink(missing_ok=True)
+
     def pids(self, marker):
         """Ground truth: processes of this host whose command line holds marker, but for clients."""
         if not self.pid:
@@ -301,7 +307,7 @@ class Host:
         if self.daemon and self.daemon.running():
             return
         self.configure()
-        self.path(SOCKET).unlink(missing_ok=True)
+        self.remove(SOCKET)
         with (self.lab.log_dir / f"{self.name}.log").open("a") as log:
             debug = ["--debug"] if os.environ.get("DECAMP_LAB_DEBUG") else []
             self.daemon = self.spawn([self.lab.build / "decampd", "--config", CONFIG, *debug],
@@ -313,7 +319,7 @@ class Host:
                 raise LabError(f"{self.name}: decampd ended with code "
                                f"{self.daemon.popen.returncode}, see {self.lab.log_dir}")
             return self.run([self.lab.build / "decamp", "doctor", "--json"],
-                            check=False).returncode != 127 and self.path(SOCKET).exists()
+                            check=False).returncode != 127 and self.exists(SOCKET)
         wait_for(answers, seconds, f"{self.name}: an answer of decampd")
 
     def kill_daemon(self, number=signal.SIGKILL):

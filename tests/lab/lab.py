@@ -42,6 +42,8 @@ TIMINGS = {"probe_ms": 300, "suspect_ms": 1500, "renew_ms": 1000, "lease_ms": 40
 class Lab:
     """name: where the logs go, below build/lab-logs."""
 
+    host_class = Host
+
     def __init__(self, hosts=5, name="lab", settings=None):
         if os.geteuid():
             raise LabError("a lab needs root: run it as root")
@@ -61,7 +63,7 @@ class Lab:
         self.criu = None
         self.started = time.monotonic()
         self.listeners = []
-        self.hosts = [Host(self, index) for index in range(1, hosts + 1)]
+        self.hosts = [self.host_class(self, index) for index in range(1, hosts + 1)]
 
     # ---- life ----
 

@@ -43,8 +43,14 @@ def pids_of(cgroup):
     return [pid for pid in found if pid]
 
 
+def set_patience(factor):
+    """All waits of this process last so many times longer; for hosts that are slow."""
+    wait_for.patience = factor
+
+
 def wait_for(condition, seconds, what, interval=0.05):
     """The first true value of condition(), or a LabError after so many seconds."""
+    seconds *= getattr(wait_for, "patience", 1)
     end = time.monotonic() + seconds
     while True:
         value = condition()
