@@ -161,7 +161,7 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 # One of its hosts lies.
 $(B)/tests/test_hostile: LDFLAGS += -Wl,--wrap=store_get
 # The oracle test makes its own where there is a compiler at hand.
-$(B)/tests/mutate: $(wildcard tests/oracle/mutate*.c) $(wildcard tests/oracle/*.h)
+$(B)/tests/mutate: $(wildcard tests/oracle/mutate*.c) $(wildcard tests/oracle/*.h) tests/unit/slow.h
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -pthread -o $@ $(filter %.c,$^)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "mutate.h"
+#include "../unit/slow.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -212,8 +213,9 @@ static void mutate_once(struct worker *w)
 	}
 	if (!w->child)
 		__atomic_add_fetch(counter, 1, __ATOMIC_RELAXED);
+	/* Where a snapshot takes seconds, it shall not find all of the memory written again. */
 	if (below(&w->rng, 2) == 0)
-		usleep(below(&w->rng, 1500));
+		usleep(slow((int)below(&w->rng, 1500)));
 }
 
 static void *work(void *arg)
@@ -327,7 +329,7 @@ static _Noreturn void bulk_life(uint64_t seed, size_t mib)
 	for (;;) {
 		for (size_t i = 0; i < BULK_BATCH; i++)
 			at[below(&rng, pages * PAGE / 8)] = draw(&rng);
-		usleep(1000);
+		usleep(slow(1000));
 	}
 }
 
