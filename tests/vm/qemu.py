@@ -11,6 +11,7 @@ A Guest has a folder on the machine; what it shares with the guest is its subfol
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ ROOT = HERE.parent.parent
 PR_SET_PDEATHSIG = 1
 SKIP_CODE = 77
 KVM_PROBE_SECONDS = 10
+BOOT_SECONDS = 400
+QEMU = "qemu-system-x86_64"
 FRESH = ("/tmp", "/run", "/dev", "/var/tmp", "/proc", "/sys")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -108,7 +111,7 @@ class Guest:
     def command(self):
         kernel_line = ("console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off tsc=unstable "
                        f"no_timer_check transparent_hugepage=madvise {self.append}").strip()
-        words = ["qemu-system-x86_64", "-M", "q35", "-accel", self.accel, "-cpu", "max",
+        words = [QEMU, "-M", "q35", "-accel", self.accel, "-cpu", "max",
                  "-smp", str(self.cpus), "-m", f"{self.memory_mb}M", "-nodefaults", "-no-reboot",
                  "-no-user-config", "-display", "none",
                  "-serial", f"file:{self.out}/serial",
@@ -128,6 +131,8 @@ class Guest:
         return words + [str(word) for word in self.extra]
 
     def power_on(self, environment=None):
+        if not shutil.which(QEMU):
+            raise Unavailable(f"no {QEMU}")
         with (self.out / "qemu.log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -149,6 +154,13 @@ class Guest:
         if self.process:
             self.process.kill()
             self.process.wait()
+
+    def booted(self):
+        """Whether its kernel came as far as init, whatever became of it."""
+        try:
+            return "init: alive" in (self.out / "serial").read_text(errors="replace")
+        except OSError:
+            return False
 
     def last_words(self, lines=25):
         found = []
@@ -185,8 +197,7 @@ def _kvm_probe(kernel):
         guest.prepare("")
         guest.power_on()
         try:
-            return guest.wait(KVM_PROBE_SECONDS) and \
-                "init: alive" in (guest.out / "serial").read_text(errors="replace")
+            return guest.wait(KVM_PROBE_SECONDS) and guest.booted()
         finally:
             guest.power_off()
 
@@ -219,8 +230,9 @@ def stop_on_signals():
         signal.signal(number, leave)
 
 
-def follow(guest, sinks, deadline):
+def follow(guest, sinks, seconds):
     """Copy what the command prints until the guest is off; False if the deadline passed first."""
+    began = time.monotonic()
     while True:
         running = guest.running()
         for name, (sink, position) in list(sinks.items()):
@@ -235,7 +247,8 @@ def follow(guest, sinks, deadline):
             sinks[name] = (sink, position + len(piece))
         if not running:
             return True
-        if time.monotonic() > deadline:
+        passed = time.monotonic() - began
+        if passed > seconds or passed > BOOT_SECONDS and not guest.booted():
             return False
         time.sleep(0.1)
 
@@ -246,9 +259,13 @@ def run(guest, command, environment, folder, seconds):
     guest.power_on()
     try:
         sinks = {"stdout": (sys.stdout.buffer, 0), "stderr": (sys.stderr.buffer, 0)}
-        in_time = follow(guest, sinks, time.monotonic() + seconds)
+        in_time = follow(guest, sinks, seconds)
     finally:
         guest.power_off()
+    if not guest.booted():
+        words = guest.last_words(3) or "its console stays empty"
+        raise Unavailable(f"{guest.release} does not start under {guest.accel}: " +
+                          " | ".join(words.splitlines()))
     if not in_time:
         print(f"guest: {guest.release}: no end after {seconds} s", file=sys.stderr)
         print(guest.last_words(), file=sys.stderr)
