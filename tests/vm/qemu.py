@@ -81,6 +81,7 @@ class Guest:
         self.name = name
         self.memory_mb = memory_mb
         self.cpus = cpus
+        self.cpu_model = "max"
         self.shares = {}
         self.binds = []
         self.nets = []
@@ -111,7 +112,7 @@ class Guest:
     def command(self):
         kernel_line = ("console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off tsc=unstable "
                        f"no_timer_check transparent_hugepage=madvise {self.append}").strip()
-        words = [QEMU, "-M", "q35", "-accel", self.accel, "-cpu", "max",
+        words = [QEMU, "-M", "q35", "-accel", self.accel, "-cpu", self.cpu_model,
                  "-smp", str(self.cpus), "-m", f"{self.memory_mb}M", "-nodefaults", "-no-reboot",
                  "-no-user-config", "-display", "none",
                  "-serial", f"file:{self.out}/serial",
