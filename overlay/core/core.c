@@ -112,10 +112,11 @@ struct core_notice *core_outbox_notice(struct core *core, enum core_notice_type 
 		return NULL;
 	notice = &core->scratch->notices[core->scratch->update.notice_count++];
 	/* News of members come by the thousand, and a job's value is ten times their size. */
-	if (type != CORE_MEMBER)
+	if (type != CORE_MEMBER) {
 		memset(&notice->value, 0, sizeof(notice->value));
+		memset(&notice->member, 0, sizeof(notice->member));
+	}
 	notice->run_until_boot_ns = 0;
-	memset(&notice->member, 0, sizeof(notice->member));
 	notice->type = type;
 	return notice;
 }

@@ -190,6 +190,16 @@ static uint64_t worker_cost(const struct member *member, const struct job_value 
 	return load << 8 | tie;
 }
 
+/* A walk over a large table waits for nothing but its rows. */
+static void send_for(const struct core *core, uint32_t row)
+{
+	const struct member_info *info = &core->members[row % OV_MEMBERS_MAX].info;
+
+	__builtin_prefetch(info);
+	__builtin_prefetch(&info->report);
+	__builtin_prefetch((const uint8_t *)&info->report + 64);
+}
+
 int core_place_worker(struct core *core, const struct job_value *value, bool lapsed,
 		      struct node_id *ret_worker)
 {
@@ -197,13 +207,10 @@ int core_place_worker(struct core *core, const struct job_value *value, bool lap
 	uint64_t best_cost = 0;
 
 	for (uint32_t i = 0; i < core->member_count; i++) {
-		const struct member *ahead = &core->members[(i + ROWS_AHEAD) % OV_MEMBERS_MAX];
 		struct member *member = &core->members[i];
 		uint64_t cost;
 
-		/* A walk over a large table waits for nothing but its rows: they are sent for. */
-		__builtin_prefetch(ahead);
-		__builtin_prefetch(&ahead->info.report);
+		send_for(core, i + ROWS_AHEAD);
 		if (!is_worker(core, member, value))
 			continue;
 		cost = worker_cost(member, value, lapsed);
@@ -241,6 +248,7 @@ static bool may_hold(const void *ctx, uint32_t row, struct core_holder *ret_hold
 	const struct member_info *info = &c->core->members[row].info;
 	const struct member_state_report *report = &info->report;
 
+	send_for(c->core, row + ROWS_AHEAD);
 	if (info->state != MEMBER_ALIVE || !(report->flags & MEMBER_STORES_PACKS) ||
 	    report->flags & MEMBER_VACATING || (c->exclude && node_id_equal(&info->id, c->exclude)))
 		return false;
