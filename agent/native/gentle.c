@@ -152,9 +152,12 @@ static struct user_regs_struct *regs_of(struct decamp_thread *t)
 	return (struct user_regs_struct *)(void *)t->regs;
 }
 
-/* What is needed to make an image of one that sleeps, or -EAGAIN. */
+/*
+ * What is needed to make an image of one that sleeps, or -EAGAIN. Nobody is woken unless `wake`: not
+ * for a snapshot that another thread makes ptrace's.
+ */
 static int judge(struct native_tree *tree, struct native_gentle *g, struct decamp_thread *t,
-		 bool *ret_woken)
+		 bool wake, bool *ret_wakes)
 {
 	long nr = (long)regs_of(t)->orig_rax;
 	int r;
@@ -172,15 +175,27 @@ static int judge(struct native_tree *tree, struct native_gentle *g, struct decam
 	case ASLEEP_AGAIN:
 		return 0;
 	case ASLEEP_WAKE:
+		*ret_wakes = true;
+		if (!wake)
+			return 0;
 		r = kmod_park(g->session, t->tid, PARK_MS);
 		if (r < 0)
 			return not_so(tree, "thread %d stays in system call %ld: %s", t->tid, nr,
 				      strerror(-r));
-		*ret_woken = true;
 		return 0;
 	default:
 		return not_so(tree, "thread %d sleeps in system call %ld", t->tid, nr);
 	}
+}
+
+static int judge_all(struct native_tree *tree, struct native_gentle *g, bool wake, bool *ret_wakes)
+{
+	int r = 0;
+
+	for (size_t k = 0; r == 0 && k < g->count; k++)
+		if (g->threads[k].state != DECAMP_GONE)
+			r = judge(tree, g, &g->threads[k], wake, ret_wakes);
+	return r;
 }
 
 /*
@@ -193,13 +208,14 @@ static int read_all(struct native_tree *tree, struct native_gentle *g)
 	int r = 0;
 
 	for (int i = 0; r == 0 && woken && i < LISTS_MAX; i++) {
-		woken = false;
 		r = read_threads(tree, g, thread_count(tree) + ROOM_MORE);
 		if (r == 0)
 			r = match(tree, g);
-		for (size_t k = 0; r == 0 && k < g->count; k++)
-			if (g->threads[k].state != DECAMP_GONE)
-				r = judge(tree, g, &g->threads[k], &woken);
+		woken = false;
+		if (r == 0)
+			r = judge_all(tree, g, false, &woken);
+		if (r == 0 && woken)
+			r = judge_all(tree, g, true, &woken);
 	}
 	return r == 0 && woken ? not_so(tree, "threads fall asleep again and again") : r;
 }
@@ -337,7 +353,7 @@ int gentle_verify(struct native_tree *tree)
 
 	now.threads = arena_alloc(tree->arena, was->count * sizeof(*now.threads));
 	if (!now.threads)
-		return -ENOMEM;
+		return native_fail(tree, -EAGAIN, "no memory to look at the threads again");
 	r = kmod_threads(now.session, now.threads, was->count, &total);
 	if (r == -EOWNERDEAD)
 		return native_fail(tree, -ETIMEDOUT, "it stood for longer than %d ms",

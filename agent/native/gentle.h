@@ -16,7 +16,7 @@
 
 enum {
 	GENTLE_FREEZE_MS = 500, /* until all stand; then it is ptrace's turn */
-	GENTLE_LEASE_MS = 15000,
+	GENTLE_LEASE_MS = 12000,
 };
 
 bool gentle_works(void);

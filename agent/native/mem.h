@@ -109,7 +109,7 @@ int mem_collect(struct native_mem *m, struct native_tree *tree) _must_check_;
  * Then, and only if nothing was written since mem_collect() began: the next interval begins. 1: something
  * was cleared for that, and a write since is lost, unless this snapshot is called off; 0: no need.
  */
-int mem_settle(struct native_mem *m) _must_check_;
+int mem_settle(struct native_mem *m, const struct native_tree *tree) _must_check_;
 /*
  * In the pause: content of a shared memory object (memfd, shared anonymous, SysV), read from fd
  * (borrowed, mmap-able), named pagemap-shmem-<shmid>.img. Known by (dev, ino) for the next time.

@@ -384,18 +384,22 @@ int mem_collect(struct native_mem *m, struct native_tree *tree)
 	return 0;
 }
 
-int mem_settle(struct native_mem *m)
+/* Of those alone that stood in the pause: another one may be gone, and its id somebody else's. */
+int mem_settle(struct native_mem *m, const struct native_tree *tree)
 {
 	int r = 0, cleared = 0;
 
-	for (size_t i = 0; r == 0 && i < m->mm_count; i++) {
-		struct mem_mm *mm = m->mms[i];
+	for (size_t i = 0; r == 0 && i < tree->task_count; i++) {
+		const struct native_task *task = &tree->tasks[i];
+		struct mem_mm *mm = mem_find(m, task->pid);
 
-		if (!mm->seen || !mm->ops || !mm->ops->settled)
+		if (task->zombie || !task->vma_count || !mm || !mm->ops || !mm->ops->settled)
 			continue;
 		m->settled = true;
 		cleared = 1;
 		r = mm->ops->settled(m, mm);
 	}
+	if (r == -ENOENT) /* killed, and waited for */
+		r = -ESRCH;
 	return r < 0 ? r : cleared;
 }

@@ -31,10 +31,11 @@ struct taker {
 	struct native_arena *arena;
 	struct native_state *state;
 	struct native_mem *mem;
-	uint64_t last_id;   /* of the last complete snapshot */
-	uint64_t stray;	    /* see stray.h */
-	uint64_t scan_ns;   /* what the last pause took to find what was written */
-	unsigned int leaks; /* snapshots to come with a fence in any case */
+	uint64_t last_id;	 /* of the last complete snapshot */
+	uint64_t stray;		 /* see stray.h */
+	uint64_t scan_ns;	 /* what the last pause took to find what was written */
+	unsigned int leaks;	 /* snapshots to come with a fence in any case */
+	unsigned int gentle_off; /* snapshots to come without the module: it was of no use */
 };
 
 /* One snapshot on its way. */
@@ -200,8 +201,11 @@ static int settle(struct attempt *a)
 {
 	int r = a->tree.gentle ? gentle_verify(&a->tree) : 0;
 
-	if (r == 0)
-		r = mem_settle(a->t->mem);
+	if (r < 0)
+		return r;
+	r = mem_settle(a->t->mem, &a->tree);
+	if (r < 0)
+		return native_fail(&a->tree, r, "dirty bits cannot be cleared: %s", strerror(-r));
 	if (r == 1)
 		r = a->tree.gentle ? gentle_verify(&a->tree) : 0;
 	return r;
@@ -236,10 +240,14 @@ static int collect(struct attempt *a)
 	/* What was read while a call ended need not fit together. */
 	if (r < 0 && a->tree.gentle && gentle_verify(&a->tree) == -EAGAIN)
 		return -EAGAIN;
+	/* By ptrace nobody can move any more: it is done beside what `collected` waits for. */
+	if (r == 0 && !a->tree.gentle)
+		r = settle(a);
+	res->copy_us += lap(a);
 	if (r == 0)
 		r = call(a->order, a->order->collected);
 	res->wait_us = lap(a);
-	if (r == 0)
+	if (r == 0 && a->tree.gentle)
 		r = settle(a);
 	res->copy_us += lap(a);
 	return r;
@@ -280,6 +288,9 @@ static int stop_and_collect(struct attempt *a)
 	/* The listing before it, while the job ran, is no part of the pause. */
 	a->stop_ns = a->last_ns = a->tree.stop_ns;
 	a->result.freeze_us = lap(a);
+	/* Stopped for nothing, and perhaps for as long as it waits in that call. */
+	if (a->tree.may_gentle && !a->tree.gentle)
+		a->t->gentle_off = TAKE_GENTLE_OFF;
 	if (r < 0) {
 		freeze_lower();
 		alarm(0);
@@ -288,8 +299,9 @@ static int stop_and_collect(struct attempt *a)
 	note_stop(a);
 	r = collect(a);
 	/* Too many of them, and ptrace is asked: in its way of stopping nobody moves. */
-	if (r == -EAGAIN && a->tree.gentle) {
-		a->gentle_left--;
+	if ((r == -EAGAIN || r == -ETIMEDOUT) && a->tree.gentle) {
+		a->gentle_left = r == -EAGAIN ? a->gentle_left - 1 : 0;
+		r = -EAGAIN;
 		snprintf(a->result.not_gentle, sizeof(a->result.not_gentle), "%s", a->tree.reason);
 	}
 	if (r < 0 || !a->order->hold)
@@ -379,8 +391,13 @@ int take_snapshot(struct taker *t, const struct take_order *order, struct native
 	int r = -EAGAIN;
 
 	/* Held until all is written it would stand for longer than a lease. */
-	if (t->gentle && !order->traced && !order->hold)
+	if (t->gentle && !order->traced && !order->hold && !t->gentle_off)
 		a.gentle_left = TAKE_GENTLE_TRIES;
+	if (t->gentle_off) {
+		t->gentle_off--;
+		snprintf(a.result.not_gentle, sizeof(a.result.not_gentle),
+			 "the module was of no use a moment ago");
+	}
 	if (!order->base || order->base != t->last_id)
 		mem_forget(t->mem);
 	t->last_id = 0;

@@ -20,7 +20,8 @@
 
 enum {
 	TAKE_ATTEMPTS = 8,
-	TAKE_STUCK_S = 15, /* a pause as long as this ends by the death of the tracer */
+	TAKE_GENTLE_OFF = 16, /* snapshots without the module after it could not stop a job */
+	TAKE_STUCK_S = 15,    /* a pause as long as this ends by the death of the tracer */
 };
 
 struct taker;

@@ -252,7 +252,7 @@ static int stop_and_collect(struct lab *lab, struct truths *all)
 	if (r == 0)
 		r = mem_collect(lab->mem, &lab->tree);
 	if (r == 0)
-		r = mem_settle(lab->mem);
+		r = mem_settle(lab->mem, &lab->tree);
 	truth = clock_us();
 	if (r == 0)
 		read_truth(lab, all);
