@@ -15,7 +15,7 @@
 #include <string.h>
 
 enum {
-	ROWS_LOOKED_AT = 32, /* in one comparison of tables that are about the same */
+	ROWS_LOOKED_AT = 64, /* in one comparison of tables that are about the same */
 	BUCKETS_STRANGE = CORE_BUCKETS * 3 / 4, /* that differ in tables that are not */
 	ROWS_FETCHED = 64, /* more than that are asked of one member at a time */
 };
