@@ -459,7 +459,7 @@ static void take_long(void *ctx)
 	struct slow_handler *h = ctx;
 	uint64_t until = now_us() + 3000;
 
-	if (h->steps == h->seen && ++h->starved > STARVED_MAX)
+	if (h->steps == h->seen && ++h->starved > slow(STARVED_MAX))
 		return;
 	h->seen = h->steps;
 	while (now_us() < until)
@@ -476,7 +476,8 @@ static void test_slow_handler(void **state)
 	while (!tick_over(&tick))
 		h.steps++;
 	tick_stop(&tick);
-	assert_in_range(h.starved, 0, STARVED_MAX);
+	/* Of slow(75) ticks: in a guest that is put off by others, the next may be due at once. */
+	assert_in_range(h.starved, 0, slow(STARVED_MAX));
 	assert_true(h.seen > 0);
 }
 
