@@ -17,7 +17,7 @@
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
 # make vm-check                                    under other kernels, in guests; docs/vm.md
-# make vm                                          its short form, which make check has too
+# make vm                                          its short form
 # make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
 # make sim-mutants   is each safety rule needed?
 # make module KDIR=  the kernel module, for the kernel with these headers; build/module/RELEASE/
