@@ -223,7 +223,7 @@ struct core {
 	uint32_t next_row;	       /* the first of the next round */
 	uint64_t round_ms, half_ms, dead_ping_ms, sync_ms, minor_ms;
 	uint64_t suspects_ms;	   /* nothing is to be done for a suspect before */
-	uint64_t hush_ms;	   /* no row's spread_until_ms is before that */
+	uint64_t hush_ms;	   /* rumours whose time is over are looked for then */
 	uint64_t relayed_until_ms; /* no relay is waited for after that */
 	uint64_t lost_life; /* rule A5: an incarnation that this host's disk has forgotten; 0: none */
 	uint64_t wrote_ms; /* a register was written then that no incarnation told of yet; 0: none */
