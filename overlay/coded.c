@@ -74,6 +74,7 @@ static void tell_finished(struct fan *fan)
 	log_info("coded: object=%02x%02x%02x%02x size=%u k=%u m=%u", op->group.hash.b[0],
 		 op->group.hash.b[1], op->group.hash.b[2], op->group.hash.b[3], op->group.size,
 		 op->group.k, op->group.m);
+	credit_coded(op->overlay, &op->group);
 	request->msg.u.group = op->group;
 	request_finish(request, 0, -1);
 }
@@ -330,6 +331,7 @@ static void join_done(struct store_task *task)
 	if (op->status == 0) {
 		struct ov_object *object = &request->msg.u.object;
 
+		credit_gathered(op->overlay, object, &op->group, op->gather->served);
 		object->size = op->group.size;
 		object->holder_count = OV_HOLDERS_MAX;
 		_Static_assert(OV_HOLDERS_MAX <= 6, "every scheme has as many");

@@ -49,6 +49,7 @@ struct gather {
 	uint32_t bytes; /* of a shard */
 	uint32_t have;	/* mask; at least k bits at done(0) */
 	uint8_t *shards[OV_SHARDS_MAX];
+	struct node_id served[OV_SHARDS_MAX]; /* by whom; zero: it lay here */
 	/* Once; never from within gather_start(). It may call gather_free(). */
 	void (*done)(struct gather *gather, int status);
 	void *owner;

@@ -15,6 +15,7 @@
 #include "agent/util/log.h"
 #include "overlay/half.h"
 #include "overlay/net/internal.h"
+#include "overlay/shard.h"
 
 enum { ROUND_MS = 600 * 1000, BOOK_SAVE_MS = 500, STALL_MS = 15 * 1000 };
 
@@ -108,6 +109,44 @@ void credit_got(struct overlay *overlay, const struct ov_object *object)
 	overlay->credit.changed = true;
 }
 
+void credit_coded(struct overlay *overlay, const struct ov_group *group)
+{
+	struct ov_object shard = { .job = group->job,
+				   .token = group->token,
+				   .seq = group->seq,
+				   .size = shard_bytes(group->size, group->k) };
+	uint32_t count = group->k + group->m;
+
+	shard_group_name(&group->hash, &shard.hash);
+	for (uint32_t i = 0; i < count; i += shard.holder_count) {
+		uint32_t left = count - i;
+
+		shard.holder_count = left < OV_HOLDERS_MAX ? left : OV_HOLDERS_MAX;
+		memcpy(shard.holders, &group->holders[i],
+		       shard.holder_count * sizeof(shard.holders[0]));
+		credit_put(overlay, &shard);
+	}
+}
+
+void credit_gathered(struct overlay *overlay, const struct ov_object *object,
+		     const struct ov_group *group, const struct node_id *served)
+{
+	static const struct node_id none;
+	struct ov_object shard = { .job = object->job,
+				   .token = object->token,
+				   .seq = object->seq,
+				   .size = shard_bytes(group->size, group->k),
+				   .holder_count = 1 };
+
+	shard_group_name(&group->hash, &shard.hash);
+	for (uint32_t i = 0; i < group->k + group->m; i++) {
+		if (node_id_equal(&served[i], &none))
+			continue;
+		shard.holders[0] = served[i];
+		credit_got(overlay, &shard);
+	}
+}
+
 static int compare_hashes(const void *a, const void *b)
 {
 	return memcmp(a, b, sizeof(struct object_hash));
@@ -121,7 +160,7 @@ void credit_retained(struct overlay *overlay, const struct ov_retain *retain, in
 	struct credit_retain words = { .job = retain->job,
 				       .token = retain->token,
 				       .upto_seq = retain->upto_seq,
-				       .hash_count = retain->count,
+				       .hash_count = 2 * retain->count,
 				       .answered = answered,
 				       .answered_count = answered_count };
 	size_t size = retain->count * sizeof(*hashes);
@@ -133,10 +172,13 @@ void credit_retained(struct overlay *overlay, const struct ov_retain *retain, in
 		core_credit_forget(c->credit, &retain->job);
 		return;
 	}
-	hashes = malloc(size + 1);
+	hashes = malloc(2 * size + 1);
 	if (!hashes || (size > 0 && pread_full(hashes_fd, hashes, size, 0) < 0))
 		return; /* paid by the next one, which bridges the time */
-	qsort(hashes, retain->count, sizeof(*hashes), compare_hashes);
+	/* Who names an object keeps its shards, too. */
+	for (uint32_t i = 0; i < retain->count; i++)
+		shard_group_name(&hashes[i], &hashes[retain->count + i]);
+	qsort(hashes, words.hash_count, sizeof(*hashes), compare_hashes);
 	words.hashes = hashes;
 	core_credit_retained(c->credit, &words, boot_ms());
 }

@@ -99,6 +99,7 @@ static void take(struct gather_leg *leg)
 	if (g->have & 1u << leg->index)
 		return;
 	g->shards[leg->index] = take_ptr(leg->bytes);
+	g->served[leg->index] = leg->node;
 	g->have |= 1u << leg->index;
 }
 

@@ -319,6 +319,13 @@ void credit_stop(struct overlay *overlay);
 /* All object->holders have fsynced it; or the first one served it, whole, for a restore. */
 void credit_put(struct overlay *overlay, const struct ov_object *object);
 void credit_got(struct overlay *overlay, const struct ov_object *object);
+/*
+ * The same for an object in shards: group->holders have fsynced one each; served[0..k+m) gave one,
+ * zero: none. The ledger knows each shard by the group's name, as RETAIN does.
+ */
+void credit_coded(struct overlay *overlay, const struct ov_group *group);
+void credit_gathered(struct overlay *overlay, const struct ov_object *object,
+		     const struct ov_group *group, const struct node_id *served);
 /* These answered; hashes as the agent gave them, in its file. lost: the job is another host's. */
 void credit_retained(struct overlay *overlay, const struct ov_retain *retain, int hashes_fd,
 		     const struct node_id *answered, uint32_t answered_count, bool lost);

@@ -18,7 +18,15 @@
 #include "overlay/shard.h"
 #include "overlay_host.h"
 
-enum { HOSTS = 9, LAZY_MS = 2000, ROUND_MS = 300, SIZE = 700001, SHARDS = 6, SUSPECT_MS = 3000 };
+enum {
+	HOSTS = 9,
+	LAZY_MS = 2000,
+	ROUND_MS = 300,
+	SIZE = 700001,
+	SHARDS = 6,
+	SUSPECT_MS = 3000,
+	CREDIT_MS = 300
+};
 
 struct fixture {
 	struct test_cluster cluster;
@@ -79,6 +87,7 @@ static void start_hosts(struct fixture *f, uint32_t lazy_ms)
 		f->hosts[i].repair_round_ms = lazy_ms ? ROUND_MS : 0;
 		host_be_stable(&f->hosts[i]);
 		f->hosts[i].suspect_ms = f->suspect_ms;
+		f->hosts[i].credit_round_ms = CREDIT_MS;
 		if (i == 0)
 			run_logging(&f->hosts[i]);
 		else
@@ -242,6 +251,57 @@ static void what_does_not_fit_stays_with_copies(struct fixture *f)
 	assert_int_equal(code(f, 4, 2), -EINVAL);
 	f->object.size++;
 	assert_memory_equal(&group, &f->group, sizeof(group));
+}
+
+static struct ov_credit_sum given_by(struct fixture *f, const struct node_id *id)
+{
+	struct ov_credit_sum given = { 0 };
+	struct ov_msg msg = { .op = OV_CREDIT };
+	int fd = -1;
+
+	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
+	for (uint64_t i = 0; i < msg.u.credits.count; i++) {
+		struct ov_credit row;
+
+		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
+		if (node_id_equal(&row.id, id))
+			given = row.given;
+	}
+	close(fd);
+	return given;
+}
+
+/* The first six holders, and who came after the copies: all have kept a shard for some time. */
+static void shards_earn(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host *reader = &f->hosts[0];
+	struct ov_credit_sum before[SHARDS], now;
+	uint64_t deadline = now_boot_ns() + UINT64_C(20000000000), restores = 0, bytes = 0;
+	struct object_hash name;
+
+	shard_group_name(&f->object.hash, &name);
+	host_sleep_ms(3 * CREDIT_MS); /* what the copies have earned is told */
+	for (int i = 0; i < SHARDS; i++)
+		before[i] = given_by(f, &f->group.holders[i]);
+	host_sleep_ms(200);
+	assert_int_equal(retain(f, &name), 0);
+	for (int i = 0; i < SHARDS; i++)
+		while (given_by(f, &f->group.holders[i]).byte_hours <= before[i].byte_hours) {
+			assert_true(now_boot_ns() < deadline);
+			host_sleep_ms(100);
+		}
+	/* A restore is one of each of the four that served it, and of a shard's bytes. */
+	f->object.holder_count = 0;
+	host_get_checked(reader, &f->object);
+	host_sleep_ms(5 * CREDIT_MS);
+	for (int i = 0; i < SHARDS; i++) {
+		now = given_by(f, &f->group.holders[i]);
+		restores += now.restores;
+		bytes += now.restored_bytes;
+	}
+	assert_int_equal(restores, 4);
+	assert_int_equal(bytes, 4 * shard_bytes(SIZE, 4));
 }
 
 static void shards_are_read_until_too_many_are_gone(void **state)
@@ -469,6 +529,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(shards_are_read_until_too_many_are_gone, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(shards_earn, setup, teardown),
 		cmocka_unit_test_setup_teardown(lost_shards_are_made_again, setup_repair, teardown),
 		cmocka_unit_test_setup_teardown(a_rotten_shard_is_made_again_where_it_lay,
 						setup_repair, teardown),
