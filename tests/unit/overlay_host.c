@@ -372,3 +372,65 @@ void host_get_checked(struct test_host *host, const struct ov_object *object)
 	close(fd);
 	free(bytes);
 }
+
+/* --- several ---------------------------------------------------------------------------- */
+
+void cluster_make_hosts(struct test_host *hosts, int count, struct test_cluster *cluster)
+{
+	cluster_make(cluster);
+	for (int i = 0; i < count; i++)
+		host_make(&hosts[i], cluster, (uint8_t)(i + 1));
+}
+
+void cluster_start(struct test_host *hosts, int count)
+{
+	for (int i = 0; i < count; i++) {
+		if (hosts[i].pid <= 0)
+			host_run(&hosts[i]);
+		assert_int_equal(host_start(&hosts[i], i ? &hosts[0] : NULL), 0);
+	}
+	for (int i = 0; i < count; i++)
+		host_wait_members(&hosts[i], MEMBER_ALIVE, (uint32_t)count, 20000);
+	/* Willingness travels a little behind the rows. */
+	host_sleep_ms(1000);
+}
+
+void cluster_end(struct test_host *hosts, int count)
+{
+	for (int i = 0; i < count; i++)
+		host_end(&hosts[i]);
+}
+
+int cluster_index(const struct test_host *hosts, int count, const struct node_id *id)
+{
+	for (int i = 0; i < count; i++)
+		if (node_id_equal(&hosts[i].identity.card.id, id))
+			return i;
+	fail();
+	return 0;
+}
+
+uint64_t cluster_objects(struct test_host *hosts, int count)
+{
+	uint64_t objects = 0;
+
+	for (int i = 0; i < count; i++) {
+		struct ov_msg stats = { .op = OV_STATS };
+
+		if (hosts[i].pid <= 0)
+			continue;
+		assert_int_equal(host_call(&hosts[i], &stats, -1, NULL), 0);
+		objects += stats.u.stats.objects;
+	}
+	return objects;
+}
+
+void cluster_wait_objects(struct test_host *hosts, int count, uint64_t objects, int timeout_ms)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+
+	while (cluster_objects(hosts, count) != objects) {
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(100);
+	}
+}

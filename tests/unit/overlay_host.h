@@ -50,6 +50,16 @@ void host_event(struct test_host *host, uint32_t op, struct ov_msg *ret_msg, int
 uint32_t host_count_members(struct test_host *host, uint32_t state);
 void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, int timeout_ms);
 
+/* Several of them, as one cluster; the first is the others' seed. */
+void cluster_make_hosts(struct test_host *hosts, int count, struct test_cluster *cluster);
+void cluster_start(struct test_host *hosts, int count); /* until all know all, and who is willing */
+void cluster_end(struct test_host *hosts, int count);
+/* The one with this id, which must be there. */
+int cluster_index(const struct test_host *hosts, int count, const struct node_id *id);
+/* In all stores of those that run. */
+uint64_t cluster_objects(struct test_host *hosts, int count);
+void cluster_wait_objects(struct test_host *hosts, int count, uint64_t objects, int timeout_ms);
+
 /* A sealed memfd of `size` bytes grown from `salt`, and what a PUT says of it. */
 int object_make(uint32_t size, uint8_t salt, struct ov_object *ret_object);
 int host_put(struct test_host *host, int fd, struct ov_object *object, uint32_t copies);

@@ -80,31 +80,23 @@ static bool has_logged(struct test_host *host, const char *words)
 
 static void start_hosts(struct fixture *f, uint32_t lazy_ms)
 {
-	cluster_make(&f->cluster);
+	cluster_make_hosts(f->hosts, HOSTS, &f->cluster);
 	for (int i = 0; i < HOSTS; i++) {
-		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].repair_lazy_ms = lazy_ms;
 		f->hosts[i].repair_round_ms = lazy_ms ? ROUND_MS : 0;
 		host_be_stable(&f->hosts[i]);
 		f->hosts[i].suspect_ms = f->suspect_ms;
 		f->hosts[i].credit_round_ms = CREDIT_MS;
-		if (i == 0)
-			run_logging(&f->hosts[i]);
-		else
-			host_run(&f->hosts[i]);
-		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
 	}
-	for (int i = 0; i < HOSTS; i++)
-		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 20000);
-	host_sleep_ms(1000);
+	run_logging(&f->hosts[0]);
+	cluster_start(f->hosts, HOSTS);
 }
 
 static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	for (int i = 0; i < HOSTS; i++)
-		host_end(&f->hosts[i]);
+	cluster_end(f->hosts, HOSTS);
 	end_logging(&f->hosts[0]);
 	close(f->fd);
 	free(f);
@@ -113,36 +105,17 @@ static int teardown(void **state)
 
 static uint64_t objects(struct fixture *f)
 {
-	uint64_t count = 0;
-
-	for (int i = 0; i < HOSTS; i++) {
-		struct ov_msg stats = { .op = OV_STATS };
-
-		if (f->hosts[i].pid <= 0)
-			continue;
-		assert_int_equal(host_call(&f->hosts[i], &stats, -1, NULL), 0);
-		count += stats.u.stats.objects;
-	}
-	return count;
+	return cluster_objects(f->hosts, HOSTS);
 }
 
 static void wait_objects(struct fixture *f, uint64_t count, int timeout_ms)
 {
-	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
-
-	while (objects(f) != count) {
-		assert_true(now_boot_ns() < deadline);
-		host_sleep_ms(100);
-	}
+	cluster_wait_objects(f->hosts, HOSTS, count, timeout_ms);
 }
 
 static struct test_host *host_of(struct fixture *f, const struct node_id *id)
 {
-	for (int i = 0; i < HOSTS; i++)
-		if (node_id_equal(&f->hosts[i].identity.card.id, id))
-			return &f->hosts[i];
-	fail();
-	return NULL;
+	return &f->hosts[cluster_index(f->hosts, HOSTS, id)];
 }
 
 static int code(struct fixture *f, uint32_t k, uint32_t m)

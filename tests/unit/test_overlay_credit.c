@@ -48,9 +48,8 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	cluster_make(&f->cluster);
+	cluster_make_hosts(f->hosts, HOSTS, &f->cluster);
 	for (int i = 0; i < HOSTS; i++) {
-		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].credit_round_ms = ROUND_MS;
 		f->hosts[i].suspect_ms = SUSPECT_MS;
 	}
@@ -65,19 +64,14 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	for (int i = 0; i < HOSTS; i++)
-		host_end(&f->hosts[i]);
+	cluster_end(f->hosts, HOSTS);
 	free(f);
 	return 0;
 }
 
 static int index_of(const struct fixture *f, const struct node_id *id)
 {
-	for (int i = 0; i < HOSTS; i++)
-		if (node_id_equal(&f->hosts[i].identity.card.id, id))
-			return i;
-	fail();
-	return 0;
+	return cluster_index(f->hosts, HOSTS, id);
 }
 
 static void ask(struct fixture *f, int asked)

@@ -25,16 +25,8 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	cluster_make(&f->cluster);
-	for (int i = 0; i < HOSTS; i++) {
-		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
-		host_run(&f->hosts[i]);
-		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
-	}
-	for (int i = 0; i < HOSTS; i++)
-		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 15000);
-	/* Willingness travels a little behind the rows. */
-	host_sleep_ms(1000);
+	cluster_make_hosts(f->hosts, HOSTS, &f->cluster);
+	cluster_start(f->hosts, HOSTS);
 	*state = f;
 	return 0;
 }
@@ -43,8 +35,7 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	for (int i = 0; i < HOSTS; i++)
-		host_end(&f->hosts[i]);
+	cluster_end(f->hosts, HOSTS);
 	free(f);
 	return 0;
 }

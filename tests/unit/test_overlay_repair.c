@@ -24,18 +24,13 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	cluster_make(&f->cluster);
+	cluster_make_hosts(f->hosts, HOSTS, &f->cluster);
 	for (int i = 0; i < HOSTS; i++) {
-		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].repair_lazy_ms = LAZY_MS;
 		f->hosts[i].repair_round_ms = ROUND_MS;
 		f->hosts[i].scrub_age_ms = SCRUB_MS;
-		host_run(&f->hosts[i]);
-		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
 	}
-	for (int i = 0; i < HOSTS; i++)
-		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 15000);
-	host_sleep_ms(1000);
+	cluster_start(f->hosts, HOSTS);
 	*state = f;
 	return 0;
 }
@@ -44,44 +39,24 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	for (int i = 0; i < HOSTS; i++)
-		host_end(&f->hosts[i]);
+	cluster_end(f->hosts, HOSTS);
 	free(f);
 	return 0;
 }
 
 static uint64_t copies(struct fixture *f)
 {
-	uint64_t count = 0;
-
-	for (int i = 0; i < HOSTS; i++) {
-		struct ov_msg stats = { .op = OV_STATS };
-
-		if (f->hosts[i].pid <= 0)
-			continue;
-		assert_int_equal(host_call(&f->hosts[i], &stats, -1, NULL), 0);
-		count += stats.u.stats.objects;
-	}
-	return count;
+	return cluster_objects(f->hosts, HOSTS);
 }
 
 static void wait_copies(struct fixture *f, uint64_t count, int timeout_ms)
 {
-	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
-
-	while (copies(f) != count) {
-		assert_true(now_boot_ns() < deadline);
-		host_sleep_ms(100);
-	}
+	cluster_wait_objects(f->hosts, HOSTS, count, timeout_ms);
 }
 
 static struct test_host *host_of(struct fixture *f, const struct node_id *id)
 {
-	for (int i = 0; i < HOSTS; i++)
-		if (node_id_equal(&f->hosts[i].identity.card.id, id))
-			return &f->hosts[i];
-	fail();
-	return NULL;
+	return &f->hosts[cluster_index(f->hosts, HOSTS, id)];
 }
 
 static void lost_copies_are_made_again(void **state)

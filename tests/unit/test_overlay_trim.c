@@ -31,19 +31,14 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	cluster_make(&f->cluster);
+	cluster_make_hosts(f->hosts, HOSTS, &f->cluster);
 	for (int i = 0; i < HOSTS; i++) {
-		host_make(&f->hosts[i], &f->cluster, (uint8_t)(i + 1));
 		f->hosts[i].repair_lazy_ms = LAZY_MS;
 		f->hosts[i].repair_round_ms = ROUND_MS;
 		f->hosts[i].quota_bytes = QUOTA;
 		host_be_stable(&f->hosts[i]);
-		host_run(&f->hosts[i]);
-		assert_int_equal(host_start(&f->hosts[i], i ? &f->hosts[0] : NULL), 0);
 	}
-	for (int i = 0; i < HOSTS; i++)
-		host_wait_members(&f->hosts[i], MEMBER_ALIVE, HOSTS, 15000);
-	host_sleep_ms(1000);
+	cluster_start(f->hosts, HOSTS);
 	*state = f;
 	return 0;
 }
@@ -52,8 +47,7 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	for (int i = 0; i < HOSTS; i++)
-		host_end(&f->hosts[i]);
+	cluster_end(f->hosts, HOSTS);
 	free(f);
 	return 0;
 }
