@@ -134,6 +134,9 @@ static void show_engine(struct json_object *detail)
 	     text_us(js_int(pause, "files_us", 0)).s,
 	     text_us(js_int(pause, "scan_us", 0) + js_int(pause, "copy_us", 0)).s,
 	     text_us(js_int(pause, "wait_us", 0)).s, text_us(js_int(pause, "thaw_us", 0)).s);
+	if (js_int(pause, "earlier_us", 0) > 0)
+		line("", "%s of it in attempts that were made anew",
+		     text_us(js_int(pause, "earlier_us", 0)).s);
 	line("stopped by", "%s%s%s", js_text(native, "stopped_by", "?"),
 	     js_text(native, "not_by_module", "")[0] ? ", not by the module: " : "",
 	     js_text(native, "not_by_module", ""));

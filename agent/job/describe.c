@@ -219,6 +219,7 @@ static struct json_object *describe_native(const struct native_result *n)
 	add_int(pause, "copy_us", n->copy_us);
 	add_int(pause, "wait_us", n->wait_us);
 	add_int(pause, "thaw_us", n->thaw_us);
+	add_int(pause, "earlier_us", n->earlier_us);
 	json_object_object_add(json, "pause", pause);
 	add_text(json, "stopped_by", n->stopped_by);
 	if (n->not_gentle[0])

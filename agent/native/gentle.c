@@ -275,6 +275,8 @@ int gentle_freeze(struct native_tree *tree, int deadline_ms)
 	tree->stop_ns = mono_ns();
 	r = hold(tree, deadline_ms);
 	if (r < 0) {
+		tree->vain_ns = mono_ns() - tree->stop_ns;
+		tree->stop_ns = 0;
 		freeze_lower();
 		/* What was said meanwhile was about this way of stopping. */
 		if (tree->reason)

@@ -78,10 +78,11 @@ struct native_take {
 };
 
 struct native_result {
-	uint64_t id;	   /* base for the next take, once the packer has it all */
-	uint64_t pause_us; /* first thread stopped to last one let go */
+	uint64_t id;	     /* base for the next take, once the packer has it all */
+	uint64_t pause_us;   /* first thread stopped to last one let go; of all attempts */
+	uint64_t earlier_us; /* of it, in attempts that were given up and made anew */
 	uint32_t freeze_us, state_us, regs_us, files_us, scan_us, copy_us, wait_us,
-		thaw_us; /* of it */
+		thaw_us; /* of the last attempt */
 	/* From freeze to wait: the tracer did not run; a virtual machine's host, mostly. */
 	uint32_t away_us;
 	uint64_t cpu_us; /* of decamp-capture, whole snapshot */

@@ -18,7 +18,7 @@
 
 #include "agent/native/native.h"
 
-enum { NATIVE_FD = 3, NATIVE_VERSION = 4 };
+enum { NATIVE_FD = 3, NATIVE_VERSION = 5 };
 
 enum native_op {
 	NATIVE_START = 1,

@@ -257,7 +257,7 @@ static void let_go(struct attempt *a)
 {
 	thaw_tree(&a->tree);
 	a->result.thaw_us = (uint32_t)((a->tree.go_ns - a->last_ns) / 1000);
-	a->result.pause_us = (a->tree.go_ns - a->stop_ns) / 1000;
+	a->result.pause_us = (a->tree.go_ns - a->stop_ns) / 1000 + a->result.earlier_us;
 	a->last_ns = clock_ns();
 	freeze_lower();
 	alarm(0);
@@ -284,6 +284,7 @@ static int stop_and_collect(struct attempt *a)
 	alarm(TAKE_STUCK_S);
 	r = freeze_tree(&a->tree,
 			a->order->deadline_ms > 0 ? a->order->deadline_ms : TAKE_FREEZE_MS);
+	a->result.earlier_us += a->tree.vain_ns / 1000;
 	a->t->leaks = a->tree.leaks ? TAKE_LEAKS_KEPT : a->t->leaks - (a->t->leaks > 0);
 	/* The listing before it, while the job ran, is no part of the pause. */
 	a->stop_ns = a->last_ns = a->tree.stop_ns;
@@ -292,6 +293,8 @@ static int stop_and_collect(struct attempt *a)
 	if (a->tree.may_gentle && !a->tree.gentle)
 		a->t->gentle_off = TAKE_GENTLE_OFF;
 	if (r < 0) {
+		if (a->tree.stop_ns)
+			a->result.earlier_us += (clock_ns() - a->tree.stop_ns) / 1000;
 		freeze_lower();
 		alarm(0);
 		return r;
@@ -308,6 +311,8 @@ static int stop_and_collect(struct attempt *a)
 		let_go(a);
 	else
 		alarm(0);
+	if (r < 0)
+		a->result.earlier_us = a->result.pause_us;
 	return r;
 }
 
