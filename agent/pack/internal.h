@@ -578,7 +578,8 @@ int packer_add_runs(struct packer *p, const struct pack_input *in,
 		    struct extent_list *extents) _must_check_;
 int content_hash_fd(int fd, uint64_t size, uint8_t *buffer, uint8_t ret_hash[32]) _must_check_;
 
-enum { READ_CHUNK = 1 << 20 };
+/* Small enough to stay in a core's own cache until its blocks are hashed and copied. */
+enum { READ_CHUNK = 1 << 18 };
 
 /* ---- manifest ---- */
 

@@ -8,10 +8,20 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
+/*
+ * xxHash built with its dispatcher takes the processor's widest vectors, up to three times as fast
+ * as SSE2; the hash is the same. A library without it has no such symbol.
+ */
+extern __typeof__(XXH3_128bits_withSecret) XXH3_128bits_withSecret_dispatch __attribute__((weak));
+
 struct block_hash packer_hash(const struct packer *p, const uint8_t *block)
 {
 	XXH128_hash_t h =
-		XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret, sizeof(p->hash_secret));
+		XXH3_128bits_withSecret_dispatch ?
+			XXH3_128bits_withSecret_dispatch(block, PACK_BLOCK, p->hash_secret,
+							 sizeof(p->hash_secret)) :
+			XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret,
+						sizeof(p->hash_secret));
 
 	return (struct block_hash){ h.low64, h.high64 };
 }
