@@ -14,7 +14,7 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
-enum { PLACES_MIN = 256 };
+enum { PLACES_MIN = 256, POPULATE = 64 };
 
 struct cache_place {
 	uint64_t key;  /* 0: free */
@@ -266,11 +266,24 @@ void block_cache_drop(struct block_cache *c, uint64_t key)
 	tier_drop(&c->disk, key);
 }
 
+/* One call for the faults of several places. Where the kernel has none, they come one by one. */
+static void populate(const struct block_cache *c, uint64_t place)
+{
+#ifdef MADV_POPULATE_WRITE
+	uint64_t left = c->memory.limit - place;
+
+	if (place % POPULATE == 0)
+		(void)madvise(c->bytes + place * PACK_BLOCK,
+			      (left < POPULATE ? left : POPULATE) * PACK_BLOCK,
+			      MADV_POPULATE_WRITE);
+#endif
+}
+
 void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 {
 	uint8_t *bytes;
 	uint32_t place;
-	uint64_t victim = 0;
+	uint64_t victim = 0, high = c->memory.high;
 
 	if (c->memory.limit == 0 || (!c->bytes && allocate(c) < 0))
 		return; /* then there are no deltas */
@@ -278,6 +291,8 @@ void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 	if (place == 0)
 		place = tier_add(&c->memory, key, &victim);
 	bytes = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
+	if (c->memory.high > high)
+		populate(c, high);
 	if (victim != 0)
 		file_put(c, victim, bytes);
 	memcpy(bytes, block, PACK_BLOCK);
