@@ -16,12 +16,12 @@ extern __typeof__(XXH3_128bits_withSecret) XXH3_128bits_withSecret_dispatch __at
 
 struct block_hash packer_hash(const struct packer *p, const uint8_t *block)
 {
-	XXH128_hash_t h =
-		XXH3_128bits_withSecret_dispatch ?
-			XXH3_128bits_withSecret_dispatch(block, PACK_BLOCK, p->hash_secret,
-							 sizeof(p->hash_secret)) :
-			XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret,
-						sizeof(p->hash_secret));
+	XXH128_hash_t h = XXH3_128bits_withSecret_dispatch ?
+				  XXH3_128bits_withSecret_dispatch(block, PACK_BLOCK,
+								   p->hash_secret,
+								   sizeof(p->hash_secret)) :
+				  XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret,
+							  sizeof(p->hash_secret));
 
 	return (struct block_hash){ h.low64, h.high64 };
 }
