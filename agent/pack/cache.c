@@ -14,7 +14,11 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
-enum { PLACES_MIN = 256, POPULATE = 64 };
+enum {
+	PLACES_MIN = 256,
+	POPULATE = 64,
+	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK + AEAD_TAG,
+};
 
 struct cache_place {
 	uint64_t key;  /* 0: free */
@@ -132,17 +136,23 @@ static uint64_t places_of(uint64_t bytes)
 /* Without a name from the start: nothing of it is left behind, whatever happens. */
 static int file_open(struct block_cache *c)
 {
+	struct secret_key key;
 	int r;
 
 	c->fd = open(c->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->fd < 0)
 		return -errno;
-	r = random_bytes(c->key.b, sizeof(c->key.b));
+	r = random_bytes(key.b, sizeof(key.b));
+	if (r == 0)
+		r = aead_create(&key, &c->aead);
+	key_wipe(&key, sizeof(key));
 	if (r < 0)
 		return r;
 	c->seals = calloc(c->disk.limit, sizeof(*c->seals));
-	c->buffer = malloc(2 * PACK_BLOCK + AEAD_TAG);
-	return c->seals && c->buffer ? tier_allocate(&c->disk) : -ENOMEM;
+	c->plain = malloc(PACK_BLOCK + AEAD_TAG);
+	c->pending = malloc(PENDING_BYTES);
+	c->pending_count = 0;
+	return c->seals && c->plain && c->pending ? tier_allocate(&c->disk) : -ENOMEM;
 }
 
 static void file_close(struct block_cache *c)
@@ -151,18 +161,34 @@ static void file_close(struct block_cache *c)
 		close(c->fd);
 	c->fd = -1;
 	free(take_ptr(c->seals));
-	if (c->buffer)
-		key_wipe(c->buffer, 2 * PACK_BLOCK + AEAD_TAG);
-	free(take_ptr(c->buffer));
+	free(take_ptr(c->pending));
+	if (c->plain)
+		key_wipe(c->plain, PACK_BLOCK + AEAD_TAG);
+	free(take_ptr(c->plain));
 	tier_deinit(&c->disk);
-	key_wipe(&c->key, sizeof(c->key));
+	aead_destroy(take_ptr(c->aead));
+}
+
+/* Room for the sealed content of a place: mostly they come in order, and are written together. */
+static int pending_slot(struct block_cache *c, uint64_t place, uint8_t **ret_slot)
+{
+	int r = 0;
+
+	if (c->pending_count == CACHE_PENDING_MAX || place != c->pending_first + c->pending_count) {
+		r = pwrite_full(c->fd, c->pending, c->pending_count * PACK_BLOCK,
+				(off_t)(c->pending_first * PACK_BLOCK));
+		c->pending_first = place;
+		c->pending_count = 0;
+	}
+	*ret_slot = c->pending + c->pending_count++ * PACK_BLOCK;
+	return r;
 }
 
 static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 {
-	uint8_t *sealed = c->buffer + PACK_BLOCK;
 	struct cache_seal *seal;
 	uint64_t victim;
+	uint8_t *sealed;
 	uint32_t place;
 
 	if (c->disk.limit == 0)
@@ -172,31 +198,36 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 		place = tier_add(&c->disk, key, &victim);
 	seal = &c->seals[place - 1];
 	seal->number = ++c->number;
-	if (aead_seal(&c->key, seal->number, &key, sizeof(key), block, PACK_BLOCK, sealed) < 0 ||
-	    pwrite_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0) {
+	if (pending_slot(c, place - 1, &sealed) < 0 ||
+	    aead_seal_next(c->aead, seal->number, &key, sizeof(key), block, PACK_BLOCK, sealed) <
+		    0) {
 		/* Full or broken: without a file from now on. */
 		file_close(c);
 		c->disk.limit = 0;
 		return;
 	}
+	/* The tag lies where the next place's content will. */
 	memcpy(seal->tag, sealed + PACK_BLOCK, AEAD_TAG);
 }
 
 static const uint8_t *file_get(struct block_cache *c, uint64_t key)
 {
 	uint32_t place = tier_find(&c->disk, key);
-	uint8_t *sealed = c->buffer + PACK_BLOCK;
+	uint8_t sealed[PACK_BLOCK + AEAD_TAG];
+	uint64_t pending = (uint64_t)place - 1 - c->pending_first;
 
 	if (place == 0)
 		return NULL;
-	if (pread_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0)
+	if (place - 1 >= c->pending_first && pending < c->pending_count)
+		memcpy(sealed, c->pending + pending * PACK_BLOCK, PACK_BLOCK);
+	else if (pread_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0)
 		goto bad;
 	memcpy(sealed + PACK_BLOCK, c->seals[place - 1].tag, AEAD_TAG);
-	if (aead_open(&c->key, c->seals[place - 1].number, &key, sizeof(key), sealed,
-		      PACK_BLOCK + AEAD_TAG, c->buffer) < 0)
+	if (aead_open_next(c->aead, c->seals[place - 1].number, &key, sizeof(key), sealed,
+			   sizeof(sealed), c->plain) < 0)
 		goto bad;
 	c->disk.places[place - 1].used = true;
-	return c->buffer;
+	return c->plain;
 bad:
 	tier_drop(&c->disk, key);
 	return NULL;

@@ -71,6 +71,15 @@ int aead_seal(const struct secret_key *key, uint64_t nonce_number, const void *a
 /* out is wiped when it does not authenticate. */
 int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
 	      const uint8_t *sealed, size_t size, void *out) _must_check_;
+/* The same with one key for many small pieces, whose schedule is made once. */
+struct aead;
+int aead_create(const struct secret_key *key, struct aead **ret_aead) _must_check_;
+/* NULL is accepted. */
+void aead_destroy(struct aead *a);
+int aead_seal_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
+		   const void *plain, size_t size, uint8_t *out) _must_check_;
+int aead_open_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
+		   const uint8_t *sealed, size_t size, void *out) _must_check_;
 
 /* ---- index.c ---- */
 
@@ -373,7 +382,11 @@ enum {
 
 /* ---- cache.c ---- */
 
-enum { CACHE_OVERHEAD = 48, CACHE_PLACES_MAX = 1 << 26 };
+enum {
+	CACHE_OVERHEAD = 48,
+	CACHE_PLACES_MAX = 1 << 26,
+	CACHE_PENDING_MAX = 32, /* places that are written to the file at once */
+};
 
 struct cache_place;
 struct cache_seal;
@@ -391,10 +404,12 @@ struct block_cache {
 	uint8_t *bytes; /* of the places in memory */
 	char dir[256];
 	int fd;
-	struct secret_key key; /* of the file */
+	struct aead *aead; /* of the file */
 	uint64_t number;
 	struct cache_seal *seals;
-	uint8_t *buffer;
+	uint8_t *plain;	  /* of the block that was read last */
+	uint8_t *pending; /* sealed, of pending_count places from pending_first on: not in the file */
+	uint64_t pending_first, pending_count;
 };
 /* dir: of the file, which has no name; NULL: no file. Nothing is allocated before the first put. */
 void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t disk_bytes,

@@ -99,19 +99,17 @@ static void nonce_of(uint64_t number, uint8_t nonce[12])
 		nonce[i] = (uint8_t)(number >> (8 * i));
 }
 
-int aead_seal(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
-	      const void *plain, size_t size, uint8_t *out)
+/* ctx has a key. */
+static int seal_with(EVP_CIPHER_CTX *ctx, uint64_t nonce_number, const void *ad, size_t ad_size,
+		     const void *plain, size_t size, uint8_t *out)
 {
-	_cleanup_(cipher_ctx_freep) EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
 	uint8_t nonce[12];
 	int n;
 
 	if (size > INT_MAX || ad_size > INT_MAX)
 		return -E2BIG;
-	if (!ctx)
-		return -ENOMEM;
 	nonce_of(nonce_number, nonce);
-	if (EVP_EncryptInit_ex(ctx, EVP_aes_256_gcm(), NULL, key->b, nonce) != 1)
+	if (EVP_EncryptInit_ex(ctx, NULL, NULL, NULL, nonce) != 1)
 		return -EIO;
 	if (ad_size > 0 && EVP_EncryptUpdate(ctx, NULL, &n, ad, (int)ad_size) != 1)
 		return -EIO;
@@ -123,22 +121,19 @@ int aead_seal(const struct secret_key *key, uint64_t nonce_number, const void *a
 	return 0;
 }
 
-int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
-	      const uint8_t *sealed, size_t size, void *out)
+static int open_with(EVP_CIPHER_CTX *ctx, uint64_t nonce_number, const void *ad, size_t ad_size,
+		     const uint8_t *sealed, size_t size, void *out)
 {
-	_cleanup_(cipher_ctx_freep) EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
 	uint8_t nonce[12], tag[AEAD_TAG];
 	size_t plain_size;
 	int n;
 
 	if (size < AEAD_TAG || size > INT_MAX || ad_size > INT_MAX)
 		return -EBADMSG;
-	if (!ctx)
-		return -ENOMEM;
 	plain_size = size - AEAD_TAG;
 	memcpy(tag, sealed + plain_size, sizeof(tag));
 	nonce_of(nonce_number, nonce);
-	if (EVP_DecryptInit_ex(ctx, EVP_aes_256_gcm(), NULL, key->b, nonce) != 1)
+	if (EVP_DecryptInit_ex(ctx, NULL, NULL, NULL, nonce) != 1)
 		return -EIO;
 	if (ad_size > 0 && EVP_DecryptUpdate(ctx, NULL, &n, ad, (int)ad_size) != 1)
 		return -EIO;
@@ -151,6 +146,73 @@ int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *a
 		return -EBADMSG;
 	}
 	return 0;
+}
+
+int aead_seal(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
+	      const void *plain, size_t size, uint8_t *out)
+{
+	_cleanup_(cipher_ctx_freep) EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+
+	if (!ctx)
+		return -ENOMEM;
+	if (EVP_EncryptInit_ex(ctx, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1)
+		return -EIO;
+	return seal_with(ctx, nonce_number, ad, ad_size, plain, size, out);
+}
+
+int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
+	      const uint8_t *sealed, size_t size, void *out)
+{
+	_cleanup_(cipher_ctx_freep) EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
+
+	if (!ctx)
+		return -ENOMEM;
+	if (EVP_DecryptInit_ex(ctx, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1)
+		return -EIO;
+	return open_with(ctx, nonce_number, ad, ad_size, sealed, size, out);
+}
+
+struct aead {
+	EVP_CIPHER_CTX *seal, *open;
+};
+
+int aead_create(const struct secret_key *key, struct aead **ret_aead)
+{
+	struct aead *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return -ENOMEM;
+	a->seal = EVP_CIPHER_CTX_new();
+	a->open = EVP_CIPHER_CTX_new();
+	if (!a->seal || !a->open ||
+	    EVP_EncryptInit_ex(a->seal, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1 ||
+	    EVP_DecryptInit_ex(a->open, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1) {
+		aead_destroy(a);
+		return -ENOMEM;
+	}
+	*ret_aead = a;
+	return 0;
+}
+
+void aead_destroy(struct aead *a)
+{
+	if (!a)
+		return;
+	EVP_CIPHER_CTX_free(a->seal);
+	EVP_CIPHER_CTX_free(a->open);
+	free(a);
+}
+
+int aead_seal_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
+		   const void *plain, size_t size, uint8_t *out)
+{
+	return seal_with(a->seal, nonce_number, ad, ad_size, plain, size, out);
+}
+
+int aead_open_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
+		   const uint8_t *sealed, size_t size, void *out)
+{
+	return open_with(a->open, nonce_number, ad, ad_size, sealed, size, out);
 }
 
 int key_seal(const struct secret_key *key, const char *label, const void *ad, size_t ad_size,
