@@ -251,6 +251,8 @@ int frame_job_init(struct frame_job *f) _must_check_;
 void frame_job_deinit(struct frame_job *f);
 int frame_scratch_init(struct frame_scratch *s) _must_check_;
 void frame_scratch_deinit(struct frame_scratch *s);
+/* Into packed; 0: it does not get smaller. */
+size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size);
 /* Fills frame, out and result. */
 void frame_job_seal(struct frame_job *f, struct frame_scratch *s);
 

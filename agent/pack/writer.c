@@ -93,10 +93,10 @@ static uint64_t cpu_ns(void)
 }
 
 /*
- * What is smaller in the end, 0 if nothing is. On memory images Huffman coding of literals takes a
- * fifth off what levels from -1 to -5 leave, for a twentieth of their speed; zstd leaves it out.
+ * On memory images Huffman coding of literals takes a fifth off what levels from -1 to -5 leave, for
+ * a twentieth of their speed; zstd leaves it out.
  */
-static size_t compress_body(struct frame_scratch *s, int level, const uint8_t *body, size_t size)
+size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size)
 {
 	size_t n;
 
@@ -129,7 +129,7 @@ void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
 		body_size = mixed_body(f, s->body);
 		body = s->body;
 	}
-	size = compress_body(s, f->level, body, body_size);
+	size = frame_compress(s, f->level, body, body_size);
 	if (size == 0) {
 		plain = body;
 		size = body_size;

@@ -7,6 +7,7 @@
  *                                                   DIR/K.plain/: the same, pages-N.img whole
  *   store_seal.c    those -> packs; time and bytes
  *   store_commit.c  those packs -> three peers' disks
+ *   store_limit.c   what of that cannot be left out
  *   store_bound.c   the page-wise lower bound of them
  *   store.c         which of these to do
  *
@@ -27,6 +28,7 @@ struct store_seal_options {
 	bool verify; /* unpack the last checkpoint and compare it */
 	bool again;  /* then the first one again: nothing has changed */
 	bool commit; /* packs go to three peers; else nowhere */
+	bool limit;  /* measure it beside each checkpoint */
 	struct packer_budget budget;
 };
 
@@ -47,6 +49,23 @@ void store_peers_end(struct store_peers *p);
 /* Until all three have synced it; fills in who they are. */
 int store_peers_put(struct store_peers *p, int memfd, struct ov_object *object);
 void store_peers_spent(const struct store_peers *p, struct store_spent *ret_spent);
+
+/* What cannot be left out, each alone: CPU time of one thread. */
+struct store_limit {
+	uint64_t read_ns, hash_ns; /* new pages */
+	uint64_t zstd_ns, aes_ns, sha_ns;
+	uint64_t wire_ns; /* one peer's copy: TLS and loopback on both sides, SHA-256, disk */
+};
+/* `count` pages of a file. */
+void store_limit_pages(const struct packer *p, int blocks, uint64_t count,
+		       struct store_limit *limit);
+/* An object: a pack of checkpoint seq, or its manifest. */
+void store_limit_pack(const struct job_id *job, const struct secret_key *job_key, uint64_t seq,
+		      int level, int fd, uint32_t size, struct store_limit *limit);
+struct store_wire;
+struct store_wire *store_wire_open(const char *dir);
+void store_wire_close(struct store_wire *w);
+void store_limit_wire(struct store_wire *w, int fd, uint32_t size, struct store_limit *limit);
 
 /* Ends the program. */
 void store_die(const char *what, int r) __attribute__((noreturn));

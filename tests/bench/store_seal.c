@@ -35,7 +35,9 @@ struct sealer {
 	struct ckpt_ref ref;
 	struct object *objects;
 	size_t object_count;
-	bool keep;		   /* objects, for the check at the end */
+	bool keep; /* objects, for the check at the end and for the limit */
+	bool limit;
+	struct store_wire *wire;   /* NULL: no limit of committing */
 	struct store_peers *peers; /* NULL: objects go nowhere */
 	uint64_t seq;
 	uint64_t dirty_bytes;
@@ -116,7 +118,10 @@ static void start(struct sealer *s, const struct store_seal_options *o)
 	s->card.id.b[0] = 5;
 	s->card.expires_wall_ms = UINT64_MAX;
 	strcpy(s->card.hostname, "bench");
-	s->keep = o->verify;
+	s->keep = o->verify || o->limit;
+	s->limit = o->limit;
+	if (o->limit && o->commit)
+		s->wire = store_wire_open(o->budget.cache_dir);
 	if (o->commit)
 		s->peers = store_peers_start((uint64_t)PEERS_QUOTA_GIB << 30);
 	r = sign_public(&s->sign_seed, s->card.sign_public);
@@ -364,8 +369,31 @@ static void print_spent(const struct sealer *s, const struct store_spent *before
 	       (unsigned long long)after.link_kib_s << 10);
 }
 
+/* Of the objects of this checkpoint, which are those from `first` on. */
+static void print_limit(const struct sealer *s, const struct step *t, size_t first, int level)
+{
+	struct store_limit limit = { 0 };
+
+	if (!s->limit)
+		return;
+	store_limit_pages(s->packer, t->blocks, t->block_count, &limit);
+	for (size_t i = first; i < s->object_count; i++) {
+		const struct object *o = &s->objects[i];
+
+		store_limit_pack(&s->job, &s->job_key, s->seq, level, o->fd, o->size, &limit);
+		if (s->wire)
+			store_limit_wire(s->wire, o->fd, o->size, &limit);
+	}
+	printf(", \"limit_read_us\": %llu, \"limit_hash_us\": %llu, \"limit_zstd_us\": %llu, "
+	       "\"limit_aes_us\": %llu, \"limit_sha_us\": %llu, \"limit_wire_us\": %llu",
+	       (unsigned long long)limit.read_ns / 1000, (unsigned long long)limit.hash_ns / 1000,
+	       (unsigned long long)limit.zstd_ns / 1000, (unsigned long long)limit.aes_ns / 1000,
+	       (unsigned long long)limit.sha_ns / 1000, (unsigned long long)limit.wire_ns / 1000);
+}
+
 static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_t seq)
 {
+	size_t first = s->object_count;
 	struct step *t = calloc(1, sizeof(*t));
 	struct packer_counts counts;
 	struct store_spent spent = { 0 };
@@ -403,6 +431,7 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 	       (unsigned long long)(us_of(&after.ru_stime) - us_of(&before.ru_stime)),
 	       (unsigned long long)(now_boot_ns() - began) / 1000, after.ru_maxrss, counts.level);
 	print_spent(s, &spent);
+	print_limit(s, t, first, counts.level);
 	printf("}\n");
 	fflush(stdout);
 	free_step(t);
@@ -487,6 +516,8 @@ void store_seal(const char *dir, unsigned int count, const struct store_seal_opt
 	packer_destroy(s->packer);
 	if (s->peers)
 		store_peers_end(s->peers);
+	if (s->wire)
+		store_wire_close(s->wire);
 	for (size_t i = 0; i < s->object_count; i++)
 		close(s->objects[i].fd);
 	free(s->objects);
