@@ -179,20 +179,25 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 					    .seq = job->value.history[0].seq + 1,
 					    .size = size,
 					    .copies = job->agent->config.copies } };
-	int r = ov_call(job->channel, &msg, memfd, NULL, JOB_OBJECT_MS);
+	/* Several packs may be on their way, each on a channel of its own. */
+	_cleanup_close_ int channel = ov_open_channel(job->agent->main_channel);
+	int r;
 
-	if (is_out_of_step(r, &msg)) {
-		r = renew_channel(job->agent->main_channel, &job->channel);
-		return r < 0 ? r : -EAGAIN;
-	}
+	if (channel < 0)
+		return channel;
+	r = ov_call(channel, &msg, memfd, NULL, JOB_OBJECT_MS);
+	if (is_out_of_step(r, &msg))
+		return -EAGAIN;
 	if (r == -ESTALE) /* some holder knows a newer token: the register decides, not a holder */
 		return -EAGAIN;
 	if (r < 0)
 		return r;
 	if (msg.u.object.holder_count < 1 || msg.u.object.holder_count > OV_HOLDERS_MAX)
 		return -EBADMSG;
+	pthread_mutex_lock(&job->lock);
 	if (msg.u.object.holder_count < job->few_holders)
 		job->few_holders = msg.u.object.holder_count;
+	pthread_mutex_unlock(&job->lock);
 	packer_set_link(job->packer, (uint64_t)msg.u.object.link_kib_s << 10);
 	*ret_holder_count = msg.u.object.holder_count;
 	memcpy(ret_holders, msg.u.object.holders,

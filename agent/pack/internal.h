@@ -261,6 +261,7 @@ void frame_job_seal(struct frame_job *f, struct frame_scratch *s);
 enum {
 	PIPELINE_FRAMES = 16,	  /* on their way between packer_add() and the pack */
 	PIPELINE_SEALERS_MAX = 8, /* threads */
+	STORER_PACKS = PACKER_STORES_MAX,
 };
 
 struct sealers;
@@ -287,10 +288,10 @@ struct storer;
 int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer) _must_check_;
 /* Waits for what is being stored. NULL is accepted. */
 void storer_destroy(struct storer *s);
-/* The bytes are the storer's until storer_wait(), which comes before the next submit. */
+/* The bytes are the storer's until the pack is taken; at most STORER_PACKS are its. */
 void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack);
-/* False: nothing was submitted since. */
-bool storer_wait(struct storer *s, struct stored_pack *ret_pack);
+/* The oldest one, which is waited for. False: no more than `leave` are the storer's. */
+bool storer_take(struct storer *s, uint32_t leave, struct stored_pack *ret_pack);
 
 /* A pack being written. Buffers are allocated once and reused. */
 struct pack_writer {
@@ -299,9 +300,10 @@ struct pack_writer {
 	struct secret_key key;
 	struct pack_header header;
 	struct pack_table table;
-	struct level_control *levels; /* borrowed */
-	struct sealers *sealers;      /* borrowed; NULL: frames are sealed here */
-	uint8_t *outs[2];	      /* one is written while the other is being stored */
+	struct level_control *levels;	 /* borrowed */
+	struct sealers *sealers;	 /* borrowed; NULL: frames are sealed here */
+	uint8_t *outs[STORER_PACKS + 1]; /* one is written while the others are being stored */
+	uint32_t out_at;
 	uint8_t *out;
 	size_t out_size;
 	struct frame_job *frames; /* a ring; the open one is frame_number % ring */
@@ -326,7 +328,7 @@ int pack_writer_delta(struct pack_writer *w, const struct block_delta *delta,
 		      bool *ret_full) _must_check_;
 /* Takes all frames back and drops them. */
 void pack_writer_cancel(struct pack_writer *w);
-/* Seals the table. The object is valid until the next but one begin. */
+/* Seals the table. The object is valid until the begin STORER_PACKS + 1 later. */
 int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes,
 		    uint32_t *ret_size) _must_check_;
 

@@ -71,6 +71,7 @@ struct pack_wanted {
 	uint64_t first, count;
 };
 
+enum { PACKER_STORES_MAX = 2 };
 /* Stores one finished object; blocking; fills holders (1..OV_HOLDERS_MAX). Sealed memfd, borrowed. */
 typedef int (*pack_store_fn)(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 			     uint32_t *ret_holder_count, struct node_id *ret_holders);
@@ -157,8 +158,8 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget) _mus
 void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);
 
 /*
- * Starts checkpoint seq. store is called from packer_add and packer_finish, or from a thread of the
- * packer (packer_budget.threads). A pack that it refuses fails the next calls, packer_finish at last.
+ * Starts checkpoint seq. store is called from packer_add and packer_finish, or from threads of the
+ * packer (packer_budget.threads), PACKER_STORES_MAX at a time; the manifest alone and last. A pack that it refuses fails the next calls, packer_finish at last.
  */
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx) _must_check_;

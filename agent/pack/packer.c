@@ -173,7 +173,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	return 0;
 }
 
-static int wait_stored(struct packer *p);
+static int wait_stored(struct packer *p, uint32_t leave);
 
 void packer_abort(struct packer *p)
 {
@@ -181,7 +181,7 @@ void packer_abort(struct packer *p)
 		return;
 	if (p->writing)
 		pack_writer_cancel(&p->writer);
-	(void)!wait_stored(p); /* what was stored all the same stays known */
+	(void)!wait_stored(p, 0); /* what was stored all the same stays known */
 	stop_threads(p);
 	for (size_t i = 0; i < p->pack_count; i++) {
 		if (p->packs[i].state != PACK_OPEN)
@@ -284,7 +284,7 @@ static int pack_stored(struct packer *p, const struct stored_pack *stored)
 	struct pack_info *info = &p->packs[stored->pack];
 
 	if (stored->result < 0) {
-		p->failed = stored->result;
+		p->failed = p->failed < 0 ? p->failed : stored->result;
 		return p->failed;
 	}
 	info->state = PACK_KNOWN;
@@ -295,17 +295,17 @@ static int pack_stored(struct packer *p, const struct stored_pack *stored)
 	memcpy(info->holders, stored->holders, sizeof(stored->holders));
 	p->counts.sent_bytes += stored->size;
 	p->counts.packs_new++;
-	return 0;
+	return p->failed;
 }
 
-/* The pack that is being stored, if any, is stored or has failed. */
-static int wait_stored(struct packer *p)
+/* Of the packs that are being stored, all but the last `leave` are stored or have failed. */
+static int wait_stored(struct packer *p, uint32_t leave)
 {
 	struct stored_pack stored;
 
-	if (!p->storer || !storer_wait(p->storer, &stored))
-		return p->failed;
-	return pack_stored(p, &stored);
+	while (p->storer && storer_take(p->storer, leave, &stored))
+		(void)!pack_stored(p, &stored);
+	return p->failed;
 }
 
 /* The open pack goes to the store, which may still be busy with it on return. */
@@ -320,7 +320,7 @@ static int close_pack(struct packer *p)
 		return r;
 	}
 	p->packs[p->open_pack].blocks = p->writer.header.block_count;
-	r = wait_stored(p);
+	r = wait_stored(p, STORER_PACKS - 1);
 	if (r < 0)
 		return r;
 	p->writing = false;
@@ -336,7 +336,7 @@ int packer_flush(struct packer *p)
 {
 	int r = p->writing ? close_pack(p) : 0;
 
-	return r < 0 ? r : wait_stored(p);
+	return r < 0 ? r : wait_stored(p, 0);
 }
 
 static int open_pack(struct packer *p)

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Threads behind packer_add(): sealers compress and encrypt frames, one storer names packs and
- * stores them. Both queues are short, so that what is on its way is bounded; who fills them waits.
+ * Threads behind packer_add(): sealers compress and encrypt frames, storers name packs and store
+ * them. Both queues are short, so that what is on its way is bounded; who fills them waits. Two
+ * packs are on their way, so that one is sent while the holders of the other one sync it.
  *
  *   packer_add: read, hash, compare -> frame -> [sealers] -> pack -> [storer: SHA-256, store()]
  *
- * Frames are taken back in order, PIPELINE_FRAMES behind; packs are stored in order; the first pack
- * that fails is the last one that was tried. So what is written, and which error comes of it, does
- * not depend on who was faster.
+ * Frames are taken back in order, PIPELINE_FRAMES behind, and so are packs, STORER_PACKS behind: what
+ * is written, and which pack's error counts, does not depend on who was faster. Beside a pack that
+ * fails the next one may have been stored; what was stored stays known.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -120,11 +121,14 @@ void sealers_wait(struct sealers *s, struct frame_job *f)
 struct storer {
 	pthread_mutex_t lock;
 	pthread_cond_t work, done;
-	pthread_t thread;
+	pthread_t threads[STORER_PACKS];
+	unsigned int thread_count;
 	pack_store_fn store;
 	void *ctx;
-	bool stop, busy;
-	struct stored_pack pack; /* the one at work, then its result */
+	bool stop;
+	struct stored_pack packs[STORER_PACKS]; /* a ring: at work, then their results */
+	bool stored[STORER_PACKS];
+	uint32_t submitted, begun, taken; /* counts of all times */
 };
 
 static void *store_thread(void *arg)
@@ -133,14 +137,17 @@ static void *store_thread(void *arg)
 
 	pthread_mutex_lock(&s->lock);
 	for (;;) {
-		while (!s->busy && !s->stop)
+		uint32_t at;
+
+		while (s->begun == s->submitted && !s->stop)
 			pthread_cond_wait(&s->work, &s->lock);
-		if (!s->busy)
+		if (s->begun == s->submitted)
 			break;
+		at = s->begun++ % STORER_PACKS;
 		pthread_mutex_unlock(&s->lock);
-		s->pack.result = pack_store_object(s->store, s->ctx, &s->pack);
+		s->packs[at].result = pack_store_object(s->store, s->ctx, &s->packs[at]);
 		pthread_mutex_lock(&s->lock);
-		s->busy = false;
+		s->stored[at] = true;
 		pthread_cond_signal(&s->done);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -150,7 +157,7 @@ static void *store_thread(void *arg)
 int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer)
 {
 	struct storer *s = calloc(1, sizeof(*s));
-	int r;
+	int r = 0;
 
 	if (!s)
 		return -ENOMEM;
@@ -159,34 +166,42 @@ int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer)
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->work, NULL);
 	pthread_cond_init(&s->done, NULL);
-	r = -pthread_create(&s->thread, NULL, store_thread, s);
-	if (r < 0) {
-		free(s);
+	for (unsigned int i = 0; i < STORER_PACKS && r == 0; i++) {
+		r = -pthread_create(&s->threads[i], NULL, store_thread, s);
+		s->thread_count += r == 0;
+	}
+	if (s->thread_count == 0) {
+		storer_destroy(s);
 		return r;
 	}
-	*ret_storer = s;
+	*ret_storer = s; /* one will do */
 	return 0;
 }
 
-bool storer_wait(struct storer *s, struct stored_pack *ret_pack)
+bool storer_take(struct storer *s, uint32_t leave, struct stored_pack *ret_pack)
 {
-	bool any;
+	uint32_t at = s->taken % STORER_PACKS;
 
+	/* submitted and taken change in this thread only. */
+	if (s->submitted - s->taken <= leave)
+		return false;
 	pthread_mutex_lock(&s->lock);
-	while (s->busy)
+	while (!s->stored[at])
 		pthread_cond_wait(&s->done, &s->lock);
-	any = s->pack.bytes != NULL;
-	*ret_pack = s->pack;
-	s->pack.bytes = NULL;
+	*ret_pack = s->packs[at];
+	s->taken++;
 	pthread_mutex_unlock(&s->lock);
-	return any;
+	return true;
 }
 
 void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack)
 {
+	uint32_t at = s->submitted % STORER_PACKS;
+
 	pthread_mutex_lock(&s->lock);
-	s->pack = (struct stored_pack){ .bytes = bytes, .size = size, .pack = pack };
-	s->busy = true;
+	s->packs[at] = (struct stored_pack){ .bytes = bytes, .size = size, .pack = pack };
+	s->stored[at] = false;
+	s->submitted++;
 	pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -197,9 +212,10 @@ void storer_destroy(struct storer *s)
 		return;
 	pthread_mutex_lock(&s->lock);
 	s->stop = true;
-	pthread_cond_signal(&s->work);
+	pthread_cond_broadcast(&s->work);
 	pthread_mutex_unlock(&s->lock);
-	pthread_join(s->thread, NULL);
+	for (unsigned int i = 0; i < s->thread_count; i++)
+		pthread_join(s->threads[i], NULL);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->done);
 	pthread_mutex_destroy(&s->lock);

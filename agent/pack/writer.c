@@ -152,9 +152,12 @@ int pack_writer_init(struct pack_writer *w, struct level_control *levels, struct
 	w->sealers = sealers;
 	w->ring = sealers ? PIPELINE_FRAMES : 1;
 	w->frames = calloc(w->ring, sizeof(*w->frames));
-	w->out = w->outs[0] = malloc(OUT_MAX);
-	w->outs[1] = sealers ? malloc(OUT_MAX) : NULL;
-	if (!w->frames || !w->out || (sealers && !w->outs[1]))
+	for (size_t i = 0; i < (sealers ? ARRAY_SIZE(w->outs) : 1); i++) {
+		w->outs[i] = malloc(OUT_MAX);
+		if (!w->outs[i])
+			r = -ENOMEM;
+	}
+	if (!w->frames)
 		r = -ENOMEM;
 	for (uint32_t i = 0; r == 0 && i < w->ring; i++)
 		r = frame_job_init(&w->frames[i]);
@@ -167,8 +170,8 @@ int pack_writer_init(struct pack_writer *w, struct level_control *levels, struct
 
 void pack_writer_deinit(struct pack_writer *w)
 {
-	free(w->outs[0]);
-	free(w->outs[1]);
+	for (size_t i = 0; i < ARRAY_SIZE(w->outs); i++)
+		free(w->outs[i]);
 	for (uint32_t i = 0; w->frames && i < w->ring; i++)
 		frame_job_deinit(&w->frames[i]);
 	free(w->frames);
@@ -207,8 +210,8 @@ int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 	r = pack_frame_key(job_key, &w->header, &w->key);
 	if (r < 0)
 		return r;
-	if (w->outs[1])
-		w->out = w->out == w->outs[0] ? w->outs[1] : w->outs[0];
+	w->out_at = w->sealers ? (w->out_at + 1) % ARRAY_SIZE(w->outs) : 0;
+	w->out = w->outs[w->out_at];
 	w->out_size = sizeof(struct pack_header);
 	w->table.base_count = 0;
 	w->frame_number = w->frames_landed = 0;

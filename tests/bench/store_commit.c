@@ -6,6 +6,7 @@
 #include "tests/bench/store.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -18,6 +19,7 @@ enum { HOSTS = 4, WAIT_MS = 60000, PUT_MS = 120000 };
 struct store_peers {
 	struct test_cluster cluster;
 	struct test_host hosts[HOSTS];
+	pthread_mutex_t lock; /* guards the rest: several objects may be on their way */
 	uint64_t put_us, put_bytes;
 	uint32_t link_kib_s;
 };
@@ -28,6 +30,7 @@ struct store_peers *store_peers_start(uint64_t quota_bytes)
 
 	if (!p)
 		store_die("memory", -ENOMEM);
+	pthread_mutex_init(&p->lock, NULL);
 	cluster_make(&p->cluster);
 	for (int i = 0; i < HOSTS; i++) {
 		struct test_host *h = &p->hosts[i];
@@ -56,18 +59,21 @@ void store_peers_end(struct store_peers *p)
 int store_peers_put(struct store_peers *p, int memfd, struct ov_object *object)
 {
 	struct ov_msg msg = { .op = OV_OBJECT_PUT, .u.object = *object };
+	_cleanup_close_ int channel = ov_open_channel(p->hosts[0].main);
 	uint64_t began = now_boot_ns();
 	int r;
 
 	msg.u.object.copies = HOSTS - 1;
-	r = ov_call(p->hosts[0].side, &msg, memfd, NULL, PUT_MS);
+	r = channel < 0 ? channel : ov_call(channel, &msg, memfd, NULL, PUT_MS);
 	if (r == 0 && msg.u.object.holder_count < HOSTS - 1)
 		r = -EHOSTUNREACH;
 	if (r < 0)
 		return r;
+	pthread_mutex_lock(&p->lock);
 	p->put_us += (now_boot_ns() - began) / 1000;
 	p->put_bytes += object->size;
 	p->link_kib_s = msg.u.object.link_kib_s;
+	pthread_mutex_unlock(&p->lock);
 	*object = msg.u.object;
 	return 0;
 }

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +34,7 @@ struct sealer {
 	struct fence_token token;
 	struct packer *packer;
 	struct ckpt_ref ref;
+	pthread_mutex_t lock; /* guards the objects */
 	struct object *objects;
 	size_t object_count;
 	bool keep; /* objects, for the check at the end and for the limit */
@@ -64,6 +66,21 @@ static int commit_object(struct sealer *s, int memfd, const struct object_hash *
 	return 0;
 }
 
+static int keep_object(struct sealer *s, int memfd, const struct object_hash *hash, uint32_t size)
+{
+	int r = -ENOMEM;
+
+	/* Several may be on their way. */
+	pthread_mutex_lock(&s->lock);
+	s->objects = reallocarray(s->objects, s->object_count + 1, sizeof(*s->objects));
+	if (s->objects) {
+		s->objects[s->object_count] = (struct object){ *hash, size, dup(memfd) };
+		r = s->objects[s->object_count++].fd < 0 ? -errno : 0;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return r;
+}
+
 static int put(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 	       uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
@@ -77,13 +94,7 @@ static int put(void *ctx, int memfd, const struct object_hash *hash, uint32_t si
 		if (r < 0)
 			return r;
 	}
-	if (!s->keep)
-		return 0;
-	s->objects = reallocarray(s->objects, s->object_count + 1, sizeof(*s->objects));
-	if (!s->objects)
-		return -ENOMEM;
-	s->objects[s->object_count] = (struct object){ *hash, size, dup(memfd) };
-	return s->objects[s->object_count++].fd < 0 ? -errno : 0;
+	return s->keep ? keep_object(s, memfd, hash, size) : 0;
 }
 
 static const struct object *find(const struct sealer *s, const struct object_hash *hash)
@@ -109,6 +120,7 @@ static void start(struct sealer *s, const struct store_seal_options *o)
 	int r;
 
 	memset(s, 0, sizeof(*s));
+	pthread_mutex_init(&s->lock, NULL);
 	memset(s->job.b, 7, sizeof(s->job.b));
 	memset(s->job_key.b, 8, sizeof(s->job_key.b));
 	memset(s->sign_seed.b, 9, sizeof(s->sign_seed.b));

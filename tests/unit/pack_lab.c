@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "tests/unit/pack_lab.h"
 
-int lab_put(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
-	    uint32_t *ret_holder_count, struct node_id *ret_holders)
+static int put_locked(struct lab_store *s, int memfd, const struct object_hash *hash, uint32_t size,
+		      uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
-	struct lab_store *s = ctx;
 	struct object_hash actual;
 	uint8_t *bytes;
 
@@ -26,6 +25,18 @@ int lab_put(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 	ret_holders[0].b[0] = 1;
 	ret_holders[1].b[0] = (uint8_t)(2 + s->count);
 	return 0;
+}
+
+int lab_put(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+	    uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	struct lab_store *s = ctx;
+	int r;
+
+	pthread_mutex_lock(&s->lock);
+	r = put_locked(s, memfd, hash, size, ret_holder_count, ret_holders);
+	pthread_mutex_unlock(&s->lock);
+	return r;
 }
 
 int lab_find(const struct lab_store *s, const struct object_hash *hash)
@@ -64,6 +75,7 @@ int lab_setup(void **state)
 {
 	struct lab *lab = calloc(1, sizeof(*lab));
 
+	pthread_mutex_init(&lab->store.lock, NULL);
 	memset(lab->job.b, 7, sizeof(lab->job.b));
 	memset(lab->job_key.b, 8, sizeof(lab->job_key.b));
 	memset(lab->sign_seed.b, 9, sizeof(lab->sign_seed.b));

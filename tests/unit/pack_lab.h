@@ -6,6 +6,7 @@
 #pragma once
 
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdatomic.h>
 #include <stdarg.h>
@@ -21,6 +22,7 @@
 enum { OBJECTS_MAX = 1024 };
 
 struct lab_store {
+	pthread_mutex_t lock; /* a packer with threads puts several at a time */
 	struct {
 		struct object_hash hash;
 		uint8_t *bytes;

@@ -105,6 +105,54 @@ static void test_every_store_error_arrives(void **state)
 	free(bytes);
 }
 
+struct slow_store {
+	struct lab *lab;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	uint32_t now, most;
+};
+
+/* The first two wait for each other. */
+static int put_slowly(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		      uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	struct slow_store *s = ctx;
+	struct timespec until;
+	int r = 0;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 60;
+	pthread_mutex_lock(&s->lock);
+	s->most = ++s->now > s->most ? s->now : s->most;
+	pthread_cond_broadcast(&s->changed);
+	while (s->most < 2 && r == 0)
+		r = pthread_cond_timedwait(&s->changed, &s->lock, &until);
+	s->now--;
+	pthread_mutex_unlock(&s->lock);
+	return lab_put(&s->lab->store, memfd, hash, size, ret_holder_count, ret_holders);
+}
+
+/* One pack is sent while the holders of the other sync it; more are not in memory. */
+static void test_two_packs_are_on_their_way(void **state)
+{
+	struct lab *lab = *state;
+	struct slow_store slow = { lab, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0 };
+	uint8_t *bytes = malloc(SIZE);
+	int fd;
+
+	fill(bytes);
+	fd = lab_content_fd(bytes, SIZE);
+	set_threads(lab, 1);
+	lab->seq++;
+	assert_int_equal(packer_begin(lab->packer, &lab->token, lab->seq, put_slowly, &slow), 0);
+	assert_int_equal(lab_add(lab, FILE_IMAGE, "a", fd), 0);
+	lab_finish(lab);
+	assert_int_equal(slow.most, PACKER_STORES_MAX);
+	lab_check_file(lab, "a", bytes, SIZE);
+	close(fd);
+	free(bytes);
+}
+
 static void test_abort_and_destroy_under_way(void **state)
 {
 	struct lab *lab = *state;
@@ -135,6 +183,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_threads_change_nothing),
 		TEST(test_every_store_error_arrives),
+		TEST(test_two_packs_are_on_their_way),
 		TEST(test_abort_and_destroy_under_way),
 	};
 
