@@ -62,7 +62,10 @@ void store_limit_pages(const struct packer *p, int blocks, uint64_t count,
 /* An object: a pack of checkpoint seq, or its manifest. */
 void store_limit_pack(const struct job_id *job, const struct secret_key *job_key, uint64_t seq,
 		      int level, int fd, uint32_t size, struct store_limit *limit);
+/* SHA-256 alone. */
+void store_limit_hash(int fd, uint32_t size, struct store_limit *limit);
 struct store_wire;
+/* dir: of the peer's file; NULL: it writes nothing. */
 struct store_wire *store_wire_open(const char *dir);
 void store_wire_close(struct store_wire *w);
 void store_limit_wire(struct store_wire *w, int fd, uint32_t size, struct store_limit *limit);
