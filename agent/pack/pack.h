@@ -144,9 +144,9 @@ struct packer_budget {
 	uint64_t link_bytes_per_s; /* to all holders together, as measured */
 	uint32_t cpu_percent;	   /* 100: one processor may be busy with sealing; 0: 100 */
 	/*
-	 * Threads that compress and encrypt behind packer_add(), at most 8, and then one more that
-	 * stores: store() is called from that one, one call at a time, between begin and finish or
-	 * abort. 0: all is done in the caller's thread. Together some 35 MiB of buffers.
+	 * Threads that compress and encrypt behind packer_add(), at most 8, and then more that store:
+	 * store() is called from those, PACKER_STORES_MAX calls at a time, between begin and finish
+	 * or abort. 0: all is done in the caller's thread. Together some 40 MiB of buffers.
 	 */
 	uint32_t threads;
 	/* Differences one upon the other, at most 16; 0: 16. With fewer, more bytes are sent. */
