@@ -8,8 +8,6 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
-enum { SEAL_TRIES = 4 };
-
 static bool slot_usable(const void *ctx, uint32_t pack, uint32_t slot)
 {
 	return packer_slot_usable(ctx, pack, slot);
@@ -246,16 +244,6 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	return 0;
 }
 
-/* Busy: somebody, mostly the kernel, still holds a page of it after a while in which it waited. */
-static int seal_patiently(int fd)
-{
-	int r = -EBUSY;
-
-	for (int tries = 0; r == -EBUSY && tries < SEAL_TRIES; tries++)
-		r = memfd_seal(fd);
-	return r;
-}
-
 int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack)
 {
 	_cleanup_close_ int fd = memfd_new("decamp-object");
@@ -265,7 +253,7 @@ int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack)
 		return fd;
 	r = pwrite_full(fd, pack->bytes, pack->size, 0);
 	if (r == 0)
-		r = seal_patiently(fd);
+		r = memfd_seal(fd);
 	if (r < 0)
 		return r;
 	object_hash_of(pack->bytes, pack->size, &pack->hash);

@@ -257,11 +257,16 @@ int memfd_new(const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
-enum { SEALS = F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK };
+enum { SEALS = F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK, SEAL_TRIES = 4 };
 
+/* Busy: somebody, mostly the kernel that moves pages, holds one after 75 ms in which it waited. */
 int memfd_seal(int fd)
 {
-	return fcntl(fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) < 0 ? -errno : 0;
+	int r = -EBUSY;
+
+	for (int tries = 0; r == -EBUSY && tries < SEAL_TRIES; tries++)
+		r = fcntl(fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) < 0 ? -errno : 0;
+	return r;
 }
 
 bool memfd_is_sealed(int fd)

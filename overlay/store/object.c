@@ -191,11 +191,10 @@ int store_get(struct store *store, const struct object_hash *hash, int *ret_memf
 		if (out < 0)
 			return out;
 		r = store_read_object(store, hash, &row, out);
+		if (r == -EAGAIN)
+			continue;
 		if (r == 0)
 			r = memfd_seal(out);
-		/* Busy: somebody, mostly the kernel, still holds a page of it. */
-		if (r == -EAGAIN || r == -EBUSY)
-			continue;
 		if (r < 0)
 			return r;
 		*ret_size = row.size;
