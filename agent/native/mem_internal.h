@@ -75,6 +75,15 @@ struct mem_space {
 
 struct track_ops;
 
+/*
+ * A process that CRIU restored under another kernel keeps the vdso that it came with; its functions
+ * jump into this kernel's, which CRIU mapped beside it and marked. Only the former is the job's.
+ * vdso 0: this kernel's lies where the job expects it.
+ */
+struct mem_proxy {
+	uint64_t vdso, vvar;
+};
+
 struct mem_mm {
 	struct mem_space space;
 	pid_t pid;
@@ -87,6 +96,7 @@ struct mem_mm {
 	bool cleared; /* soft-dirty: bits were cleared since it was attached */
 	/* Of this snapshot: */
 	bool seen;
+	struct mem_proxy proxy;
 	size_t written_first, written_end; /* in native_mem.written */
 	struct runs guards;		   /* found in the pause */
 	struct runs listed;		   /* all that is there was listed in the pause: */
@@ -194,6 +204,7 @@ int mem_copy_kinds(struct native_mem *m, struct mem_mm *mm, const struct native_
 		   size_t count) _must_check_;
 
 /* mem_pause.c */
+/* This kernel's, by what the kernel says of it. */
 bool vma_is_vdso(const struct native_task *task, const struct state_vma *v);
 /* Populated pages with their categories, by whatever the kernel has. */
 int mem_populated(const struct native_mem *m, const struct mem_mm *mm, uint64_t start, uint64_t end,

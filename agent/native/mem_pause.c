@@ -223,13 +223,42 @@ static int list_all(struct stop *st)
 	return r;
 }
 
+/* struct vdso_mark of CRIU's parasite-vdso.h, version 3: it lies over the ELF header. */
+struct vdso_mark {
+	char signature[8];
+	uint64_t vdso, version, vvar, runtime_vvar;
+};
+
+/* A mark that names no memory is no mark: the job may write what it likes there. */
+static struct mem_proxy find_proxy(const struct native_task *task, const struct state_vma *vdso)
+{
+	struct vdso_mark mark;
+	struct iovec local = { &mark, sizeof(mark) };
+	struct iovec remote = { (void *)(uintptr_t)vdso->start, sizeof(mark) };
+
+	if (process_vm_readv(task->pid, &local, 1, &remote, 1, 0) != (ssize_t)sizeof(mark) ||
+	    memcmp(mark.signature, "CRIUvDSO", sizeof(mark.signature)) != 0)
+		return (struct mem_proxy){ 0 };
+	for (size_t i = 0; i < task->vma_count; i++) {
+		const struct state_vma *v = &task->vmas[i];
+
+		if (v != vdso && v->start == mark.vdso && vma_has_pages(v) && vma_is_anon(v))
+			return (struct mem_proxy){ mark.vdso, mark.vvar };
+	}
+	return (struct mem_proxy){ 0 };
+}
+
 static int copy_vdso(struct stop *st)
 {
+	st->mm->proxy = (struct mem_proxy){ 0 };
 	for (size_t i = 0; i < st->task->vma_count; i++) {
 		const struct state_vma *v = &st->task->vmas[i];
 
 		if (!vma_is_vdso(st->task, v))
 			continue;
+		st->mm->proxy = find_proxy(st->task, v);
+		if (st->mm->proxy.vdso)
+			return 0;
 		return batch_add(st->m, st->mm, v->start / NATIVE_PAGE,
 				 (v->end - v->start) / NATIVE_PAGE, BATCH_READABLE);
 	}

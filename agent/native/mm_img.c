@@ -68,7 +68,8 @@ static bool is_vvar(const struct state_vma *v)
 }
 
 /* Which of CRIU's sorts of maps it is, and the file's id. */
-static void set_sort(const struct native_task *task, size_t i, NatMm__Vma *e)
+static void set_sort(const struct native_task *task, const struct mem_mm *mm, size_t i,
+		     NatMm__Vma *e)
 {
 	const struct state_vma *v = &task->vmas[i];
 	uint32_t extra = task->vma_status ? task->vma_status[i] : 0;
@@ -79,9 +80,9 @@ static void set_sort(const struct native_task *task, size_t i, NatMm__Vma *e)
 	if (!v->file) {
 		e->flags |= MAP_ANONYMOUS;
 		e->status |= STATUS_ANON_PRIVATE;
-		if (vma_is_vdso(task, v))
+		if (mm->proxy.vdso ? v->start == mm->proxy.vdso : vma_is_vdso(task, v))
 			e->status |= STATUS_VDSO;
-		else if (is_vvar(v))
+		else if (mm->proxy.vdso ? v->start == mm->proxy.vvar : is_vvar(v))
 			e->status |= STATUS_VVAR;
 		else if (v->start <= task->state->brk && v->end >= task->state->start_brk)
 			e->status |= STATUS_HEAP;
@@ -98,7 +99,8 @@ static void set_sort(const struct native_task *task, size_t i, NatMm__Vma *e)
 	e->fdflags = v->vm_flags & VMA_SHARED && v->vm_flags & VMA_MAYWRITE ? O_RDWR : O_RDONLY;
 }
 
-static void fill_vma(const struct native_task *task, size_t i, NatMm__Vma *e)
+static void fill_vma(const struct native_task *task, const struct mem_mm *mm, size_t i,
+		     NatMm__Vma *e)
 {
 	const struct state_vma *v = &task->vmas[i];
 
@@ -112,7 +114,7 @@ static void fill_vma(const struct native_task *task, size_t i, NatMm__Vma *e)
 	e->flags = flags_of(v);
 	e->madv = madv_of(v->vm_flags);
 	e->has_madv = e->madv != 0;
-	set_sort(task, i, e);
+	set_sort(task, mm, i, e);
 }
 
 /* Guarded pages are entries of their own, after all others. */
@@ -139,7 +141,11 @@ static size_t fill_vmas(const struct native_task *task, const struct mem_mm *mm,
 	size_t n = 0;
 
 	for (size_t i = 0; i < task->vma_count; i++) {
-		fill_vma(task, i, &v[n]);
+		/* What the job's vdso jumps into, CRIU maps anew. */
+		if (mm->proxy.vdso &&
+		    (vma_is_vdso(task, &task->vmas[i]) || is_vvar(&task->vmas[i])))
+			continue;
+		fill_vma(task, mm, i, &v[n]);
 		/* The kernel's vvar is one area to CRIU, of however many parts. */
 		if (n && is_vvar(&task->vmas[i]) && v[n - 1].status & STATUS_VVAR &&
 		    v[n - 1].end == v[n].start)
