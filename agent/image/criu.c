@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#define LOG_TAG "criu"
 #include "agent/image/criu.h"
 
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include "agent/image/criu_text.h"
 #include "agent/image/criu_rpc.pb-c.h"
 #include "agent/util/io.h"
+#include "agent/util/log.h"
 
 enum {
 	CRIU_SOCK_FD = 3, /* in CRIU */
@@ -24,6 +26,8 @@ enum {
 	CRIU_LOG_MAX = 16 << 20,
 	CRIU_STATS_MAX = 64 << 10,
 	CRIU_LOG_LEVEL = 2, /* warnings */
+	CRIU_LOG_LEVEL_DEBUG = 4,
+	CRIU_LAST_LINES = 100,
 	CRIU_EXIT_MS = 10000,
 	/* Nothing from CRIU for so long: it hangs. Memory of hundreds of GiB takes minutes. */
 	CRIU_SILENCE_MS = 30 * 60 * 1000,
@@ -221,7 +225,7 @@ static void init_options(Swrk__Options *o)
 	o->images_dir = "/proc/self/fd/4";
 	_Static_assert(CRIU_IMAGES_FD == 4, "path above");
 	o->has_log_level = true;
-	o->log_level = CRIU_LOG_LEVEL;
+	o->log_level = log_shows(LOG_DEBUG_) ? CRIU_LOG_LEVEL_DEBUG : CRIU_LOG_LEVEL;
 	o->log_file = LOG_FILE;
 	o->has_notify_scripts = true;
 	o->notify_scripts = true;
@@ -234,6 +238,22 @@ static void init_options(Swrk__Options *o)
 	/* Connections are not carried along, so there is nothing to lock. */
 	o->has_network_lock = true;
 	o->network_lock = SWRK__NETWORK_LOCK__LOCK_SKIP;
+}
+
+static void show_line(const char *text)
+{
+	log_debug("%s", text);
+}
+
+/* The folder of a failed restore is removed, log and all: what there is to say is said here. */
+static void read_log(const struct session *s, char reason[CRIU_REASON_MAX])
+{
+	_cleanup_free_ char *log = NULL;
+
+	if (read_file_at(s->images_fd, LOG_FILE, CRIU_LOG_MAX, &log, NULL) < 0)
+		return;
+	criu_parse_reason(log, reason);
+	criu_last_lines(log, CRIU_LAST_LINES, show_line);
 }
 
 /* The whole life of one CRIU: 0 if it said that it did what it was asked. */
@@ -263,7 +283,7 @@ static int run(struct session *s, const char *criu, const char *images_dir,
 	status = reap(s);
 	if (r == 0 && s->success)
 		return 0;
-	criu_read_reason(s->images_fd, LOG_FILE, CRIU_LOG_MAX, reason);
+	read_log(s, reason);
 	if (s->callback_result < 0) {
 		snprintf(reason, CRIU_REASON_MAX, "called off: %s", strerror(-s->callback_result));
 		return s->callback_result;

@@ -11,6 +11,7 @@
 #include "agent/image/criu_rpc.pb-c.h"
 #include "agent/util/io.h"
 
+enum { LINE_MAX_BYTES = 512 };
 enum { SERVICE_MAGIC = 0x55105940, STATS_MAGIC = 0x57093306 };
 
 /* u32 magic, u32 kind of file, u32 size, protobuf. */
@@ -79,7 +80,8 @@ static void append(char reason[CRIU_REASON_MAX], const char *line)
 /* Errors that are none, or that say nothing. */
 static bool is_noise(const char *line)
 {
-	return line_has(line, "FAILED") || line_has(line, "Can't setup RLIMIT_NOFILE for self");
+	return line_has(line, "FAILED") || line_has(line, "Can't setup RLIMIT_NOFILE for self") ||
+	       line_has(line, "tun: Unable to create tun");
 }
 
 void criu_parse_reason(const char *log, char reason[CRIU_REASON_MAX])
@@ -102,13 +104,22 @@ void criu_parse_reason(const char *log, char reason[CRIU_REASON_MAX])
 		append(reason, last);
 }
 
-void criu_read_reason(int dirfd, const char *name, size_t log_max, char reason[CRIU_REASON_MAX])
+void criu_last_lines(const char *log, size_t lines_max, void (*line)(const char *text))
 {
-	_cleanup_free_ char *log = NULL;
+	const char *from = log + strlen(log);
 
-	reason[0] = '\0';
-	if (read_file_at(dirfd, name, log_max, &log, NULL) == 0)
-		criu_parse_reason(log, reason);
+	for (size_t lines = 0; from > log; from--) {
+		/* The end of the last line begins none. */
+		if (from[-1] == '\n' && *from && ++lines == lines_max)
+			break;
+	}
+	for (; *from; from += line_length(from), from += *from == '\n') {
+		char text[LINE_MAX_BYTES];
+
+		snprintf(text, sizeof(text), "%.*s", (int)line_length(from), from);
+		criu_clean_text(text);
+		line(text);
+	}
 }
 
 void criu_add_reason(char reason[CRIU_REASON_MAX], const char *what, int number)

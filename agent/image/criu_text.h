@@ -15,8 +15,8 @@ int criu_parse_stats(const uint8_t *bytes, size_t size, struct criu_times *ret_t
 
 /* The first error of a log, which is the cause, and the last that says more than "FAILED". */
 void criu_parse_reason(const char *log, char reason[CRIU_REASON_MAX]);
-/* The same from a file below dirfd; an empty text if there is none. */
-void criu_read_reason(int dirfd, const char *name, size_t log_max, char reason[CRIU_REASON_MAX]);
+/* Calls line() for each of the last lines_max lines, without its end, as printable characters. */
+void criu_last_lines(const char *log, size_t lines_max, void (*line)(const char *text));
 /* Appends "; what N", as far as there is room. */
 void criu_add_reason(char reason[CRIU_REASON_MAX], const char *what, int number);
 /* One line of printable characters. */

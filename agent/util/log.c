@@ -17,6 +17,11 @@ void log_init(enum log_level max, const char *program)
 	with_priority = getenv("JOURNAL_STREAM") != NULL;
 }
 
+bool log_shows(enum log_level level)
+{
+	return level <= max_level;
+}
+
 static void emit(enum log_level level, const char *tag, const char *fmt, va_list ap,
 		 const char *reason)
 {
@@ -42,7 +47,7 @@ void log_line(enum log_level level, const char *tag, const char *fmt, ...)
 {
 	va_list ap;
 
-	if (level > max_level)
+	if (!log_shows(level))
 		return;
 	va_start(ap, fmt);
 	emit(level, tag, fmt, ap, NULL);

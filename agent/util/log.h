@@ -8,12 +8,17 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include "agent/util/cleanup.h"
 
 enum log_level { LOG_ERR_ = 3, LOG_WARN_ = 4, LOG_INFO_ = 6, LOG_DEBUG_ = 7 };
 
 /* Sets the least important level that is printed (default LOG_INFO_) and the program's name. */
 void log_init(enum log_level max, const char *program);
+
+/* Whether lines of a level are printed: for what costs something to say. */
+bool log_shows(enum log_level level);
 
 void log_line(enum log_level level, const char *tag, const char *fmt, ...) _printf_(3, 4);
 

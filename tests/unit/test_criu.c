@@ -476,6 +476,8 @@ static void test_reason_text(void **state)
 		{ "(00.1) Error (a.c:1): one\n(00.2) Error (b.c:2): two\n", "one; two" },
 		{ "Error (a.c:1): rlimit: Can't setup RLIMIT_NOFILE for self: no\nError (b.c:1): x\n",
 		  "x" },
+		{ "Error (criu/tun.c:85): tun: Unable to create tun: No such file\nError (b.c:1): x\n",
+		  "x" },
 		{ "(00.1) Error (a.c:1): t\x01\tx", "t  x" },
 	};
 	char reason[CRIU_REASON_MAX];
@@ -487,6 +489,38 @@ static void test_reason_text(void **state)
 	}
 }
 
+static char seen[256];
+
+static void see(const char *text)
+{
+	strcat(strcat(seen, text), "|");
+}
+
+static void test_last_lines(void **state)
+{
+	static const struct {
+		const char *log;
+		size_t max;
+		const char *seen;
+	} rows[] = {
+		{ "", 2, "" },
+		{ "a\n", 2, "a|" },
+		{ "a", 2, "a|" },
+		{ "a\nb\n", 2, "a|b|" },
+		{ "a\nb\nc\n", 2, "b|c|" },
+		{ "a\nb\nc", 2, "b|c|" },
+		{ "a\n\n\nc\n", 3, "||c|" },
+		{ "\x1b[1m\xff", 9, " [1m|" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+		seen[0] = '\0';
+		criu_last_lines(rows[i].log, rows[i].max, see);
+		assert_string_equal(seen, rows[i].seen);
+	}
+}
+
 #define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -494,6 +528,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_stats_text),
 		cmocka_unit_test(test_reason_text),
+		cmocka_unit_test(test_last_lines),
 		CASE(test_root_job),
 		CASE(test_user_job),
 		CASE(test_pipeline),
