@@ -160,9 +160,7 @@ def submit(lab, home, name, argv, *options, user=None, cwd=None):
 def make_folder(home, name, user):
     """An empty directory in the user's home."""
     folder = ("/root/" if user == "root" else f"/home/{user}/") + name
-    path = home.path(folder)
-    path.mkdir(exist_ok=True)
-    os.chown(path, *[0 if user == "root" else os.stat(path.parent).st_uid] * 2)
+    home.run(["mkdir", "-p", folder], user=user)
     return folder
 
 
@@ -206,8 +204,8 @@ def counter_output(steps, megabytes=4):
 
 def check_counter(job, steps, megabytes=4, folder=None):
     """The results are at home and byte-identical to those of an undisturbed run."""
-    home = job.home.path(folder or f"{home_of(job.user)}/{job.name}")
-    check_equal((home / "out.txt").read_bytes(), counter_output(steps, megabytes),
+    folder = folder or f"{home_of(job.user)}/{job.name}"
+    check_equal(job.home.read(f"{folder}/out.txt"), counter_output(steps, megabytes),
                 f"{job.name}: out.txt is at home and identical to an undisturbed run")
 
 

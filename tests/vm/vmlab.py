@@ -3,8 +3,9 @@
 a host, and a test of tests/e2e runs on it unchanged as long as it asks for nothing that a guest
 does not have: files of a running host outside of its disk, the stand-in for logind.
 
-A host's disk is a folder of the machine (/etc, /home, /root, /srv), which the guest sees by 9p,
-and an image with the file system of /var/lib/decamp. A power cut kills QEMU; both stay.
+A host's disk is an image with /var/lib/decamp, /home, /root and /srv. A power cut kills QEMU; the
+image stays. Its /etc is new at each boot. None of these is by 9p: decamp takes that for a network
+file system, which the other hosts have as well, and leaves its files there.
 """
 
 import base64
@@ -47,8 +48,17 @@ for module in virtio_net virtio_blk virtio_console ext4; do
 	modprobe $module || echo "no module $module" >&2
 done
 : >/run/vm/started
-mkdir -p /var/lib/decamp
-mount -o discard /dev/vda /var/lib/decamp
+mkdir -p /run/disk /var/lib/decamp
+mount -o discard /dev/vda /run/disk
+mkdir -p -m 755 /run/disk/decamp /run/disk/home /run/disk/srv
+mkdir -p -m 700 /run/disk/root
+umount /etc /home /root /srv
+for name in home root srv var/lib/decamp; do
+	mount --bind /run/disk/${{name##*/}} /$name
+done
+mount -t tmpfs -o mode=755 etc /etc
+tar -C / -xf /run/vm/etc.tar
+{homes}
 ip addr add {addr}/16 dev eth0
 ip link set eth0 up
 python3 {agent} agent >/run/vm/agent.log 2>&1 </dev/null &
@@ -223,8 +233,6 @@ class VmHost(Host):
                                         cpus=1)
         guest.accel = self.lab.accel
         guest.cpu_model = self.lab.cpu_models.get(self.name, guest.cpu_model)
-        disk = self.dir / "disk"
-        guest.shares = {f"/{name}": disk / name for name in ("etc", "home", "root", "srv")}
         guest.bind(self.lab.build, Path(self.lab.find_criu()).parent)
         guest.nets = [(f"stream,server=off,addr.type=unix,addr.path={self.lab.dir}/{self.port}",
                        self.mac)]
@@ -234,8 +242,12 @@ class VmHost(Host):
                        "-device", "virtio-serial-pci",
                        "-chardev", f"socket,id=agent,path={folder}/agent",
                        "-device", "virtserialport,chardev=agent,name=agent"]
+        homes = [f"mkdir -p {home}; chown {uid}:{uid} {home}" for uid, home in USERS.values()]
         guest.prepare(START.format(path=qemu.PATH, kernel=guest.kernel, addr=self.addr,
-                                   agent=shlex.quote(str(qemu.HERE / "agent"))))
+                                   agent=shlex.quote(str(qemu.HERE / "agent")),
+                                   homes="\n".join(homes)))
+        subprocess.run(["tar", "-C", self.dir / "disk", "-cf", guest.out / "etc.tar", "etc"],
+                       check=True)
         guest.power_on({"DECAMP_LAB": self.lab.id})
 
     def end_boot(self):
@@ -298,10 +310,20 @@ class VmHost(Host):
                                            stdout=stdout, stderr=stderr))
 
     def path(self, inside):
-        """Only what lies in the folders of the disk."""
-        if Path(inside).parts[1:2] and Path(inside).parts[1] in ("etc", "home", "root", "srv"):
-            return Path(f"{self.dir}/disk{inside}")
         raise LabError(f"{self.name}:{inside}: not reachable from outside of a guest")
+
+    def read(self, inside):
+        answer = self.wire.once(op="read", path=inside)
+        if "text" not in answer:
+            raise LabError(f"{self.name}:{inside}: {answer['error']}")
+        return base64.b64decode(answer["text"])
+
+    def write(self, inside, content, user="root", mode=0o644):
+        content = content if isinstance(content, bytes) else content.encode()
+        answer = self.wire.once(op="write", path=inside, mode=mode, uid=USERS[user][0],
+                                text=base64.b64encode(content).decode())
+        if "error" in answer:
+            raise LabError(f"{self.name}:{inside}: {answer['error']}")
 
     def exists(self, inside):
         return self.wire.once(op="exists", path=inside)["exists"]
@@ -315,6 +337,16 @@ class VmHost(Host):
         client = str(self.lab.build / "decamp ")
         return [pid for pid, line in self.wire.once(op="processes")["processes"]
                 if marker in line and not line.startswith(("env -i", "setpriv", client))]
+
+    def tell_failure(self):
+        """What a failure leaves in the guest only: kept beside the logs, the last of it shown."""
+        if not self.pid:
+            return
+        told = "tail -n 100 /run/decamp/jobs/*/keeper.log"
+        for name, command in (("dmesg", "dmesg"), ("keeper", told)):
+            text = self.run(["sh", "-c", command], check=False).stdout
+            (self.lab.log_dir / f"{self.name}-{self.boots}-{name}").write_text(text)
+            print(f"-- {self.name}: {name}:", *text.splitlines()[-15:], sep="\n", flush=True)
 
     def start_logind(self):
         raise LabError("the stand-in for logind is not for guests")
@@ -334,6 +366,7 @@ class VmLab(Lab):
 
     def _start(self):
         traces.set_patience(PATIENCE)
+        os.environ.setdefault("DECAMP_LAB_DEBUG", "1")
         super()._start()
 
     def close(self):
@@ -343,6 +376,17 @@ class VmLab(Lab):
             self.switch.close()
             self.switch = None
         super().close()
+
+    def tell_failure(self):
+        for host in self.hosts:
+            log = self.log_dir / f"{host.name}.log"
+            lines = [line for line in log.read_text(errors="replace").splitlines()
+                     if " verb=" not in line] if log.exists() else []
+            print(f"-- {host.name}: decampd:", *lines[-30:], sep="\n", flush=True)
+            try:
+                host.tell_failure()
+            except LabError as error:
+                print(f"-- {error}", flush=True)
 
     def _start_switch(self):
         self.switch = Switch(self._may_pass)
