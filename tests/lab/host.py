@@ -81,6 +81,7 @@ class Host:
         self.dir = lab.dir / self.name
         self.cgroup = lab.cgroup / self.name
         self.state_dir = self.dir / "state"
+        self.etc = Path("/etc")  # what its own is copied from
         self.machine_id = secrets.token_hex(16)
         self.pid = None
         self.daemon = None
@@ -96,7 +97,7 @@ class Host:
         self.state_dir.mkdir()
         disk = self.dir / "disk"
         disk.mkdir()
-        subprocess.run(["cp", "-a", "/etc", str(disk / "etc")], check=True)
+        subprocess.run(["cp", "-a", str(self.etc), str(disk / "etc")], check=True)
         for name in VAR_FOLDERS:
             (disk / name).mkdir(parents=True)
         for name in ("home", "root", "srv", "mnt"):
@@ -115,7 +116,7 @@ class Host:
     def _make_users(self, etc):
         names = ("alice", "bob")
         for kind in ("passwd", "group"):
-            lines = [line for line in Path("/etc", kind).read_text().splitlines()
+            lines = [line for line in (self.etc / kind).read_text().splitlines()
                      if line.split(":")[0] not in names]
             known = {line.split(":")[0] for line in lines}
             for name in names:

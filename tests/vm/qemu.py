@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest: a distribution kernel under QEMU with this machine's root, read-only, over 9p.
+"""A guest: a distribution kernel under QEMU with this machine's root, read-only, over 9p; or with
+another release's (Guest.root).
 
 A Guest has a folder on the machine; what it shares with the guest is its subfolder out:
 
@@ -55,6 +56,11 @@ def kernel_folder(series):
     return Path(output_of(ROOT / "scripts/kernels", series))
 
 
+def root_folder(suite):
+    """The unpacked files of a release such as "trixie"."""
+    return Path(output_of(ROOT / "scripts/guest-root", suite))
+
+
 def with_parent(process_group):
     """In the child: die with the runner, however that ends."""
     def prepare():
@@ -82,6 +88,7 @@ class Guest:
         self.memory_mb = memory_mb
         self.cpus = cpus
         self.cpu_model = "max"
+        self.root = Path("/")
         self.shares = {}
         self.binds = []
         self.nets = []
@@ -93,7 +100,7 @@ class Guest:
     def bind(self, *paths):
         """Folders of the machine that the guest would not see, at their own places."""
         self.binds += [path for path in dict.fromkeys(Path(p).resolve() for p in paths)
-                       if is_hidden(path) and path not in self.binds]
+                       if (is_hidden(path) or self.root != Path("/")) and path not in self.binds]
 
     def prepare(self, start):
         """Write what the guest reads at its start."""
@@ -119,7 +126,9 @@ class Guest:
                  "-kernel", f"{self.kernel}/boot/vmlinux-{self.release}",
                  "-initrd", output_of(HERE / "initramfs", self.kernel),
                  "-append", kernel_line]
-        folders = [("root", "/", "readonly=on"), ("out", self.out, "writeout=immediate")]
+        folders = [("root", self.root, "readonly=on"), ("out", self.out, "writeout=immediate")]
+        if self.root != Path("/"):
+            folders.append(("machine", "/", "readonly=on"))
         folders += [(f"share{i}", path, "writeout=immediate")
                     for i, path in enumerate(self.shares.values())]
         for i, (tag, path, option) in enumerate(folders):

@@ -8,6 +8,7 @@ enough.
 """
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
 
 # pylint: disable=wrong-import-position
 import common                                                              # noqa: E402
-from common import (SKIP_CODE, check_equal, counter_argv, counter_output,  # noqa: E402
+from common import (SKIP_CODE, Skipped, check_equal, counter_argv, counter_output,  # noqa: E402
                     home_of, make_folder, note, refused, submit, wait_for)
 import test_languages as languages                                         # noqa: E402
 import qemu                                                                # noqa: E402
@@ -221,18 +222,98 @@ def test_power(lab):
     check_equal(out_of(job), counter_output(STEPS, 2), "its output is that of an undisturbed run")
 
 
-def in_lab(words):
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_")
-             and (not words or any(word in name for word in words))]
-    wide = any(name in ("test_refused", "test_power") for name, _ in tests)
-    lab = VmLab(3 if wide else 2, "test_kernels", kernels=("6.1", "6.12"),
-                cpu_models={"host3": "max,avx2=off"})
+# What happens to a process of a job in a guest, and when.
+WATCH = """\
+import os, sys, time
+pid = sys.argv[1]
+group = open(f"/proc/{pid}/cgroup").read().split("::")[1].strip()
+def sits_there():
+    return any("TTY=ttyS1" in open(f"/run/systemd/sessions/{name}").read()
+               for name in os.listdir("/run/systemd/sessions") if name.isalnum())
+def is_gone():
+    return not os.path.exists(f"/proc/{pid}")
+def is_frozen():
+    try:
+        return "frozen 1" in open(f"/sys/fs/cgroup{group}/cgroup.events").read()
+    except OSError:
+        return True
+for name, there in (("login", sits_there), ("frozen", is_frozen), ("gone", is_gone)):
+    while not there():
+        time.sleep(0.002)
+    print(name, time.monotonic(), flush=True)
+"""
+
+
+def python_start_s(host):
+    """How fast this guest is."""
+    text = host.run(["/usr/bin/python3", "-c", "import subprocess, time; b = time.monotonic(); "
+                     "subprocess.run(['/usr/bin/python3', '-c', '']); print(time.monotonic() - b)"])
+    return float(text.stdout)
+
+
+def test_login(lab):
+    """systemd is the first process; somebody logs in on the console: the job leaves."""
+    home = lab[1]
+    check_equal(home.run(["cat", "/proc/1/comm"]).stdout.strip(), "systemd", "the first process")
+    job = start(lab, home, "login", python_argv("mark-login"))
+    unit = python_start_s(home)
+    watch = home.spawn(["/usr/bin/python3", "-c", WATCH, home.pids("mark-login")[0]])
+    line = home.login("bob")
+    wait_for(lambda: "login" in watch.popen.output(1), 60, "a session of logind's")
+    began = time.monotonic()
+    wait_for(lambda: lab[2].pids("mark-login"), 60, "the job on the other host")
+    elsewhere = time.monotonic() - began
+    watch.popen.wait(600)
+    at = {name: float(second) for name, second in
+          (row.split() for row in watch.popen.output(1).splitlines())}
+    job.wait_host([lab[2]])
+    check_equal(lab.where("mark-login"), [lab[2]], "one incarnation, not where somebody sits")
+    check_equal([move["lost_ms"] for move in job.history()["moves"]], [0], "nothing was lost")
+    note(f"after the login, in starts of python3 ({unit:.2f} s): frozen "
+         f"{(at['frozen'] - at['login']) / unit:.2f}, gone {(at['gone'] - at['login']) / unit:.2f}, "
+         f"on the other host {elsewhere / unit:.2f}")
+    line.close()
+    finish(lab, job)
+    check_equal(out_of(job), counter_output(STEPS, 2), "its output is that of an undisturbed run")
+
+
+def test_release_python(lab):
+    """python3 of this release, to a host with another release's files, and back."""
+    version = [host.run(["sh", "-c", "ldd --version | head -n 1; python3 -V"]).stdout.split("\n")
+               for host in lab.hosts]
+    note(f"{version}")
+    job = start(lab, lab[1], "released", python_argv("mark-released"))
+    there_and_back(lab, job)
+    check_equal(out_of(job), counter_output(STEPS, 2), "its output is that of an undisturbed run")
+
+
+def test_release_pipeline(lab):
+    """Programs whose files the other release has in other versions."""
+    test_pipeline(lab)
+
+
+def lab_for(name):
+    """Which lab a test needs: how many hosts, and what is particular to them."""
+    if name.startswith("test_release"):
+        return 2, {"roots": {"host2": "trixie"}}
+    if name == "test_login":
+        return 2, {"systemd": ("host1",)}
+    if name in ("test_refused", "test_power"):
+        return 3, {"cpu_models": {"host3": "max,avx2=off"}}
+    return 2, {}
+
+
+def in_lab(tests, hosts, options):
+    try:
+        lab = VmLab(hosts, "test_kernels", kernels=("6.1", "6.12"), **options)
+    except qemu.Unavailable as reason:
+        raise Skipped(str(reason)) from reason
     with lab:
         lab.user = "root"
-        lab.start_daemons()
-        lab.make_cluster()
-        lab.user = lab.job_user()
         try:
+            lab.start_daemons()
+            lab.make_cluster()
+            lab.user = lab.job_user()
             common.run_tests(lab, tests)
         except BaseException:
             lab.tell_failure()
@@ -240,15 +321,18 @@ def in_lab(words):
     lab.assert_clean()
 
 
+def in_labs(words):
+    tests = [(name, test) for name, test in globals().items() if name.startswith("test_")
+             and (not words or any(word in name for word in words))]
+    for (hosts, options), some in itertools.groupby(tests, lambda test: lab_for(test[0])):
+        in_lab(list(some), hosts, options)
+
+
 def main():
     if os.geteuid():
         print("SKIP: guests need root")
         return SKIP_CODE
-    try:
-        return common.guarded(lambda: in_lab(sys.argv[1:]))
-    except qemu.Unavailable as reason:
-        print(f"SKIP: {reason}")
-        return SKIP_CODE
+    return common.guarded(lambda: in_labs(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The lab of tests/lab with guests for hosts: VmLab takes the place of Lab, a host the place of
 a host, and a test of tests/e2e runs on it unchanged as long as it asks for nothing that a guest
-does not have: files of a running host outside of its disk, the stand-in for logind.
+does not have: files by path from outside, the stand-in for logind.
 
 A host's disk is an image with /var/lib/decamp, /home, /root and /srv. A power cut kills QEMU; the
 image stays. Its /etc is new at each boot. None of these is by 9p: decamp takes that for a network
@@ -61,10 +61,15 @@ tar -C / -xf /run/vm/etc.tar
 {homes}
 ip addr add {addr}/16 dev eth0
 ip link set eth0 up
+"""
+ALONE = """\
 python3 {agent} agent >/run/vm/agent.log 2>&1 </dev/null &
 wait $!
 echo b >/proc/sysrq-trigger
 sleep 60
+"""
+WITH_SYSTEMD = """\
+exec {here}/systemd {agent} agent
 """
 
 
@@ -209,6 +214,8 @@ class VmHost(Host):
     def __init__(self, lab, index):
         super().__init__(lab, index)
         self.kernel = lab.kernels[(index - 1) % len(lab.kernels)]
+        self.root = lab.roots.get(self.name, Path("/"))
+        self.etc = self.root / "etc"
         self.image = self.dir / "state.img"
         self.guest = None
         self.wire = None
@@ -233,6 +240,7 @@ class VmHost(Host):
                                         cpus=1)
         guest.accel = self.lab.accel
         guest.cpu_model = self.lab.cpu_models.get(self.name, guest.cpu_model)
+        guest.root = self.root
         guest.bind(self.lab.build, Path(self.lab.find_criu()).parent)
         guest.nets = [(f"stream,server=off,addr.type=unix,addr.path={self.lab.dir}/{self.port}",
                        self.mac)]
@@ -243,9 +251,12 @@ class VmHost(Host):
                        "-chardev", f"socket,id=agent,path={folder}/agent",
                        "-device", "virtserialport,chardev=agent,name=agent"]
         homes = [f"mkdir -p {home}; chown {uid}:{uid} {home}" for uid, home in USERS.values()]
-        guest.prepare(START.format(path=qemu.PATH, kernel=guest.kernel, addr=self.addr,
-                                   agent=shlex.quote(str(qemu.HERE / "agent")),
-                                   homes="\n".join(homes)))
+        if self.name in self.lab.systemd:
+            guest.extra += ["-serial", f"unix:{folder}/console,server=on,wait=off"]
+        start = START + (WITH_SYSTEMD if self.name in self.lab.systemd else ALONE)
+        here = shlex.quote(str(qemu.HERE))
+        guest.prepare(start.format(path=qemu.PATH, kernel=guest.kernel, addr=self.addr, here=here,
+                                   agent=f"{here}/agent", homes="\n".join(homes)))
         subprocess.run(["tar", "-C", self.dir / "disk", "-cf", guest.out / "etc.tar", "etc"],
                        check=True)
         guest.power_on({"DECAMP_LAB": self.lab.id})
@@ -342,24 +353,48 @@ class VmHost(Host):
         """What a failure leaves in the guest only: kept beside the logs, the last of it shown."""
         if not self.pid:
             return
-        told = "tail -n 100 /run/decamp/jobs/*/keeper.log"
+        told = "tail -n 100 /run/decamp/jobs/*/keeper.log; ps axo pid,stat,etimes,args"
         for name, command in (("dmesg", "dmesg"), ("keeper", told)):
             text = self.run(["sh", "-c", command], check=False).stdout
             (self.lab.log_dir / f"{self.name}-{self.boots}-{name}").write_text(text)
             print(f"-- {self.name}: {name}:", *text.splitlines()[-15:], sep="\n", flush=True)
+
+    def login(self, user="bob", *_):
+        """With a password on the console, as somebody who sits there does; the prompt is awaited
+        before, so that it takes no longer than the login itself. Returns the line's socket."""
+        line = socket.socket(socket.AF_UNIX)
+        line.connect(f"{self.guest.folder}/console")
+        line.settimeout(100)
+        for prompt, answer in (("login:", user), ("Password:", "open sesame")):
+            text = ""
+            line.sendall(b"\n" if prompt == "login:" else b"")
+            while prompt not in text:
+                try:
+                    text += line.recv(4096).decode(errors="replace")
+                except TimeoutError as late:
+                    raise LabError(f"{self.name}: no {prompt} on the console: {text}") from late
+                if "incorrect" in text:
+                    raise LabError(f"{self.name}: the login is refused: {text}")
+            line.sendall(f"{answer}\n".encode())
+        self.lab.event(f"login: {user} at {self.name}")
+        return line
 
     def start_logind(self):
         raise LabError("the stand-in for logind is not for guests")
 
 
 class VmLab(Lab):
-    """kernels: series such as "6.1"; hosts take them in turn. cpu_models: {host's name: QEMU's}."""
+    """kernels: series such as "6.1"; hosts take them in turn. cpu_models: {host's name: QEMU's}.
+    roots: {host's name: release}, for those that have another one's files than this machine.
+    systemd: names of hosts whose first process it is; they have a login prompt."""
 
     host_class = VmHost
 
     def __init__(self, hosts=2, name="vm", settings=None, kernels=("6.1", "6.12"),
-                 cpu_models=None):
+                 cpu_models=None, roots=None, systemd=()):
+        self.systemd = systemd
         self.cpu_models = cpu_models or {}
+        self.roots = {host: qemu.root_folder(suite) for host, suite in (roots or {}).items()}
         self.kernels = [qemu.kernel_folder(series) for series in kernels]
         self.accel = "kvm" if qemu.kvm_works(self.kernels[0]) else "tcg,thread=multi"
         super().__init__(hosts, name, {**TIMINGS, **(settings or {})})
