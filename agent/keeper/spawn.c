@@ -113,6 +113,7 @@ static int become_helper(struct spawn_plan *plan)
 				     "/bin",
 				     "LANG=C", NULL };
 	uint32_t flags = plan->order->flags;
+	struct loader loader = { .interpreter = -1 };
 	int ns = CLONE_NEWNS | CLONE_NEWUTS | (flags & KEEPER_SPAWN_HOST_IPC ? 0 : CLONE_NEWIPC);
 	int r;
 
@@ -122,6 +123,8 @@ static int become_helper(struct spawn_plan *plan)
 	/* The low numbers are about to be overwritten. */
 	plan->binary_fd =
 		plan->binary_fd < 0 ? -1 : fcntl(plan->binary_fd, F_DUPFD_CLOEXEC, SPAWN_HIGH_FD);
+	if (plan->ns_pidfd >= 0 && plan->binary_fd >= 0)
+		loader_open(&loader, plan->binary);
 	if (plan->ns_pidfd >= 0 && setns(plan->ns_pidfd, ns) < 0)
 		return -errno;
 	r = place_fds(plan);
@@ -129,6 +132,7 @@ static int become_helper(struct spawn_plan *plan)
 		r = become_capable_user(plan->order->uid, plan->order->gid);
 	if (r < 0)
 		return r;
+	loader_exec(&loader, plan->argv, env);
 	/* The host's file by its fd: the job may see another one under this path, or none. */
 	if (plan->binary_fd >= 0)
 		syscall(SYS_execveat, plan->binary_fd, "", plan->argv, env, AT_EMPTY_PATH);

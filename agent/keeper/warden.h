@@ -6,6 +6,7 @@
  *   server.c  the poll loop: connections, lease, deaths
  *   freezer.c cgroup.freeze, cgroup.kill, or signals where there is no cgroup
  *   spawn.c   helpers inside the job's namespaces
+ *   loader.c  with the host's libraries
  *   init.c    PID 1 of the job; run.c the job's main process
  *   mounts.c  the job's root
  *
@@ -117,6 +118,19 @@ struct spawn *spawn_find(struct warden *w, uint32_t id);
 void spawn_free(struct spawn *s);
 /* Like fork(2), with the flags and the wished PID of clone3(2). */
 pid_t raw_clone(uint64_t flags, int *ret_pidfd, int cgroup_fd, pid_t set_tid);
+
+/*
+ * loader.c: the host's dynamic loader, its folders of libraries and a program, opened outside of the
+ * job's root. In a child that will execute it; nothing is closed.
+ */
+enum { LOADER_FOLDERS = 7 };
+struct loader {
+	int interpreter, program; /* -1: the program needs none, or is not there */
+	int folders[LOADER_FOLDERS];
+};
+void loader_open(struct loader *l, const char *binary);
+/* Returns if there is no interpreter, or the kernel refuses. */
+void loader_exec(const struct loader *l, char *const argv[], char *const env[]);
 
 /* mounts.c: called in the new mount namespace. ret_step says where it failed. */
 int mounts_build(const struct warden_config *config, const char **ret_step) _must_check_;
