@@ -8,6 +8,7 @@
  *   affinity.c threads are tied to CPUs again
  *   lazy*.c    memory that comes after the job runs (lazy.h)
  *   recent.c   objects that are needed twice
+ *   maps.c     mappings that only a newer kernel has
  *
  * Threading: none of it is shared between threads.
  */

@@ -10,6 +10,7 @@
 #include "agent/image/criu.h"
 #include "agent/restore/internal.h"
 #include "agent/restore/lazy_images.h"
+#include "agent/restore/maps.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -161,6 +162,13 @@ static int end_lazy(struct attempt *a, bool fits, char *reason)
 	return r < 0 ? restore_fail(reason, r, "the job's memory cannot be served on demand") : 0;
 }
 
+static int adapt_maps(struct layout *l, char *reason)
+{
+	int r = maps_undrop(l->images);
+
+	return r < 0 ? restore_fail(reason, r, "the job's mappings cannot be read") : 0;
+}
+
 static int start_job(struct attempt *a, struct keeper **ret_keeper, char *reason)
 {
 	struct keeper *k;
@@ -176,6 +184,8 @@ static int start_job(struct attempt *a, struct keeper **ret_keeper, char *reason
 	e = end_lazy(a, r == 0, reason);
 	if (r == 0)
 		r = e;
+	if (r == 0 && !maps_have_droppable())
+		r = adapt_maps(a->l, reason);
 	if (r == 0)
 		r = run_criu(&a->q, a->notes, k, a->lazy != NULL, reason);
 	if (r < 0) {
