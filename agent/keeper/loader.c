@@ -79,7 +79,7 @@ void loader_open(struct loader *l, const char *binary)
 void loader_exec(const struct loader *l, char *const argv[], char *const env[])
 {
 	char path[LOADER_FOLDERS * 32] = "", program[32];
-	char *words[KEEPER_SPAWN_ARGS_MAX + 4] = { "ld.so", "--library-path", path, program };
+	char *words[KEEPER_SPAWN_ARGS_MAX + 4] = { argv[0], "--library-path", path, program };
 	size_t at = 0;
 
 	if (l->interpreter < 0 || fcntl(l->program, F_SETFD, 0) < 0)

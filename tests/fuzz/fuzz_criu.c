@@ -9,6 +9,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
+/* What is logged is one line of printable characters. */
+static void see(const char *text)
+{
+	for (; *text; text++) {
+		if (*text < ' ' || *text > '~')
+			abort();
+	}
+}
+
 /* The same bytes as stats-dump, as a log and as a message of CRIU. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
@@ -23,6 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 	log[size] = '\0';
 	(void)!criu_parse_stats(bytes, size, &times);
 	criu_parse_reason(log, reason);
+	criu_last_lines(log, size ? bytes[0] : 0, see);
 	criu_add_reason(reason, "what", (int)size);
 	free(log);
 	answer = swrk__answer__unpack(NULL, size, bytes);

@@ -272,10 +272,10 @@ static void test_python_elsewhere(void **state)
 /* CRIU runs inside, but not with what it finds there: here a library of its own is empty. */
 static void test_other_libraries(void **state)
 {
+	static const char spoil[] = "for f in /usr/lib/*/libprotobuf-c.so.1; do : >$f; done; ";
 	char script[2048];
 
-	snprintf(script, sizeof(script),
-		 "for f in /usr/lib/*/libprotobuf-c.so.1; do : >$f; done; %s", python_job);
+	snprintf(script, sizeof(script), "%s%s", spoil, python_job);
 	roundtrip(*state, script, "read at the end\n", 300, false);
 }
 
@@ -324,17 +324,14 @@ static void test_two_moves(void **state)
 	free(expected);
 }
 
-/*
- * The same where CRIU lets the vdso that came along jump into the kernel's own, as it must under
- * another kernel. It does so here because a fault of its own tests is asked for.
- */
+/* Its vdso jumps into the kernel's, as under another kernel: here by a fault of CRIU's tests. */
 static void test_other_vdso(void **state)
 {
 	static const char path[] = "/var/tmp/decamp-test-criu";
 	char text[PATH_MAX + 64], real[PATH_MAX];
 
 	SKIP_IF_MISSING();
-	snprintf(real, sizeof(real), "%s", criu);
+	memcpy(real, criu, sizeof(real));
 	snprintf(text, sizeof(text), "#!/bin/sh\nCRIU_FAULT=127 exec %s \"$@\"\n", real);
 	lab_write(text, "%s", path);
 	assert_int_equal(chmod(path, 0755), 0);
