@@ -10,7 +10,9 @@ A Guest has a folder on the machine; what it shares with the guest is its subfol
 """
 
 import ctypes
+import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -75,6 +77,18 @@ def is_hidden(path):
     return any(folder == path or Path(folder) in path.parents for folder in map(Path, FRESH))
 
 
+@functools.cache
+def translation():
+    """How QEMU translates for several processors: each on a thread of its own only from 8.1 on.
+    Before that, one may translate what another is just writing and keep the old code: Linux, which
+    patches itself, then dies of its own int3 (deba78709ae8, "Always lock pages before translation")."""
+    if not shutil.which(QEMU):
+        raise Unavailable(f"no {QEMU}")
+    match = re.search(r"version (\d+)\.(\d+)", output_of(QEMU, "--version"))
+    known = match and (int(match[1]), int(match[2])) >= (8, 1)
+    return "tcg,thread=multi" if known else "tcg,thread=single"
+
+
 class Guest:
     """shares: {path in the guest: folder of the machine}, writable. nets: a line of -netdev and a
     MAC each. extra: further words for QEMU."""
@@ -94,7 +108,7 @@ class Guest:
         self.nets = []
         self.extra = []
         self.append = ""
-        self.accel = "tcg,thread=multi"
+        self.accel = translation()
         self.process = None
 
     def bind(self, *paths):
@@ -141,8 +155,6 @@ class Guest:
         return words + [str(word) for word in self.extra]
 
     def power_on(self, environment=None):
-        if not shutil.which(QEMU):
-            raise Unavailable(f"no {QEMU}")
         with (self.out / "qemu.log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
