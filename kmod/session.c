@@ -12,6 +12,10 @@
 #ifdef CONFIG_PREEMPT_RT
 #error "decamp.ko takes sleeping locks in a tracepoint: not for real-time kernels"
 #endif
+/* Without it synchronize_rcu_tasks() waits for nobody who was preempted in a callback. */
+#if defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU)
+#error "decamp.ko cannot be unloaded safely from a preemptible kernel without CONFIG_TASKS_RCU"
+#endif
 
 #include <linux/delay.h>
 #include <linux/ktime.h>
