@@ -729,6 +729,7 @@ static bool blocks(const struct blocking *b, pid_t pid)
 {
 	char path[64], text[512];
 	const char *names[] = { "stat", "syscall" };
+	long nr;
 
 	for (int i = 0; i < 2; i++) {
 		_cleanup_close_ int fd = -1;
@@ -745,7 +746,19 @@ static bool blocks(const struct blocking *b, pid_t pid)
 		if (i == 0 && (!p || p[2] != 'S'))
 			return false;
 	}
-	return isdigit(text[0]) && (!b->nr || strtol(text, NULL, 10) == b->nr);
+	if (!isdigit(text[0]))
+		return false;
+	nr = strtol(text, NULL, 10);
+	return !b->nr || nr == b->nr || nr == SYS_restart_syscall;
+}
+
+static void await_asleep(const struct blocking *b, const struct slot *s)
+{
+	for (int ms = 0; !atomic_load(&s->done) && (!s->pid || !blocks(b, s->pid)); ms++) {
+		if (ms > slow(BLOCKING_SETTLE_MS))
+			fail_msg("%s does not fall asleep", b->name);
+		usleep(1000);
+	}
 }
 
 pid_t blocking_start(struct slot *slots)
@@ -763,9 +776,15 @@ pid_t blocking_start(struct slot *slots)
 		_exit(0);
 	}
 	for (size_t i = 0; i < blocking_count; i++)
-		for (int ms = 0; !slots[i].pid || !blocks(&blocking_calls[i], slots[i].pid); ms++) {
-			assert_true(ms < slow(BLOCKING_SETTLE_MS));
-			usleep(1000);
-		}
+		await_asleep(&blocking_calls[i], &slots[i]);
 	return pid;
+}
+
+void blocking_release(struct slot *slots)
+{
+	for (size_t i = 0; i < blocking_count; i++)
+		if (blocking_calls[i].release) {
+			await_asleep(&blocking_calls[i], &slots[i]);
+			blocking_calls[i].release(&slots[i]);
+		}
 }

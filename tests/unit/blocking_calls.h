@@ -50,6 +50,8 @@ void blocking_end(struct slot *slots);
  * stem when all are asleep in their calls. The stem ends when all have ended.
  */
 pid_t blocking_start(struct slot *slots);
+/* Gives each call what it waits for, once it sleeps: a restarted futex(2) would see the new word. */
+void blocking_release(struct slot *slots);
 
 /* System V objects stay until they are removed. */
 void blocking_remove(const struct blocking *b, struct slot *s);

@@ -176,9 +176,7 @@ static void test_blocking_calls(void **state)
 	print_message("%d snapshots by the module: %zu of %zu calls disturbed\n", rounds, disturbed,
 		      blocking_count);
 	assert_int_equal(disturbed, 0);
-	for (size_t i = 0; i < blocking_count; i++)
-		if (blocking_calls[i].release)
-			blocking_calls[i].release(&slots[i]);
+	blocking_release(slots);
 	check_results(slots);
 	assert_int_equal(waitpid(stem, NULL, 0), stem);
 	blocking_end(slots);

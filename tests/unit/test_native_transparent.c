@@ -148,9 +148,7 @@ static void test_blocking_calls(void **state)
 					 strerror((int)slots[i].result));
 	}
 	from = now_us() - from;
-	for (size_t i = 0; i < blocking_count; i++)
-		if (blocking_calls[i].release)
-			blocking_calls[i].release(&slots[i]);
+	blocking_release(slots);
 	for (size_t i = 0; i < blocking_count; i++) {
 		await_done(&blocking_calls[i], &slots[i]);
 		if (blocking_calls[i].timed)
