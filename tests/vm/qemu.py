@@ -131,8 +131,9 @@ class Guest:
         (self.out / "start").write_text(start)
 
     def command(self):
+        # A guest that got no processor for a while is no lockup: hence the largest threshold.
         kernel_line = ("console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off tsc=unstable "
-                       f"no_timer_check transparent_hugepage=madvise {self.append}").strip()
+                       f"watchdog_thresh=60 no_timer_check transparent_hugepage=madvise {self.append}").strip()
         words = [QEMU, "-M", "q35", "-accel", self.accel, "-cpu", self.cpu_model,
                  "-smp", str(self.cpus), "-m", f"{self.memory_mb}M", "-nodefaults", "-no-reboot",
                  "-no-user-config", "-display", "none",
