@@ -18,6 +18,7 @@
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?
 # make vm-check                                    under other kernels, in guests; docs/vm.md
 # make vm                                          its short form
+# make vm-debug                                    the module under KASAN, lockdep, kmemleak: builds a kernel
 # make sim-long      200 seeds of 50 hosts, 24 h, and one of 1000: hours
 # make sim-mutants   is each safety rule needed?
 # make module KDIR=  the kernel module, for the kernel with these headers; build/module/RELEASE/
@@ -93,7 +94,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check sim-long sim-mutants night sim-chord store-faults module install-dkms
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check vm-debug sim-long sim-mutants night sim-chord store-faults module install-dkms
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -218,6 +219,9 @@ unit unit-san fuzz model e2e lint vm:
 	$(Q)tests/run-checks $@ $(T)
 vm-check:
 	$(Q)tests/run-checks vm-all $(T)
+vm-debug:
+	$(Q)scripts/kernels 6.12-debug || test $$? = 77
+	$(Q)tests/run-checks vm-debug $(T)
 # Only spin and a compiler.
 model-long:
 	$(Q)tests/model/run long
