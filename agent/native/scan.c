@@ -19,6 +19,7 @@ enum {
 #define WORD_SWAPPED (1ULL << 62)
 #define WORD_FILE (1ULL << 61)
 #define WORD_GUARD (1ULL << 58)
+#define WORD_EXCLUSIVE (1ULL << 56)
 #define WORD_SOFT_DIRTY (1ULL << 55)
 
 /* struct pm_scan_arg; newer than the headers that we build with. */
@@ -107,6 +108,8 @@ static uint64_t categories_of(uint64_t word)
 		return 0;
 	if (word & WORD_FILE)
 		c |= PAGE_FILE;
+	if (!(word & (WORD_SWAPPED | WORD_FILE | WORD_EXCLUSIVE)))
+		c |= PAGE_MAYBE_ZERO;
 	if (word & WORD_GUARD)
 		c |= PAGE_GUARD;
 	if (word & WORD_SOFT_DIRTY)

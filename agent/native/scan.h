@@ -24,6 +24,8 @@ enum {
 	PAGE_HUGE = 1 << 6,
 	PAGE_SOFT_DIRTY = 1 << 7,
 	PAGE_GUARD = 1 << 8,
+	PAGE_MAYBE_ZERO =
+		1 << 16, /* ours, of scan_words(): no file's, and not the process's alone */
 };
 
 enum {

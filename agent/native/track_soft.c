@@ -105,8 +105,9 @@ static int soft_written(struct native_mem *m, struct mem_mm *mm, uint64_t start,
 	}
 	r = scan_words(mm->pagemap, start, end, out);
 	kept = first;
+	/* Given back and read since: the zero page, which never has the bit. */
 	for (size_t i = first; i < out->count; i++)
-		if (out->v[i].categories & PAGE_SOFT_DIRTY)
+		if (out->v[i].categories & (PAGE_SOFT_DIRTY | PAGE_MAYBE_ZERO))
 			out->v[kept++] = out->v[i];
 	out->count = kept;
 	return r;

@@ -517,6 +517,30 @@ static int bench(uint32_t mib)
 	return 0;
 }
 
+/* What was given back and read since has no soft-dirty bit, and is no longer what it was. */
+static void test_zero_page_without_scan(void **state)
+{
+	_cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	volatile char *p = mmap(NULL, 2 * NATIVE_PAGE, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t at = (uintptr_t)p;
+	struct regions out = { 0 };
+
+	(void)state;
+	assert_true(fd >= 0 && p != MAP_FAILED);
+	assert_int_equal(madvise((void *)p, 2 * NATIVE_PAGE, MADV_NOHUGEPAGE), 0);
+	p[0] = p[NATIVE_PAGE] = 1;
+	assert_int_equal(madvise((void *)(p + NATIVE_PAGE), NATIVE_PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(p[NATIVE_PAGE], 0);
+	assert_int_equal(scan_words(fd, at, at + NATIVE_PAGE, &out), 0);
+	assert_int_equal(scan_words(fd, at + NATIVE_PAGE, at + 2 * NATIVE_PAGE, &out), 0);
+	assert_int_equal(out.count, 2);
+	assert_false(out.v[0].categories & PAGE_MAYBE_ZERO);
+	assert_true(out.v[1].categories & PAGE_PRESENT && out.v[1].categories & PAGE_MAYBE_ZERO);
+	regions_deinit(&out);
+	munmap((void *)p, 2 * NATIVE_PAGE);
+}
+
 #define cleaned_test(f) cmocka_unit_test_teardown(f, clean_up)
 
 int main(int argc, char **argv)
@@ -524,6 +548,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cleaned_test(test_runs),
 		cleaned_test(test_materialise_refuses),
+		cleaned_test(test_zero_page_without_scan),
 		cleaned_test(test_every_way_uffd),
 		cleaned_test(test_every_way_hash),
 		cleaned_test(test_every_way_soft_dirty),
