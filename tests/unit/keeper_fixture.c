@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "tests/unit/keeper_fixture.h"
+#include "tests/unit/slow.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -173,7 +174,7 @@ bool fixture_wait_dead(pid_t pid, int timeout_ms)
 	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	for (int waited = 0; waited <= timeout_ms; waited += 10) {
+	for (int waited = 0; waited <= slow(timeout_ms); waited += 10) {
 		_cleanup_free_ char *text = NULL;
 
 		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) < 0 || strstr(text, ") Z "))
@@ -328,7 +329,7 @@ long fixture_output_size(const struct fixture *f)
 
 bool fixture_wait_lines(const struct fixture *f, int lines, int timeout_ms)
 {
-	for (int waited = 0; waited <= timeout_ms; waited += 10) {
+	for (int waited = 0; waited <= slow(timeout_ms); waited += 10) {
 		char *text = fixture_output(f);
 		int count = 0;
 
@@ -345,7 +346,7 @@ bool fixture_wait_lines(const struct fixture *f, int lines, int timeout_ms)
 int fixture_wait_exit(struct fixture *f, int timeout_ms)
 {
 	struct keeper_status status = { 0 };
-	uint64_t end = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+	uint64_t end = now_boot_ns() + (uint64_t)slow(timeout_ms) * 1000000;
 
 	for (;;) {
 		struct pollfd pfd = { .fd = keeper_event_fd(f->k), .events = POLLIN };
