@@ -90,21 +90,27 @@ static bool soft_tracks(const struct mem_mm *mm, const struct state_vma *vma)
 	return mm->cleared;
 }
 
+/* PAGEMAP_SCAN does not tell every zero page from others: it only says where words are worth it. */
+static int words_of_populated(const struct mem_mm *mm, uint64_t start, uint64_t end,
+			      struct regions *out)
+{
+	struct scan s = { .anyof = PAGE_PRESENT | PAGE_SWAPPED, .report = PAGE_PRESENT };
+	struct regions populated = { 0 };
+	int r = scan_pages(mm->pagemap, &s, start, end, &populated);
+
+	for (size_t i = 0; r == 0 && i < populated.count; i++)
+		r = scan_words(mm->pagemap, populated.v[i].start, populated.v[i].end, out);
+	regions_deinit(&populated);
+	return r;
+}
+
 static int soft_written(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t end,
 			struct regions *out)
 {
-	size_t first = out->count, kept;
-	int r;
+	size_t first = out->count, kept = first;
+	int r = m->features.scan ? words_of_populated(mm, start, end, out) :
+				   scan_words(mm->pagemap, start, end, out);
 
-	if (m->features.scan) {
-		struct scan s = { .mask = PAGE_SOFT_DIRTY,
-				  .anyof = PAGE_PRESENT | PAGE_SWAPPED,
-				  .report = PAGE_SOFT_DIRTY };
-
-		return scan_pages(mm->pagemap, &s, start, end, out);
-	}
-	r = scan_words(mm->pagemap, start, end, out);
-	kept = first;
 	/* Given back and read since: the zero page, which never has the bit. */
 	for (size_t i = first; i < out->count; i++)
 		if (out->v[i].categories & (PAGE_SOFT_DIRTY | PAGE_MAYBE_ZERO))
