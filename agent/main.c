@@ -23,7 +23,7 @@
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 
-#include "agent/job/job.h"
+#include "agent/job/folder.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 #include "overlay/overlay.h"
@@ -45,7 +45,7 @@ static const char usage[] =
 
 static int prepare_folders(const struct host_config *c, const struct passwd *user)
 {
-	static const char *const own[] = { "jobs", "home", "done" };
+	static const char *const own[] = { "jobs", "home", "done", "folders" };
 	char path[600];
 	int r = mkdir_parents(c->state_dir, 0755);
 
@@ -182,6 +182,7 @@ static int on_report(sd_event_source *source, uint64_t usec, void *ctx)
 		agent_vacate(a, false, "");
 	}
 	agent_close_readings(a);
+	folders_tick(a);
 	/* logind holds a shutdown back until the jobs are safe elsewhere, 5 s at most. */
 	if (agent_report(a) == 0 && a->shutting_down && a->watch)
 		host_watch_ready(a->watch);
@@ -282,6 +283,9 @@ static int serve(struct agent *a, pid_t overlay_pid)
 	r = agent_start_jobs(a);
 	if (r < 0)
 		return log_errno(r, "jobs of an earlier life");
+	r = folders_start(a);
+	if (r < 0)
+		return log_errno(r, "folders of an earlier life");
 	snprintf(socket_path, sizeof(socket_path), "%s/control.sock", a->config.run_dir);
 	r = api_start(socket_path, agent_routes, a, &a->api);
 	if (r < 0)
@@ -401,6 +405,7 @@ int main(int argc, char **argv)
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_mutex_init(&a->cluster_lock, NULL);
 	pthread_mutex_init(&a->readings_lock, NULL);
+	pthread_mutex_init(&a->folders_lock, NULL);
 	host_config_default(&a->config);
 	if (start(a, config_path, &overlay_pid) < 0)
 		return EXIT_FAILURE;

@@ -35,7 +35,7 @@ static int read_part(void *ctx, const struct export_file *file, uint64_t offset,
 	int r;
 
 	request.body = js_new();
-	js_put_text(request.body, "job", c->job);
+	js_put_text(request.body, c->of_folder ? "folder" : "job", c->job);
 	js_put_text(request.body, "manifest", c->manifest);
 	js_put_int(request.body, "file", (int64_t)file->index);
 	js_put_int(request.body, "offset", (int64_t)offset);
@@ -111,7 +111,10 @@ static void add_files(struct cli_checkpoint *c, struct json_object *files)
 					   .mode = (uint32_t)js_int(json, "mode", 0),
 					   .uid = (uint32_t)js_int(json, "uid", 0),
 					   .gid = (uint32_t)js_int(json, "gid", 0),
-					   .mtime_ms = js_int(json, "mtime_ms", 0) };
+					   .mtime_ms = js_int(json, "mtime_ms", 0),
+					   .content_size =
+						   (uint64_t)js_int(json, "content_size", 0),
+					   .chunks = (uint32_t)js_int(json, "chunks", 0) };
 		if (f->path)
 			c->set.count++;
 	}
@@ -150,7 +153,7 @@ static int ask(struct cli_checkpoint *c, const char *job, int64_t seq, const cha
 	int r;
 
 	request.body = js_new();
-	js_put_text(request.body, "job", job);
+	js_put_text(request.body, c->of_folder ? "folder" : "job", job);
 	js_put_text(request.body, "manifest", manifest);
 	if (seq)
 		js_put_int(request.body, "seq", seq);
@@ -160,10 +163,9 @@ static int ask(struct cli_checkpoint *c, const char *job, int64_t seq, const cha
 	return r;
 }
 
-int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const char *manifest,
+static int open_any(struct cli_checkpoint c, const char *job, int64_t seq, const char *manifest,
 		    bool with_files, struct cli_checkpoint *ret_checkpoint, struct cli_reply *reply)
 {
-	struct cli_checkpoint c = { .cli = cli };
 	int64_t next = 0;
 	int r = ask(&c, job, seq, manifest, with_files ? 0 : MANIFEST_FILES_MAX, reply);
 
@@ -188,6 +190,20 @@ int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const c
 	ret_checkpoint->set.read = read_part;
 	ret_checkpoint->set.ctx = ret_checkpoint;
 	return CLI_OK;
+}
+
+int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const char *manifest,
+		    bool with_files, struct cli_checkpoint *ret_checkpoint, struct cli_reply *reply)
+{
+	return open_any((struct cli_checkpoint){ .cli = cli }, job, seq, manifest, with_files,
+			ret_checkpoint, reply);
+}
+
+int checkpoint_open_version(const struct cli *cli, const char *folder, const char *manifest,
+			    struct cli_checkpoint *ret_checkpoint, struct cli_reply *reply)
+{
+	return open_any((struct cli_checkpoint){ .cli = cli, .of_folder = true }, folder, 0,
+			manifest, true, ret_checkpoint, reply);
 }
 
 void checkpoint_done(struct cli_checkpoint *c)

@@ -140,6 +140,7 @@ void cli_reply_done(struct cli_reply *reply);
 struct cli_checkpoint {
 	const struct cli *cli;
 	struct export_set set;
+	bool of_folder; /* a version of a folder; job is its id */
 	char job[33], manifest[65];
 	char *name, *stdout_path, *stderr_path;
 	char arch[32];
@@ -158,6 +159,10 @@ struct cli_checkpoint {
 int checkpoint_open(const struct cli *cli, const char *job, int64_t seq, const char *manifest,
 		    bool with_files, struct cli_checkpoint *ret_checkpoint,
 		    struct cli_reply *reply) _must_check_;
+/* A version of a folder, with its files. */
+int checkpoint_open_version(const struct cli *cli, const char *folder, const char *manifest,
+			    struct cli_checkpoint *ret_checkpoint,
+			    struct cli_reply *reply) _must_check_;
 void checkpoint_done(struct cli_checkpoint *c);
 /* Ends "JOB@SEQ" at the "@"; returns SEQ's text, or NULL where there is none. */
 char *cli_split_seq(char *job);
@@ -265,6 +270,9 @@ int verb_ls(struct cli *cli, int argc, char **argv);
 int verb_cat(struct cli *cli, int argc, char **argv);
 int verb_export(struct cli *cli, int argc, char **argv);
 int verb_mount(struct cli *cli, int argc, char **argv);
+int verb_folder(struct cli *cli, int argc, char **argv);
+int verb_folder_create(struct cli *cli, int argc, char **argv);
+int verb_folder_delete(struct cli *cli, int argc, char **argv);
 int verb_nodes(struct cli *cli, int argc, char **argv);
 int verb_cluster_init(struct cli *cli, int argc, char **argv);
 int verb_cluster_invite(struct cli *cli, int argc, char **argv);

@@ -194,7 +194,8 @@ static int exit_code(const struct cli_reply *reply)
 
 	if (reply->status == 200)
 		return CLI_OK;
-	if (strcmp(code, "no-such-job") == 0 || strcmp(code, "not-found") == 0)
+	if (strcmp(code, "no-such-job") == 0 || strcmp(code, "not-found") == 0 ||
+	    strcmp(code, "no-such-folder") == 0)
 		return CLI_NO_JOB;
 	if (reply->status == 403)
 		return CLI_NOT_PERMITTED;

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "agent/cli/version.h"
+
 enum { ASK_TIMEOUT_S = 60, NAME_ID_DIGITS = 8, BLOCK = 512 };
 
 static uint64_t now_ms(void)
@@ -95,7 +97,12 @@ static int view_open(struct tree *t, const struct tree_job *job, const struct cl
 	v = calloc(1, sizeof(*v));
 	if (!v)
 		cli_out_of_memory();
-	r = checkpoint_open(t->cli, job->id, 0, kept->manifest, true, &v->checkpoint, &reply);
+	if (job->of_folder)
+		r = checkpoint_open_version(t->cli, job->id, kept->manifest, &v->checkpoint,
+					    &reply);
+	else
+		r = checkpoint_open(t->cli, job->id, 0, kept->manifest, true, &v->checkpoint,
+				    &reply);
 	cli_reply_done(&reply);
 	if (r != CLI_OK) {
 		free(v);
@@ -130,6 +137,8 @@ static bool name_is_alone(struct json_object *jobs, size_t index)
 {
 	const char *name = js_text(js_item(jobs, index), "name", "");
 
+	if (!strcmp(name, "folders")) /* that name is taken */
+		return false;
 	for (size_t i = 0; i < js_length(jobs); i++)
 		if (i != index && !strcmp(js_text(js_item(jobs, i), "name", ""), name))
 			return false;
@@ -397,6 +406,21 @@ int tree_find(struct tree *t, const char *path, struct tree_node *ret_node)
 	return r;
 }
 
+int tree_find_version(struct tree *t, const struct tree_job *folder, const struct cli_kept *kept,
+		      const char *path, struct tree_node *ret_node)
+{
+	struct tree_node node = { .type = TREE_FOLDER, .kept = kept };
+	int r = view_open(t, folder, kept, &node.view);
+
+	if (r == 0)
+		r = find_file(&node, path);
+	if (r < 0)
+		tree_release(t, &node);
+	else
+		*ret_node = node;
+	return r;
+}
+
 /* ---- what is there ---- */
 
 static struct timespec time_of(int64_t ms)
@@ -415,7 +439,7 @@ void tree_stat(const struct tree_node *node, struct stat *ret_stat)
 		st.st_mtim = time_of(node->file->mtime_ms);
 	if (node->type == TREE_FILE) {
 		st.st_mode = S_IFREG | 0400 | (node->file->mode & 0111 ? 0100 : 0);
-		st.st_size = (off_t)node->file->size;
+		st.st_size = (off_t)version_file_size(node->file);
 	} else if (node->type == TREE_CORE) {
 		st.st_mode = S_IFREG | 0400;
 		st.st_size = node->core->core ? (off_t)elf_core_size(node->core->core) : 0;
@@ -423,6 +447,10 @@ void tree_stat(const struct tree_node *node, struct stat *ret_stat)
 		st.st_mode = S_IFLNK | 0777;
 		st.st_size = node->file ? (off_t)strlen(node->file->target) : 0;
 	}
+	/* Of a version as it was written, so that a copy of it is one; writing fails all the same. */
+	if (node->view && node->view->checkpoint.of_folder && node->file &&
+	    node->type != TREE_LINK)
+		st.st_mode = (st.st_mode & S_IFMT) | (node->file->mode & 0777);
 	st.st_blocks = (st.st_size + BLOCK - 1) / BLOCK;
 	*ret_stat = st;
 }

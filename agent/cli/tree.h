@@ -47,6 +47,7 @@ struct tree_job {
 	struct cli_kept *kept;
 	size_t kept_count;
 	uint64_t asked_ms; /* 0: never */
+	bool of_folder;	   /* kept are a folder's versions; id is the folder's */
 };
 
 struct tree_node {
@@ -71,6 +72,9 @@ void tree_init(struct tree *t, const struct cli *cli);
 void tree_deinit(struct tree *t);
 
 int tree_find(struct tree *t, const char *path, struct tree_node *ret_node) _must_check_;
+/* A file or folder, "" for all, of a version of a folder; the node has no job. */
+int tree_find_version(struct tree *t, const struct tree_job *folder, const struct cli_kept *kept,
+		      const char *path, struct tree_node *ret_node) _must_check_;
 /* Gives the view of a node back. */
 void tree_release(struct tree *t, struct tree_node *node);
 void tree_stat(const struct tree_node *node, struct stat *ret_stat);

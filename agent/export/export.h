@@ -51,6 +51,9 @@ struct export_file {
 	uint64_t size;
 	uint32_t mode, uid, gid;
 	int64_t mtime_ms;
+	/* Of a folder's version: the content's size and pieces, if it is stored in chunks. */
+	uint64_t content_size;
+	uint32_t chunks;
 };
 
 /* By kind, then path: a folder comes before what is in it. */

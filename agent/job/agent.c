@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
-#include "agent/job/job.h"
+#include "agent/job/folder.h"
 #include "agent/job/needs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
@@ -105,8 +105,8 @@ static int make_folders(struct job *job)
 	return r;
 }
 
-static struct job *job_new(struct agent *a, const struct job_id *id, const struct job_value *value,
-			   const struct secret_key *key)
+struct job *job_new(struct agent *a, const struct job_id *id, const struct job_value *value,
+		    const struct secret_key *key)
 {
 	struct job *job = calloc(1, sizeof(*job));
 	pthread_condattr_t monotonic;
@@ -218,6 +218,12 @@ static int add_from_value(struct agent *a, const struct job_value *value, enum a
 
 	if (r < 0)
 		return r;
+	if (seal.flags & JOB_SEAL_FOLDER) { /* it has no processes: nothing to restore */
+		if (first == ACTION_RESTORE)
+			folder_granted(a, value, &seal);
+		key_wipe(&seal, sizeof(seal));
+		return 0;
+	}
 	r = spec_from_seal(&seal, &spec);
 	memcpy(key.b, seal.key, sizeof(key.b));
 	key_wipe(&seal, sizeof(seal));
@@ -278,6 +284,8 @@ static void on_lost(struct agent *a, const struct ov_job *lost)
 	pthread_t thread;
 	int r;
 
+	if (!job)
+		folder_lost(a, &lost->job);
 	if (!job || job->claiming) /* the claim's answer tells */
 		return;
 	job_get_value(job, &value);

@@ -153,7 +153,7 @@ static int write_manifest(struct job *job, const struct snapshot_info *info,
 }
 
 /* Two acknowledged copies, or as many as there are other hosts willing to hold one. */
-static int enough_holders(struct job *job, const struct ckpt_ref *ref)
+int job_enough_holders(struct job *job, const struct ckpt_ref *ref)
 {
 	_cleanup_free_ struct member_info *members = NULL;
 	uint32_t others = 0, want;
@@ -252,7 +252,7 @@ static bool holder_alive(void *ctx, const struct node_id *node)
 }
 
 /* Blocks whose holders died count as new: the next packs carry them again. */
-static void forget_weak(struct job *job)
+void job_forget_weak(struct job *job)
 {
 	_cleanup_free_ struct member_info *members = NULL;
 	uint32_t alive = 0;
@@ -303,7 +303,7 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 		return not_stale(r);
 	/* The packer goes on from this snapshot, committed or not: so must capture. */
 	snapshot_accept(job->capture, snap);
-	r = enough_holders(job, &ref);
+	r = job_enough_holders(job, &ref);
 	if (r < 0)
 		return not_stale(r);
 	ref.wall_ms = stat->wall_ms;
@@ -374,7 +374,7 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 		return not_stale(r);
 	}
 	/* Before the capture: what went lost with its holders must be captured anew. */
-	forget_weak(job);
+	job_forget_weak(job);
 	request.forget =
 		packer_wanted(job->packer, NATIVE_WANTED_MAX, &wanted, &request.wanted_count) < 0;
 	request.wanted = (const struct native_wanted *)wanted;

@@ -45,6 +45,7 @@ enum {
 	READINGS_MAX = 8,	 /* checkpoints that are being looked into */
 	READINGS_ALIVE_MAX = 16, /* with those that gave way while a request still used them */
 	READING_IDLE_S = 60,
+	FOLDERS_MAX = 16, /* writable folders of one host */
 };
 
 /* What a user asked for; travels as JSON in every manifest. */
@@ -58,6 +59,7 @@ struct job_spec {
 	gid_t gid;
 	uint32_t every_s; /* 0: adaptive */
 	bool adopted;
+	uint32_t folder_keep; /* not 0: it is a folder */
 };
 
 /* Sealed into struct job_value.sealed with the worker key; AD = job id. */
@@ -72,7 +74,15 @@ struct job_seal {
 	char command[200];
 	char cwd[1024];
 };
-enum { JOB_SEAL_ADOPTED = 1 };
+enum {
+	JOB_SEAL_ADOPTED = 1,
+	JOB_SEAL_FOLDER = 2,	 /* a writable folder, see folder.h: no processes, never restored */
+	JOB_SEAL_KEEP_SHIFT = 8, /* of a folder: how many versions are kept */
+};
+static inline uint32_t job_seal_keep(const struct job_seal *seal)
+{
+	return seal->flags & JOB_SEAL_FOLDER ? (uint32_t)(seal->flags >> JOB_SEAL_KEEP_SHIFT) : 0;
+}
 _Static_assert(sizeof(struct job_seal) + SEAL_OVERHEAD <= OV_SEALED_MAX, "fits the register");
 
 enum job_phase {
@@ -230,6 +240,10 @@ struct agent {
 	struct reading *readings[READINGS_MAX];
 	unsigned int readings_alive; /* in the table, used, or being opened */
 
+	pthread_mutex_t folders_lock;
+	struct folder *folders[FOLDERS_MAX];
+	bool folders_wanted, folders_at_work; /* the thread that takes them up */
+
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];
 	struct order_nonce {
@@ -259,6 +273,9 @@ extern const struct api_route agent_routes[];
 /* ---- table (agent.c) ---- */
 struct job *agent_find(struct agent *a, const struct job_id *id); /* with a reference, or NULL */
 struct job *job_ref(struct job *job);
+/* In no table, without folders and thread; NULL: out of memory. */
+struct job *job_new(struct agent *a, const struct job_id *id, const struct job_value *value,
+		    const struct secret_key *key);
 void job_unref(struct job *job);
 static inline void job_unrefp(struct job **job)
 {
@@ -312,6 +329,8 @@ bool job_value_sane(const struct job_value *value);
 /* Of a local record, whole or of before jobs had needs. */
 int job_value_from_hex(const char *hex, struct job_value *ret_value) _must_check_;
 int job_cas(struct job *job, const struct job_value *value, int patience_ms) _must_check_;
+/* One request about its register; what no answer came to is -EAGAIN. */
+int job_register_call(struct job *job, struct ov_msg *msg) _must_check_;
 /* After an -ESTALE, before anything is killed: a quorum says that another incarnation is the job. */
 bool job_is_lost(struct job *job);
 /*
@@ -367,6 +386,10 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 /* The ended job's files and exit status, committed as DONE. Retries until it holds or is lost. */
 int job_finish(struct job *job, int exit_status) _must_check_;
 uint32_t job_interval_s(const struct job *job);
+/* -ENOSPC, and the job says so: fewer than two copies although there are hosts for them. */
+int job_enough_holders(struct job *job, const struct ckpt_ref *ref) _must_check_;
+/* Blocks whose holders died count as new. */
+void job_forget_weak(struct job *job);
 
 /* ---- erasure.c ---- */
 /* Some of the packs that are old enough, if that is asked for and pays. */

@@ -171,6 +171,9 @@ int reading_open(struct target *t, const struct object_hash *hash, struct readin
 	for (uint32_t i = 0; i < t->value.history_count && !ref; i++)
 		if (!memcmp(&t->value.history[i].manifest, hash, sizeof(*hash)))
 			ref = &t->value.history[i];
+	for (size_t i = 0; i < t->version_count && !ref; i++)
+		if (!memcmp(&t->versions[i].manifest, hash, sizeof(*hash)))
+			ref = &t->versions[i];
 	if (!ref)
 		return -ENOENT;
 	pthread_mutex_lock(&a->readings_lock);

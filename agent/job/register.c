@@ -68,6 +68,11 @@ static int call_patiently(struct job *job, struct ov_msg *msg, int patience_ms)
 	return r;
 }
 
+int job_register_call(struct job *job, struct ov_msg *msg)
+{
+	return call_patiently(job, msg, 0);
+}
+
 bool job_value_sane(const struct job_value *v)
 {
 	bool sane = v->history_count <= OV_HISTORY_MAX && v->avoid_count <= OV_AVOID_MAX &&

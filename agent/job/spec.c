@@ -71,6 +71,9 @@ int job_seal_value(const struct agent *a, const struct job_spec *spec, const str
 				 .flags = spec->adopted ? JOB_SEAL_ADOPTED : 0 };
 	int r;
 
+	if (spec->folder_keep)
+		seal.flags |= JOB_SEAL_FOLDER | (uint64_t)spec->folder_keep << JOB_SEAL_KEEP_SHIFT;
+
 	memcpy(seal.key, key->b, sizeof(seal.key));
 	strcpy(seal.name, spec->name);
 	strcpy(seal.user, spec->user);

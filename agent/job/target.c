@@ -83,7 +83,8 @@ static int search_cluster(struct agent *a, struct search *s, struct target *t)
 
 		if (job_unseal_value(a, &values[i], &seal) < 0)
 			continue;
-		if (consider(s, &values[i].job, seal.name, seal.uid)) {
+		if (!(seal.flags & JOB_SEAL_FOLDER) &&
+		    consider(s, &values[i].job, seal.name, seal.uid)) {
 			if (hits && ended) {
 				s->hits = hits; /* the living one is meant */
 			} else {
@@ -152,10 +153,12 @@ void target_deinit(struct target *t)
 {
 	job_unref(t->local);
 	free(t->members);
+	free(t->versions);
 	close_fdp(&t->channel);
 	key_wipe(&t->seal, sizeof(t->seal));
 	t->local = NULL;
 	t->members = NULL;
+	t->versions = NULL;
 	t->channel = -1;
 }
 

@@ -16,7 +16,9 @@ struct target {
 	struct job *local;	/* with a reference, or NULL */
 	struct job_value value; /* newest known */
 	struct job_seal seal;
-	bool here; /* forwarded to us: do not forward again */
+	bool here;		   /* forwarded to us: do not forward again */
+	struct ckpt_ref *versions; /* of a folder: all that are kept, newest first; owned */
+	size_t version_count;
 	struct member_info *members;
 	size_t member_count;
 };
@@ -31,6 +33,12 @@ int target_forward(struct target *t, const char *verb, const struct api_call *ca
 		   struct api_reply *reply) _must_check_;
 int target_manifest(struct target *t, struct manifest **ret_manifest) _must_check_;
 const struct member_info *target_host(const struct target *t, const char *name);
+
+/* ---- verbs_submit.c ---- */
+/* "1000" if the user has none. */
+void job_user_name(uid_t uid, char *name, size_t size);
+/* For people and for file names. */
+bool job_good_name(const char *name);
 
 /* ---- why.c ---- */
 enum {
@@ -56,6 +64,20 @@ struct json_object *files_mounts_of(const struct manifest *m);
 bool files_absolute_path(struct json_object *mounts, const char *upper_path, char *out,
 			 size_t size);
 
+/*
+ * As target_find(), of the folder that "folder" names: only what reads versions asks so, every
+ * other verb knows jobs alone.
+ */
+int target_find_folder(struct agent *a, const struct api_call *call, struct target *ret_target,
+		       struct api_reply *reply) _must_check_;
+
+int verb_folder_create(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_delete(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_begin(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_write(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_add(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_commit(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_run(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_ps(void *agent, const struct api_call *call, struct api_reply *reply);

@@ -69,7 +69,7 @@ static void list_cluster(struct agent *a, const struct api_call *call, struct ta
 			continue;
 		if (listed(jobs, hex) || job_unseal_value(a, &values[i], &seal) < 0)
 			continue;
-		if (visible(call, seal.uid))
+		if (visible(call, seal.uid) && !(seal.flags & JOB_SEAL_FOLDER))
 			json_object_array_add(jobs, describe_summary(a, &values[i], &seal, NULL,
 								     t->members, t->member_count));
 		key_wipe(&seal, sizeof(seal));

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "agent/job/readings.h"
+#include "agent/pack/chunk.h"
 #include "agent/util/io.h"
 
 enum {
@@ -69,6 +70,18 @@ static int not_kept(const struct target *t, int64_t seq, struct api_reply *reply
 	return api_error(reply, -ENOENT, "no-such-checkpoint", t->seal.name,
 			 "decamp history JOB lists them",
 			 "checkpoint %lld is not kept; these are: %s", (long long)seq, list);
+}
+
+static bool is_of_folder(const struct api_call *call)
+{
+	return json_object_object_get_ex(call->body, "folder", NULL);
+}
+
+static int find_target(struct agent *a, const struct api_call *call, struct target *ret_target,
+		       struct api_reply *reply)
+{
+	return is_of_folder(call) ? target_find_folder(a, call, ret_target, reply) :
+				    target_find(a, call, ret_target, reply);
 }
 
 static int hash_of(const struct api_call *call, struct object_hash *ret_hash, bool *ret_given)
@@ -140,6 +153,17 @@ static bool path_of(const struct reading *s, const struct manifest_file *f, cons
 	return snprintf(out, size, "%s%s", f->kind == FILE_CLOSURE ? "/" : "", path) < (int)size;
 }
 
+/* A file of a folder that is stored in chunks: what a reader must know to find them. */
+static void describe_chunks(const struct manifest_file *f, struct json_object *json)
+{
+	struct chunk_note note = chunk_note_of(f->xattrs, f->xattrs_size);
+
+	if (!note.count || !S_ISREG(f->st.st_mode))
+		return;
+	put_int(json, "content_size", note.size);
+	put_int(json, "chunks", note.count);
+}
+
 static struct json_object *describe_file(const struct reading *s, size_t index)
 {
 	struct manifest_file f;
@@ -160,6 +184,8 @@ static struct json_object *describe_file(const struct reading *s, size_t index)
 	put_int(json, "gid", f.st.st_gid);
 	put_int(json, "mtime_ms",
 		(uint64_t)(f.st.st_mtim.tv_sec * 1000 + f.st.st_mtim.tv_nsec / 1000000));
+	if (!strcmp(manifest_head(s->manifest)->engine, "folder"))
+		describe_chunks(&f, json);
 	if (f.link_target)
 		put_text(json, "target", f.link_target);
 	if (f.hardlink && path_of(s, &f, f.hardlink, path, sizeof(path)))
@@ -232,7 +258,7 @@ int verb_snapshot(void *agent, const struct api_call *call, struct api_reply *re
 	struct reading *s;
 	struct target t;
 	int64_t from;
-	int r = target_find(agent, call, &t, reply);
+	int r = find_target(agent, call, &t, reply);
 
 	if (r < 0)
 		return r;
@@ -265,7 +291,7 @@ static int find_reading(struct agent *a, const struct api_call *call, struct rea
 	const char *hex;
 	struct target t;
 	bool given;
-	int r = api_get_string(call, "job", 2 * sizeof(id), &hex);
+	int r = api_get_string(call, is_of_folder(call) ? "folder" : "job", 2 * sizeof(id), &hex);
 
 	if (r == 0)
 		r = hash_of(call, &hash, &given);
@@ -276,7 +302,7 @@ static int find_reading(struct agent *a, const struct api_call *call, struct rea
 	*ret_reading = reading_find(a, call, &id, &hash);
 	if (*ret_reading)
 		return 0;
-	r = target_find(a, call, &t, reply);
+	r = find_target(a, call, &t, reply);
 	if (r < 0)
 		return r;
 	r = open_target(&t, &hash, ret_reading, reply);

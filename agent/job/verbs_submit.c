@@ -19,7 +19,7 @@
 
 enum { GROUPS_MAX = 256, LAUNCH_MS = 60000, COMMAND_MAX = 200 };
 
-static void user_name(uid_t uid, char *name, size_t size)
+void job_user_name(uid_t uid, char *name, size_t size)
 {
 	char buf[4096];
 	struct passwd pwd, *found = NULL;
@@ -46,7 +46,7 @@ static struct json_object *user_groups(const char *user, gid_t gid)
 }
 
 /* Names are for people and for file names: letters, digits, '.', '_', '-', '+'. */
-static bool good_name(const char *name)
+bool job_good_name(const char *name)
 {
 	if (!*name || *name == '.' || *name == '-' || strlen(name) >= JOB_NAME_MAX - 8)
 		return false;
@@ -204,7 +204,7 @@ static int submission_begin(struct submission *s, const char *program)
 	if (fence && strcmp(fence, "strict") && strcmp(fence, "commit"))
 		return api_error(s->reply, -EINVAL, "bad-request", "fence", "use strict or commit",
 				 "no such fence: %s", fence);
-	if (name && !good_name(name))
+	if (name && !job_good_name(name))
 		return api_error(s->reply, -EINVAL, "bad-name", name,
 				 "use letters, digits and ._-+", "not a name for a job");
 	if (name)
@@ -217,7 +217,7 @@ static int submission_begin(struct submission *s, const char *program)
 	r = submission_needs(s);
 	if (r < 0)
 		return r;
-	user_name(s->uid, user, sizeof(user));
+	job_user_name(s->uid, user, sizeof(user));
 	s->fence = fence && !strcmp(fence, "commit") ? FENCE_COMMIT : FENCE_STRICT;
 	s->spec = json_object_new_object();
 	json_object_object_add(s->spec, "name", json_object_new_string(s->name));

@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "agent/cli/worktree.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <pwd.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+
+#include "agent/util/io.h"
+
+enum { INDEX_MAX = 128 << 20 };
+
+uint64_t work_now_ms(void)
+{
+	return now_boot_ns() / 1000000;
+}
+
+/* ---- lists ---- */
+
+static void entry_deinit(struct work_entry *e)
+{
+	free(e->path);
+	free(e->target);
+}
+
+int work_list_add_take(struct work_list *list, struct work_entry *entry)
+{
+	if (list->count == list->room) {
+		size_t room = list->room ? 2 * list->room : 256;
+		struct work_entry *bigger = reallocarray(list->items, room, sizeof(*bigger));
+
+		if (!bigger || list->count >= WORK_FILES_MAX) {
+			if (bigger)
+				list->items = bigger;
+			entry_deinit(entry);
+			return bigger ? -E2BIG : -ENOMEM;
+		}
+		list->items = bigger;
+		list->room = room;
+	}
+	list->items[list->count++] = *entry;
+	return 0;
+}
+
+static int compare(const void *a, const void *b)
+{
+	return strcmp(((const struct work_entry *)a)->path, ((const struct work_entry *)b)->path);
+}
+
+void work_list_sort(struct work_list *list)
+{
+	if (list->count > 1)
+		qsort(list->items, list->count, sizeof(*list->items), compare);
+}
+
+struct work_entry *work_list_find(const struct work_list *list, const char *path)
+{
+	const struct work_entry key = { .path = (char *)path };
+
+	return list->count ? bsearch(&key, list->items, list->count, sizeof(key), compare) : NULL;
+}
+
+void work_list_deinit(struct work_list *list)
+{
+	for (size_t i = 0; i < list->count; i++)
+		entry_deinit(&list->items[i]);
+	free(list->items);
+	*list = (struct work_list){ 0 };
+}
+
+/* ---- what is there ---- */
+
+static int64_t ns_of(struct timespec t)
+{
+	return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+static int walk(int dir_fd, const char *path, struct work_list *list);
+
+static int walk_one(int dir_fd, const char *folder, const char *name, struct work_list *list)
+{
+	struct work_entry e = { 0 };
+	char target[WORK_PATH_MAX] = "";
+	struct stat st;
+	ssize_t n;
+	int r;
+
+	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode) && !S_ISLNK(st.st_mode))
+		return 0;
+	if (S_ISLNK(st.st_mode)) {
+		n = readlinkat(dir_fd, name, target, sizeof(target) - 1);
+		if (n <= 0)
+			return n < 0 ? -errno : 0;
+		target[n] = '\0';
+	}
+	if (asprintf(&e.path, "%s%s%s", folder, *folder ? "/" : "", name) < 0)
+		return -ENOMEM;
+	if (strlen(e.path) >= WORK_PATH_MAX || st.st_size > WORK_FILE_MAX) {
+		free(e.path);
+		return -EFBIG;
+	}
+	e.target = *target ? strdup(target) : NULL;
+	e.ino = st.st_ino;
+	e.mode = st.st_mode & (S_IFMT | 0777);
+	e.size = S_ISREG(st.st_mode) ? st.st_size : 0;
+	e.mtime_ns = S_ISDIR(st.st_mode) ? 0 : ns_of(st.st_mtim);
+	e.ctime_ns = S_ISDIR(st.st_mode) ? 0 : ns_of(st.st_ctim);
+	if (S_ISDIR(st.st_mode)) {
+		_cleanup_free_ char *path = strdup(e.path);
+		int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+		r = fd < 0 || !path ? -errno : walk(fd, path, list);
+		if (r < 0) {
+			entry_deinit(&e);
+			return r;
+		}
+	}
+	return work_list_add_take(list, &e);
+}
+
+/* Takes the fd. */
+static int walk(int dir_fd, const char *path, struct work_list *list)
+{
+	_cleanup_closedir_ DIR *dir = fdopendir(dir_fd);
+	struct dirent *entry;
+	int r = 0;
+
+	if (!dir) {
+		r = -errno;
+		close(dir_fd);
+		return r;
+	}
+	while (r == 0 && (errno = 0, entry = readdir(dir)))
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+			r = walk_one(dirfd(dir), path, entry->d_name, list);
+	return r == 0 && errno ? -errno : r;
+}
+
+int worktree_walk(const struct worktree *w, struct work_list *ret_list)
+{
+	struct work_list list = { 0 };
+	int fd = openat(w->tree_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int r = fd < 0 ? -errno : walk(fd, "", &list);
+
+	if (r < 0) {
+		work_list_deinit(&list);
+		return r;
+	}
+	work_list_sort(&list);
+	*ret_list = list;
+	return 0;
+}
+
+/* ---- writers ---- */
+
+static void mark(const struct worktree *w, uint64_t ino, bool on)
+{
+	char name[48];
+	int fd;
+
+	snprintf(name, sizeof(name), "writing/%llu", (unsigned long long)ino);
+	if (!on) {
+		(void)unlinkat(w->dir_fd, name, 0);
+		return;
+	}
+	fd = openat(w->dir_fd, name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	close_fdp(&fd);
+}
+
+static int add_writer(struct worktree *w, uint64_t ino, bool left)
+{
+	struct work_writer *bigger = reallocarray(w->writers, w->writer_count + 1, sizeof(*bigger));
+
+	if (!bigger)
+		return -ENOMEM;
+	w->writers = bigger;
+	w->writers[w->writer_count++] = (struct work_writer){ ino, 1, left };
+	return 0;
+}
+
+int worktree_writer_add(struct worktree *w, uint64_t ino)
+{
+	int r;
+
+	for (size_t i = 0; i < w->writer_count; i++) {
+		if (w->writers[i].ino != ino)
+			continue;
+		w->writers[i].count += !w->writers[i].left;
+		w->writers[i].left = false;
+		return 0;
+	}
+	r = add_writer(w, ino, false);
+	if (r == 0)
+		mark(w, ino, true);
+	return r;
+}
+
+void worktree_writer_remove(struct worktree *w, uint64_t ino)
+{
+	for (size_t i = 0; i < w->writer_count; i++) {
+		if (w->writers[i].ino != ino)
+			continue;
+		if (--w->writers[i].count == 0) {
+			w->writers[i] = w->writers[--w->writer_count];
+			mark(w, ino, false);
+		}
+		return;
+	}
+}
+
+bool worktree_is_held(const struct worktree *w, uint64_t ino)
+{
+	for (size_t i = 0; i < w->writer_count; i++)
+		if (w->writers[i].ino == ino)
+			return true;
+	return false;
+}
+
+void worktree_changed(struct worktree *w)
+{
+	w->changes++;
+	if (!w->dirty_ms) {
+		w->dirty_ms = work_now_ms();
+		worktree_save_status(w);
+	}
+}
+
+bool worktree_is_due(struct worktree *w)
+{
+	uint64_t now = work_now_ms();
+	bool due;
+
+	pthread_mutex_lock(&w->lock);
+	due = !w->read_only && w->dirty_ms && w->changes != w->sent_changes &&
+	      now >= w->dirty_ms + (uint64_t)w->every_s * 1000 && now >= w->retry_ms;
+	pthread_mutex_unlock(&w->lock);
+	return due;
+}
+
+static const struct work_entry *entry_of(const struct work_list *list, uint64_t ino)
+{
+	for (size_t i = 0; i < list->count; i++)
+		if (list->items[i].ino == ino && S_ISREG(list->items[i].mode))
+			return &list->items[i];
+	return NULL;
+}
+
+static bool is_sent(const struct worktree *w, const struct work_entry *e)
+{
+	const struct work_entry *old = work_list_find(&w->index, e->path);
+
+	return old && work_entry_same(old, e);
+}
+
+/* What a mount that was killed had open: half written, unless it is as in the newest version. */
+static int find_left(struct worktree *w)
+{
+	_cleanup_closedir_ DIR *dir = NULL;
+	struct work_list list = { 0 };
+	struct dirent *entry;
+	int fd, r;
+
+	if (mkdirat(w->dir_fd, "writing", 0700) < 0 && errno != EEXIST)
+		return -errno;
+	fd = openat(w->dir_fd, "writing", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	dir = fd < 0 ? NULL : fdopendir(fd);
+	r = dir ? worktree_walk(w, &list) : -errno;
+	while (r == 0 && (entry = readdir(dir))) {
+		uint64_t ino = strtoull(entry->d_name, NULL, 10);
+		const struct work_entry *e = ino ? entry_of(&list, ino) : NULL;
+
+		if (e && !is_sent(w, e))
+			r = add_writer(w, ino, true);
+		else if (ino)
+			mark(w, ino, false);
+	}
+	work_list_deinit(&list);
+	return r;
+}
+
+/* ---- index and status ---- */
+
+static struct json_object *entry_json(const struct work_entry *e)
+{
+	struct json_object *json = js_new();
+
+	js_put_text(json, "path", e->path);
+	js_put_text(json, "target", e->target);
+	js_put_int(json, "ino", (int64_t)e->ino);
+	js_put_int(json, "mode", e->mode);
+	js_put_int(json, "size", e->size);
+	js_put_int(json, "mtime_ns", e->mtime_ns);
+	js_put_int(json, "ctime_ns", e->ctime_ns);
+	js_put_int(json, "stored", e->stored);
+	js_put_int(json, "chunks", e->chunks);
+	return json;
+}
+
+static int save_json(int dir_fd, const char *name, struct json_object *json_take)
+{
+	const char *text = json_object_to_json_string_ext(json_take, JSON_C_TO_STRING_PLAIN);
+	int r = text ? write_file_atomic_at(dir_fd, name, text, strlen(text), 0600) : -ENOMEM;
+
+	json_object_put(json_take);
+	return r;
+}
+
+int worktree_save_index(struct worktree *w)
+{
+	struct json_object *json = js_new(), *list = json_object_new_array();
+
+	js_put_int(json, "seq", w->index_seq);
+	js_put_text(json, "manifest", w->index_manifest);
+	for (size_t i = 0; i < w->index.count; i++)
+		json_object_array_add(list, entry_json(&w->index.items[i]));
+	json_object_object_add(json, "entries", list);
+	return save_json(w->dir_fd, "index", json);
+}
+
+static int add_entry(struct work_list *list, struct json_object *json)
+{
+	const char *path = js_text(json, "path", NULL), *target = js_text(json, "target", NULL);
+	struct work_entry e = { .path = path ? strdup(path) : NULL,
+				.target = target ? strdup(target) : NULL,
+				.ino = (uint64_t)js_int(json, "ino", 0),
+				.mode = (uint32_t)js_int(json, "mode", 0),
+				.size = js_int(json, "size", 0),
+				.mtime_ns = js_int(json, "mtime_ns", 0),
+				.ctime_ns = js_int(json, "ctime_ns", 0),
+				.stored = js_int(json, "stored", 0),
+				.chunks = (uint32_t)js_int(json, "chunks", 0) };
+
+	if (!e.path)
+		return -EBADMSG;
+	return work_list_add_take(list, &e);
+}
+
+/* Without an index everything is sent again, and found to be known. */
+static void load_index(struct worktree *w)
+{
+	_cleanup_free_ char *text = NULL;
+	struct json_object *json, *list;
+	int r;
+
+	if (read_file_at(w->dir_fd, "index", INDEX_MAX, &text, NULL) < 0)
+		return;
+	json = json_tokener_parse(text);
+	list = js_member(json, "entries");
+	r = list ? 0 : -EBADMSG;
+	for (size_t i = 0; r == 0 && i < js_length(list); i++)
+		r = add_entry(&w->index, js_item(list, i));
+	if (r == 0) {
+		w->index_seq = js_int(json, "seq", 0);
+		snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
+			 js_text(json, "manifest", ""));
+		work_list_sort(&w->index);
+	} else {
+		work_list_deinit(&w->index);
+	}
+	json_object_put(json);
+}
+
+void worktree_save_status(struct worktree *w)
+{
+	struct json_object *json = js_new();
+	int64_t left = 0;
+
+	js_put_bool(json, "dirty", w->dirty_ms != 0);
+	js_put_int(json, "since_ms",
+		   w->dirty_ms ? (int64_t)(now_wall_ms() - (work_now_ms() - w->dirty_ms)) : 0);
+	for (size_t i = 0; i < w->writer_count; i++)
+		left += w->writers[i].left;
+	js_put_int(json, "open", (int64_t)w->writer_count - left);
+	js_put_int(json, "interrupted", left);
+	js_put_text(json, "problem", w->problem);
+	js_put_bool(json, "read_only", w->read_only);
+	/* What cannot be told to others is no reason to refuse a write. */
+	(void)!save_json(w->dir_fd, "status", json);
+}
+
+/* ---- life ---- */
+
+int worktree_base(char *ret_path, size_t size)
+{
+	const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+	struct passwd *user;
+	int n;
+
+	if (state && *state == '/') {
+		n = snprintf(ret_path, size, "%s/decamp/folders", state);
+	} else {
+		user = home && *home == '/' ? NULL : getpwuid(getuid());
+		home = user ? user->pw_dir : home;
+		if (!home || *home != '/')
+			return -ENOENT;
+		n = snprintf(ret_path, size, "%s/.local/state/decamp/folders", home);
+	}
+	return n < (int)size ? 0 : -ENAMETOOLONG;
+}
+
+/* A copy that was fetched is there when it is whole, and not before. */
+static int make_tree(struct worktree *w, int64_t seq)
+{
+	_cleanup_close_ int fd = -1;
+	int r = remove_tree_at(w->dir_fd, "tree.new");
+
+	if (r == 0 && mkdirat(w->dir_fd, "tree.new", 0700) < 0)
+		r = -errno;
+	if (r < 0)
+		return r;
+	fd = openat(w->dir_fd, "tree.new", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	work_list_deinit(&w->index);
+	w->index_seq = 0;
+	if (seq)
+		r = worktree_fetch(w->cli, w->id, fd, &w->index, &w->index_seq, w->index_manifest);
+	if (r == 0)
+		r = worktree_save_index(w);
+	if (r == 0 && (syncfs(fd) < 0 || renameat(w->dir_fd, "tree.new", w->dir_fd, "tree") < 0))
+		r = -errno;
+	return r;
+}
+
+static int open_tree(struct worktree *w, int64_t seq)
+{
+	int r = 0;
+
+	w->tree_fd = openat(w->dir_fd, "tree", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (w->tree_fd < 0 && errno == ENOENT) {
+		r = make_tree(w, seq);
+		if (r == 0)
+			w->tree_fd = openat(w->dir_fd, "tree",
+					    O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	}
+	return r < 0 ? r : w->tree_fd < 0 ? -errno : 0;
+}
+
+int worktree_open(const struct cli *cli, const char *id, const char *name, int64_t every_s,
+		  int64_t seq, struct worktree **ret_work)
+{
+	struct worktree *w = calloc(1, sizeof(*w));
+	char base[900];
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	w->cli = cli;
+	w->every_s = every_s;
+	w->dir_fd = w->tree_fd = w->lock_fd = -1;
+	snprintf(w->id, sizeof(w->id), "%s", id);
+	snprintf(w->name, sizeof(w->name), "%s", name);
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_mutex_init(&w->commit_lock, NULL);
+	r = worktree_base(base, sizeof(base));
+	if (r == 0) {
+		snprintf(w->dir, sizeof(w->dir), "%s/%s", base, id);
+		r = mkdir_parents(w->dir, 0700);
+	}
+	if (r == 0) {
+		w->dir_fd = open(w->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		w->lock_fd = w->dir_fd < 0 ?
+				     -1 :
+				     openat(w->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		r = w->lock_fd < 0 || flock(w->lock_fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+	}
+	if (r == 0) {
+		load_index(w);
+		r = open_tree(w, seq);
+	}
+	if (r == 0)
+		r = find_left(w);
+	if (r < 0) {
+		worktree_close(w);
+		return r == -EWOULDBLOCK ? -EBUSY : r;
+	}
+	w->changes = 1; /* what an earlier mount did not send is found by the first commit */
+	w->dirty_ms = work_now_ms();
+	*ret_work = w;
+	return 0;
+}
+
+void worktree_close(struct worktree *w)
+{
+	if (!w)
+		return;
+	work_list_deinit(&w->index);
+	close_fdp(&w->tree_fd);
+	close_fdp(&w->lock_fd);
+	close_fdp(&w->dir_fd);
+	free(w->writers);
+	pthread_mutex_destroy(&w->lock);
+	pthread_mutex_destroy(&w->commit_lock);
+	free(w);
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* One new version: entries come in one by one, then it is committed, or it never was. */
+#define LOG_TAG "folder"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "agent/job/folder.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+enum { COMMIT_MS = 20000 };
+
+void upload_abort(struct folder *f)
+{
+	if (!f->upload.number)
+		return;
+	packer_abort(f->job->packer);
+	close_fdp(&f->upload.spool);
+	f->upload = (struct folder_upload){ .spool = -1 };
+}
+
+static void count_uploads(struct agent *a, const struct folder *f, unsigned int *ret_all,
+			  unsigned int *ret_user)
+{
+	*ret_all = *ret_user = 0;
+	pthread_mutex_lock(&a->folders_lock);
+	for (int i = 0; i < FOLDERS_MAX; i++) {
+		const struct folder *other = a->folders[i];
+
+		if (!other || other == f || !atomic_load(&other->upload.number))
+			continue;
+		++*ret_all;
+		*ret_user += other->job->spec.uid == f->job->spec.uid;
+	}
+	pthread_mutex_unlock(&a->folders_lock);
+}
+
+static uint64_t spool_room(const struct agent *a)
+{
+	struct statvfs fs;
+	uint64_t room;
+
+	if (statvfs(a->config.state_dir, &fs) < 0)
+		return 0;
+	room = (uint64_t)fs.f_bavail * fs.f_frsize;
+	room = room > a->config.reserve_bytes ? room - a->config.reserve_bytes : 0;
+	return room / (2 * FOLDER_UPLOADS_MAX);
+}
+
+int upload_begin(struct folder *f, uint64_t base_seq)
+{
+	struct job *job = f->job;
+	unsigned int all, user;
+	int r, spool;
+
+	upload_abort(f); /* whoever began it has gone */
+	count_uploads(job->agent, f, &all, &user);
+	if (all >= FOLDER_UPLOADS_MAX || user >= FOLDER_UPLOADS_USER)
+		return -EBUSY;
+	spool = open(job->agent->config.state_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (spool < 0)
+		return -errno;
+	job_forget_weak(job);
+	job->few_holders = UINT32_MAX;
+	r = packer_begin(job->packer, &job->value.token, job->value.history[0].seq + 1,
+			 job_store_object, job);
+	if (r < 0) {
+		close(spool);
+		return r;
+	}
+	f->upload = (struct folder_upload){ .number = now_boot_ns(),
+					    .used_boot_ns = now_boot_ns(),
+					    .spool = spool,
+					    .spool_max = spool_room(job->agent),
+					    .knows_last = base_seq && base_seq == f->packer_seq };
+	return 0;
+}
+
+int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t size)
+{
+	struct folder_upload *u = &f->upload;
+	int r;
+
+	if (offset == 0 && u->spool_size > 0) { /* the one before was given up */
+		if (ftruncate(u->spool, 0) < 0)
+			return -errno;
+		u->spool_size = 0;
+	}
+	if (offset != u->spool_size)
+		return -EINVAL;
+	if (size > u->spool_max - u->spool_size)
+		return -ENOSPC;
+	r = pwrite_full(u->spool, bytes, size, (off_t)offset);
+	if (r == 0)
+		u->spool_size += size;
+	return r;
+}
+
+int upload_add(struct folder *f, struct pack_input *in, bool fresh)
+{
+	struct folder_upload *u = &f->upload;
+	int r;
+
+	if (u->entries >= FOLDER_FILES_MAX)
+		return -E2BIG;
+	in->kind = FILE_UPPER;
+	in->st.st_uid = f->job->spec.uid;
+	in->st.st_gid = f->job->spec.gid;
+	in->st.st_nlink = 1;
+	in->fd = -1;
+	if (S_ISREG(in->st.st_mode) && !fresh && !u->knows_last)
+		return -ENOENT;
+	if (S_ISREG(in->st.st_mode) && fresh) {
+		if ((uint64_t)in->st.st_size != u->spool_size)
+			return -EINVAL;
+		in->fd = u->spool;
+		if (lseek(u->spool, 0, SEEK_SET) < 0)
+			return -errno;
+	}
+	r = packer_add(f->job->packer, in);
+	if (fresh && r == 0) {
+		r = ftruncate(u->spool, 0) < 0 ? -errno : 0;
+		u->spool_size = 0;
+	}
+	u->entries += r == 0;
+	return r;
+}
+
+/* ---- commit ---- */
+
+/* How many of the versions that there are stay beside a new one. */
+static size_t older_kept(const struct folder *f, const struct folder_version **ret_older)
+{
+	size_t first = f->version_count > 0 && f->versions[0].sync ? 1 : 0;
+	size_t count = f->version_count - first;
+
+	*ret_older = f->versions + first;
+	return count < f->keep - 1 ? count : f->keep - 1;
+}
+
+static int write_manifest(struct folder *f, const struct folder_version *v,
+			  struct ckpt_ref *ret_ref)
+{
+	struct job *job = f->job;
+	const struct folder_version *older;
+	size_t count = older_kept(f, &older);
+	struct manifest_head *head = calloc(1, sizeof(*head));
+	struct json_object *meta;
+	int r;
+
+	if (!head)
+		return -ENOMEM;
+	meta = folder_versions_encode(v, older, count);
+	head->job = job->id;
+	head->token = job->value.token;
+	head->seq = job->value.history[0].seq + 1;
+	head->wall_ms = v->ref.wall_ms;
+	head->host = job->agent->self;
+	strcpy(head->engine, "folder");
+	head->meta_json = json_object_to_json_string(meta);
+	head->spec_json = "{}";
+	r = packer_finish(job->packer, head, cluster_sign_seed(job->agent->cluster),
+			  cluster_card(job->agent->cluster), ret_ref);
+	json_object_put(meta);
+	free(head);
+	return r;
+}
+
+static int advance(struct folder *f, const struct ckpt_ref *ref)
+{
+	struct job_value value = f->job->value;
+
+	memmove(&value.history[1], &value.history[0],
+		(OV_HISTORY_MAX - 1) * sizeof(value.history[0]));
+	value.history[0] = *ref;
+	if (value.history_count < OV_HISTORY_MAX)
+		value.history_count++;
+	return job_cas(f->job, &value, COMMIT_MS);
+}
+
+static void push_version(struct folder *f, const struct folder_version *v)
+{
+	const struct folder_version *older;
+	size_t count = older_kept(f, &older), first = (size_t)(older - f->versions);
+
+	pthread_mutex_lock(&f->job->lock);
+	for (size_t i = 0; i < f->version_count; i++)
+		if (i < first || i >= first + count)
+			folder_version_deinit(&f->versions[i]);
+	memmove(&f->versions[1], older, count * sizeof(*older));
+	f->versions[0] = *v;
+	f->version_count = count + 1;
+	for (size_t i = f->version_count; i < FOLDER_KEEP_MAX; i++)
+		f->versions[i] = (struct folder_version){ 0 };
+	pthread_mutex_unlock(&f->job->lock);
+}
+
+/* ---- garbage ---- */
+
+static int learn_hashes(struct folder *f, struct folder_version *v)
+{
+	struct job *job = f->job;
+	struct manifest *m;
+	size_t count;
+	int r;
+
+	if (v->hashes)
+		return 0;
+	r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, &v->ref, &m);
+	if (r < 0)
+		return r;
+	count = manifest_object_count(m);
+	v->hashes = calloc(count + 1, sizeof(*v->hashes));
+	for (size_t i = 0; v->hashes && i < count; i++) {
+		struct node_id holders[OV_HOLDERS_MAX];
+		uint32_t size, holder_count;
+
+		manifest_object(m, i, &v->hashes[i], &size, &holder_count, holders);
+	}
+	manifest_destroy(m);
+	if (!v->hashes)
+		return -ENOMEM;
+	v->hashes[count] = v->ref.manifest;
+	v->hash_count = count + 1;
+	return 0;
+}
+
+static int compare_hashes(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct object_hash));
+}
+
+/* Each object once. */
+static int union_of(struct folder *f, struct object_hash **ret_hashes, size_t *ret_count)
+{
+	struct object_hash *all;
+	size_t count = 0, kept = 0;
+
+	for (size_t i = 0; i < f->version_count; i++)
+		count += f->versions[i].hash_count;
+	all = calloc(count + 1, sizeof(*all));
+	if (!all)
+		return -ENOMEM;
+	count = 0;
+	for (size_t i = 0; i < f->version_count; i++) {
+		memcpy(all + count, f->versions[i].hashes,
+		       f->versions[i].hash_count * sizeof(*all));
+		count += f->versions[i].hash_count;
+	}
+	qsort(all, count, sizeof(*all), compare_hashes);
+	for (size_t i = 0; i < count; i++)
+		if (i == 0 || compare_hashes(&all[i], &all[i - 1]) != 0)
+			all[kept++] = all[i];
+	*ret_hashes = all;
+	*ret_count = kept;
+	return 0;
+}
+
+/* Holders keep what the kept versions need. Nothing is said while one of the lists is unknown. */
+static void retain(struct folder *f)
+{
+	struct job *job = f->job;
+	struct ov_msg msg = { .op = OV_OBJECT_RETAIN,
+			      .u.retain = { .job = job->id,
+					    .token = job->value.token,
+					    .upto_seq = job->value.history[0].seq } };
+	_cleanup_free_ struct object_hash *hashes = NULL;
+	_cleanup_close_ int fd = memfd_new("retain");
+	size_t count = 0;
+	int r = fd < 0 ? fd : 0;
+
+	for (size_t i = 0; r == 0 && i < f->version_count; i++)
+		r = learn_hashes(f, &f->versions[i]);
+	if (r == 0)
+		r = union_of(f, &hashes, &count);
+	if (r == 0)
+		r = write_full(fd, hashes, count * sizeof(*hashes));
+	if (r == 0)
+		r = memfd_seal(fd);
+	msg.u.retain.count = (uint32_t)count;
+	if (r == 0)
+		r = job_object_call(job, &msg, fd, JOB_CALL_MS);
+	if (r < 0)
+		log_debug("folder %s: retain: %s", job->spec.name, strerror(-r));
+}
+
+int upload_commit(struct folder *f, struct folder_version *version,
+		  struct packer_counts *ret_counts)
+{
+	struct job *job = f->job;
+	struct folder_version v = *version;
+	int r = write_manifest(f, &v, &v.ref);
+
+	if (r < 0) {
+		upload_abort(f);
+		return r;
+	}
+	v.ref.wall_ms = version->ref.wall_ms;
+	f->packer_seq = 0; /* until it is committed, "as before" means another version */
+	close_fdp(&f->upload.spool);
+	f->upload = (struct folder_upload){ .spool = -1 };
+	r = job_enough_holders(job, &v.ref);
+	if (r == 0)
+		r = advance(f, &v.ref);
+	if (r < 0)
+		return r;
+	f->packer_seq = v.ref.seq;
+	packer_counts(job->packer, ret_counts);
+	if (packer_objects(job->packer, &v.hashes, &v.hash_count) < 0)
+		v.hashes = NULL, v.hash_count = 0;
+	push_version(f, &v);
+	r = folder_save(f);
+	if (r < 0)
+		log_errno(r, "folder %s: local record", job->spec.name);
+	retain(f);
+	*version = v;
+	version->hashes = NULL;
+	return 0;
+}

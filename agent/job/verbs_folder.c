@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* folder-create, -list, -delete: which folders there are (docs/folder.md). */
+#define LOG_TAG "folder"
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/job/folder.h"
+#include "agent/job/needs.h"
+#include "agent/util/io.h"
+#include "agent/util/log.h"
+
+enum { PREFIX_MIN = 4, DELETE_MS = 20000 };
+
+/* A contradiction: no host has it, whatever its tags are, so no guardian gives a folder away. */
+static const char no_host[] = "decamp-folder && !decamp-folder";
+
+static void put_text(struct json_object *json, const char *key, const char *text)
+{
+	json_object_object_add(json, key, json_object_new_string(text));
+}
+
+static void put_int(struct json_object *json, const char *key, uint64_t n)
+{
+	json_object_object_add(json, key, json_object_new_int64((int64_t)n));
+}
+
+static bool may_see(const struct api_call *call, const struct job_seal *seal)
+{
+	return call->uid == 0 || call->uid == seal->uid;
+}
+
+/* ---- which ones ---- */
+
+static bool is_meant(const struct job_value *value, const struct job_seal *seal, const char *ref)
+{
+	size_t length = strlen(ref);
+	char hex[33];
+
+	hex_encode(&value->job, sizeof(value->job), hex);
+	return !strcmp(seal->name, ref) ||
+	       (length >= PREFIX_MIN && length <= 32 && !strncmp(hex, ref, length));
+}
+
+/* What this host knows of its own is newer than what members say. */
+static bool open_folder(struct agent *a, const struct api_call *call, struct job_value *value,
+			struct job_seal *ret_seal)
+{
+	struct folder *f;
+	bool gone = false;
+
+	if (job_unseal_value(a, value, ret_seal) < 0)
+		return false;
+	if (!(ret_seal->flags & JOB_SEAL_FOLDER) || !may_see(call, ret_seal)) {
+		key_wipe(ret_seal, sizeof(*ret_seal));
+		return false;
+	}
+	f = folder_find(a, &value->job);
+	if (f) {
+		if (value->state == JOB_STATE_HELD)
+			job_get_value(f->job, value);
+		gone = f->gone;
+		folder_unref(a, f);
+	}
+	return !gone && value->state < JOB_STATE_DONE;
+}
+
+static int no_such_folder(const char *ref, struct api_reply *reply)
+{
+	return api_error(reply, -ENOENT, "no-such-folder", ref, "decamp folder lists your folders",
+			 "there is no such folder");
+}
+
+int target_find_folder(struct agent *a, const struct api_call *call, struct target *ret_target,
+		       struct api_reply *reply)
+{
+	struct target t = { .agent = a, .channel = -1 };
+	struct folder_version versions[FOLDER_KEEP_MAX];
+	_cleanup_free_ struct job_value *values = NULL;
+	size_t count = 0, hits = 0;
+	const char *ref;
+	int r = api_get_string(call, "folder", JOB_NAME_MAX, &ref);
+
+	if (r < 0 || !ref || !*ref)
+		return api_error(reply, -EINVAL, "bad-request", "folder",
+				 "decamp folder lists your folders", "no folder was named");
+	if (!a->cluster)
+		return no_such_folder(ref, reply);
+	t.channel = ov_open_channel(a->main_channel);
+	r = t.channel < 0 ? t.channel : agent_list(t.channel, &values, &count);
+	for (size_t i = 0; r == 0 && i < count; i++) {
+		struct job_seal seal;
+
+		if (!open_folder(a, call, &values[i], &seal))
+			continue;
+		if (is_meant(&values[i], &seal, ref)) {
+			t.value = values[i];
+			t.seal = seal;
+			hits++;
+		}
+		key_wipe(&seal, sizeof(seal));
+	}
+	if (r == 0 && hits != 1)
+		r = hits ? api_error(reply, -EINVAL, "ambiguous", ref, "name it by its id",
+				     "%zu folders have that name", hits) :
+			   no_such_folder(ref, reply);
+	if (r == 0)
+		r = folder_versions_of(a, t.channel, &t.value, &t.seal, versions, &count);
+	if (r == 0)
+		t.versions = calloc(count + 1, sizeof(*t.versions));
+	for (size_t i = 0; r == 0 && t.versions && i < count; i++)
+		t.versions[t.version_count++] = versions[i].ref;
+	if (r < 0) {
+		target_deinit(&t);
+		return r;
+	}
+	*ret_target = t;
+	return 0;
+}
+
+/* ---- list ---- */
+
+struct listing {
+	struct agent *agent;
+	const struct api_call *call;
+	int channel;
+	struct member_info *members;
+	size_t member_count;
+	const char *ref; /* this one alone, with its versions; NULL: all */
+	struct json_object *folders;
+};
+
+static const struct member_info *home_of(const struct listing *l, const struct job_value *value)
+{
+	for (size_t i = 0; i < l->member_count; i++)
+		if (node_id_equal(&l->members[i].id, &value->home))
+			return &l->members[i];
+	return NULL;
+}
+
+static void describe_here(struct agent *a, const struct job_value *value, struct json_object *json)
+{
+	struct folder *f = folder_find(a, &value->job);
+
+	put_text(json, "state", f && f->ready ? "ready" : "waiting");
+	if (!f)
+		return;
+	pthread_mutex_lock(&f->job->lock);
+	put_text(json, "message", f->job->message);
+	put_int(json, "kept", f->version_count);
+	put_int(json, "files", f->versions[0].files);
+	put_int(json, "bytes", f->versions[0].bytes);
+	pthread_mutex_unlock(&f->job->lock);
+	folder_unref(a, f);
+}
+
+static void describe_versions(const struct listing *l, const struct job_value *value,
+			      const struct job_seal *seal, struct json_object *json)
+{
+	struct json_object *list = json_object_new_array();
+	struct folder_version versions[FOLDER_KEEP_MAX];
+	size_t count = 0;
+	int r = folder_versions_of(l->agent, l->channel, value, seal, versions, &count);
+
+	for (size_t i = 0; r == 0 && i < count; i++) {
+		struct json_object *one = json_object_new_object();
+		char hex[65];
+
+		hex_encode(&versions[i].ref.manifest, sizeof(versions[i].ref.manifest), hex);
+		put_int(one, "seq", versions[i].ref.seq);
+		put_int(one, "wall_ms", versions[i].ref.wall_ms);
+		put_text(one, "manifest", hex);
+		put_int(one, "files", versions[i].files);
+		put_int(one, "bytes", versions[i].bytes);
+		json_object_object_add(one, "sync", json_object_new_boolean(versions[i].sync));
+		json_object_array_add(list, one);
+	}
+	if (r < 0)
+		put_text(json, "message", "its newest version cannot be read now");
+	json_object_object_add(json, "versions", list);
+}
+
+static void describe(const struct listing *l, const struct job_value *value,
+		     const struct job_seal *seal)
+{
+	struct json_object *json = json_object_new_object();
+	const struct member_info *home = home_of(l, value);
+	bool here = node_id_equal(&value->owner, &l->agent->self);
+	char hex[33];
+
+	hex_encode(&value->job, sizeof(value->job), hex);
+	put_text(json, "folder", hex);
+	put_text(json, "name", seal->name);
+	put_text(json, "user", seal->user);
+	put_int(json, "uid", seal->uid);
+	put_text(json, "host", home ? home->hostname : "?");
+	json_object_object_add(json, "here", json_object_new_boolean(here));
+	put_int(json, "keep", job_seal_keep(seal));
+	put_int(json, "every_s", seal->every_s);
+	put_int(json, "seq", value->history[0].seq);
+	put_int(json, "wall_ms", value->history[0].wall_ms);
+	if (here)
+		describe_here(l->agent, value, json);
+	else
+		put_text(json, "state", home && home->state == MEMBER_ALIVE ? "elsewhere" : "away");
+	if (l->ref)
+		describe_versions(l, value, seal, json);
+	json_object_array_add(l->folders, json);
+}
+
+static int list_all(struct listing *l)
+{
+	_cleanup_free_ struct job_value *values = NULL;
+	size_t count;
+	int r = agent_list(l->channel, &values, &count);
+
+	for (size_t i = 0; r == 0 && i < count; i++) {
+		struct job_seal seal;
+
+		if (!open_folder(l->agent, l->call, &values[i], &seal))
+			continue;
+		if (!l->ref || is_meant(&values[i], &seal, l->ref))
+			describe(l, &values[i], &seal);
+		key_wipe(&seal, sizeof(seal));
+	}
+	return r;
+}
+
+int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	struct agent *a = agent;
+	struct listing l = { .agent = a, .call = call, .channel = -1 };
+	int r = api_get_string(call, "folder", JOB_NAME_MAX, &l.ref);
+
+	if (r < 0)
+		return r;
+	l.folders = json_object_new_array();
+	if (a->cluster) {
+		l.channel = ov_open_channel(a->main_channel);
+		r = l.channel < 0 ? l.channel :
+				    agent_members(l.channel, &l.members, &l.member_count);
+		if (r == 0)
+			r = list_all(&l);
+	}
+	close_fdp(&l.channel);
+	free(l.members);
+	if (r == 0 && l.ref && json_object_array_length(l.folders) == 0)
+		r = no_such_folder(l.ref, reply);
+	if (r < 0) {
+		json_object_put(l.folders);
+		return r;
+	}
+	reply->json = json_object_new_object();
+	json_object_object_add(reply->json, "folders", l.folders);
+	return 0;
+}
+
+/* ---- create ---- */
+
+static int refuse_create(struct agent *a, const struct api_call *call, const char *name,
+			 struct api_reply *reply)
+{
+	_cleanup_free_ struct job_value *values = NULL;
+	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
+	size_t count, own = 0;
+	int r = channel < 0 ? channel : agent_list(channel, &values, &count);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < count; i++) {
+		struct job_seal seal;
+		bool same;
+
+		if (!open_folder(a, call, &values[i], &seal))
+			continue;
+		same = seal.uid == call->uid && !strcmp(seal.name, name);
+		own += seal.uid == call->uid && node_id_equal(&values[i].owner, &a->self);
+		key_wipe(&seal, sizeof(seal));
+		if (same)
+			return api_error(reply, -EEXIST, "name-taken", name, "choose another name",
+					 "you have a folder of that name");
+	}
+	if (own >= FOLDER_USER_MAX)
+		return api_error(reply, -ENOSPC, "too-many", name, "delete one first",
+				 "you have %d folders on this host already", FOLDER_USER_MAX);
+	return 0;
+}
+
+static int fill_value(struct agent *a, const struct job_spec *spec, struct job_value *value)
+{
+	char error[NEEDS_ERROR_MAX];
+	struct secret_key key;
+	size_t needs_size;
+	int r = random_bytes(&value->job, sizeof(value->job));
+
+	value->owner = value->home = a->self;
+	value->state = JOB_STATE_HELD;
+	value->fence = FENCE_COMMIT;
+	value->submit_wall_ms = now_wall_ms();
+	if (r == 0)
+		r = needs_compile(no_host, value->needs, &needs_size, error);
+	if (r == 0)
+		r = random_bytes(&key, sizeof(key));
+	if (r < 0)
+		return r;
+	value->needs_size = (uint32_t)needs_size;
+	r = job_seal_value(a, spec, &key, value);
+	key_wipe(&key, sizeof(key));
+	return r;
+}
+
+/* What the cluster took and this host cannot keep is ended again. */
+static int adopt_created(struct agent *a, int channel, const struct job_value *value,
+			 struct folder **ret_folder)
+{
+	struct ov_msg msg = { .op = OV_JOB_CAS, .u.value = *value };
+	struct job_seal seal;
+	struct folder *f = NULL;
+	int r = job_unseal_value(a, value, &seal);
+
+	if (r == 0)
+		r = folder_add(a, value, &seal, &f);
+	key_wipe(&seal, sizeof(seal));
+	if (r == 0)
+		r = folder_save(f);
+	if (r == 0) {
+		*ret_folder = f;
+		return 0;
+	}
+	if (f) {
+		pthread_mutex_lock(&f->lock);
+		folder_leave(f);
+		pthread_mutex_unlock(&f->lock);
+		folder_unref(a, f);
+	}
+	msg.u.value.state = JOB_STATE_KILLED;
+	if (ov_call(channel, &msg, -1, NULL, JOB_CALL_MS) < 0)
+		log_warn("a folder's register entry stays");
+	return r;
+}
+
+static int create(struct agent *a, const struct job_spec *spec, struct api_reply *reply)
+{
+	struct ov_msg msg = { .op = OV_JOB_CREATE };
+	_cleanup_close_ int channel = -1;
+	struct folder *f = NULL;
+	struct job_id id;
+	int r = fill_value(a, spec, &msg.u.value);
+
+	id = msg.u.value.job;
+	channel = r < 0 ? r : ov_open_channel(a->main_channel);
+	r = channel < 0 ? channel : ov_call(channel, &msg, -1, NULL, JOB_CALL_MS);
+	if (r == 0 &&
+	    (!job_value_sane(&msg.u.value) || memcmp(&msg.u.value.job, &id, sizeof(id)) != 0))
+		r = -EBADMSG;
+	if (r < 0)
+		return api_error(reply, r, "no-majority", spec->name,
+				 "decamp nodes shows who is there",
+				 "the cluster did not take the folder: %s", strerror(-r));
+	r = adopt_created(a, channel, &msg.u.value, &f);
+	if (r < 0)
+		return api_error(reply, r, "too-many", spec->name, "delete another folder first",
+				 "this host cannot take the folder: %s", strerror(-r));
+	pthread_mutex_lock(&f->lock);
+	if (folder_resume(f) < 0)
+		folders_wake(a);
+	pthread_mutex_unlock(&f->lock);
+	reply->json = json_object_new_object();
+	put_text(reply->json, "folder", f->job->hex);
+	put_text(reply->json, "name", spec->name);
+	folder_unref(a, f);
+	return 0;
+}
+
+int verb_folder_create(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	struct agent *a = agent;
+	struct job_spec spec = { .uid = call->uid, .gid = call->gid, .cwd = "/" };
+	int64_t keep, every_s;
+	const char *name;
+	int r = api_get_string(call, "name", JOB_NAME_MAX - 1, &name);
+
+	if (r == 0)
+		r = api_get_int(call, "keep", 1, FOLDER_KEEP_MAX, FOLDER_KEEP, &keep);
+	if (r == 0)
+		r = api_get_int(call, "every_s", 1, 86400, FOLDER_EVERY_S, &every_s);
+	if (r < 0 || !name || !job_good_name(name))
+		return api_error(reply, -EINVAL, r < 0 ? "bad-request" : "bad-name",
+				 r == 0 && name ? name : "folder",
+				 "use letters, digits and ._-+; see decamp folder create --help",
+				 r < 0 ? "an option is out of its range" :
+					 "not a name for a folder");
+	if (!a->cluster)
+		return api_error(reply, -EPERM, "no-cluster", a->hostname,
+				 "decamp cluster init, or decamp cluster join TOKEN",
+				 "this host is in no cluster yet");
+	r = refuse_create(a, call, name, reply);
+	if (r < 0)
+		return r;
+	strcpy(spec.name, name);
+	strcpy(spec.command, "a writable folder");
+	spec.every_s = (uint32_t)every_s;
+	spec.folder_keep = (uint32_t)keep;
+	job_user_name(call->uid, spec.user, sizeof(spec.user));
+	return create(a, &spec, reply);
+}
+
+/* ---- delete ---- */
+
+static void drop_objects(struct job *job)
+{
+	struct ov_msg msg = {
+		.op = OV_OBJECT_RETAIN,
+		.u.retain = { .job = job->id, .token = job->value.token, .upto_seq = UINT64_MAX }
+	};
+	_cleanup_close_ int fd = memfd_new("retain");
+	int r = fd < 0 ? fd : memfd_seal(fd);
+
+	if (r == 0)
+		r = job_object_call(job, &msg, fd, JOB_CALL_MS);
+	if (r < 0)
+		log_debug("folder %s: drop: %s", job->spec.name, strerror(-r));
+}
+
+static int end(struct folder *f, struct api_reply *reply)
+{
+	struct job_value value;
+	int r = folder_resume(f);
+
+	if (r == 0) {
+		value = f->job->value;
+		value.state = JOB_STATE_KILLED;
+		r = job_cas(f->job, &value, DELETE_MS);
+	}
+	if (r < 0 && r != -ESTALE)
+		return api_error(reply, r, "no-majority", f->job->spec.name,
+				 "decamp nodes shows who is there",
+				 "the cluster did not answer; it is still there: %s", strerror(-r));
+	drop_objects(f->job);
+	folder_leave(f);
+	log_info("folder %s: deleted by its user", f->job->spec.name);
+	return 0;
+}
+
+int verb_folder_delete(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	struct agent *a = agent;
+	struct folder *f;
+	int r = folder_of_call(a, call, &f, reply);
+
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&f->lock);
+	r = end(f, reply);
+	pthread_mutex_unlock(&f->lock);
+	if (r == 0) {
+		reply->json = json_object_new_object();
+		put_text(reply->json, "folder", f->job->hex);
+		put_text(reply->json, "name", f->job->spec.name);
+	}
+	folder_unref(a, f);
+	return r;
+}
+
+/* ---- of this host ---- */
+
+static int not_here(struct agent *a, const struct api_call *call, const char *ref,
+		    struct api_reply *reply)
+{
+	struct api_reply list = { .stream_fd = -1 };
+	struct json_object *folders, *host;
+	int r = verb_folder_list(a, call, &list);
+
+	if (r < 0) {
+		reply->json = list.json;
+		return r;
+	}
+	json_object_object_get_ex(list.json, "folders", &folders);
+	json_object_object_get_ex(json_object_array_get_idx(folders, 0), "host", &host);
+	r = api_error(reply, -EREMOTE, "not-here", ref, "do it on that host",
+		      "it is a folder of %s, and can only be read here",
+		      json_object_get_string(host));
+	json_object_put(list.json);
+	return r;
+}
+
+int folder_of_call(struct agent *a, const struct api_call *call, struct folder **ret_folder,
+		   struct api_reply *reply)
+{
+	struct folder *folders[FOLDERS_MAX], *found = NULL;
+	size_t count, hits = 0;
+	const char *ref;
+	int r = api_get_string(call, "folder", JOB_NAME_MAX, &ref);
+
+	if (r < 0 || !ref || !*ref)
+		return api_error(reply, -EINVAL, "bad-request", "folder",
+				 "decamp folder lists your folders", "no folder was named");
+	count = folders_all(a, folders);
+	for (size_t i = 0; i < count; i++) {
+		struct job *job = folders[i]->job;
+		size_t length = strlen(ref);
+		bool meant = !strcmp(job->spec.name, ref) ||
+			     (length >= PREFIX_MIN && !strncmp(job->hex, ref, length));
+
+		if (meant && (call->uid == 0 || call->uid == job->spec.uid)) {
+			hits++;
+			folder_unref(a, found);
+			found = folders[i];
+		} else {
+			folder_unref(a, folders[i]);
+		}
+	}
+	if (hits == 1) {
+		*ret_folder = found;
+		return 0;
+	}
+	folder_unref(a, found);
+	if (hits > 1)
+		return api_error(reply, -EINVAL, "ambiguous", ref, "name it by its id",
+				 "%zu folders have that name", hits);
+	return not_here(a, call, ref, reply);
+}

@@ -1,0 +1,293 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Writable folders: what is written on one host is in versions on others, whole, or not at all."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+from common import (ROOT, CliError, Skipped, check, check_equal, home_of, main, make_folder, note,
+                    refused, wait_for)
+
+MIB = 1 << 20
+
+
+class Mount:
+    """decamp mount of one user on one host, by the lab's own /dev/fuse."""
+
+    def __init__(self, lab, host, user=None):
+        self.lab, self.host, self.user = lab, host, user or lab.user
+        self.point = f"{home_of(self.user)}/mnt"
+        if not os.path.exists("/dev/fuse") or not shutil.which("fusermount3"):
+            raise Skipped("no /dev/fuse or no fusermount3")
+        if not host.path(self.point).exists():
+            make_folder(host, "mnt", self.user)
+        if not os.stat("/dev/fuse").st_mode & 0o002:
+            host.run(["sh", "-c", "test -e /var/lib/decamp/fuse || mknod -m 666 "
+                      "/var/lib/decamp/fuse c 10 229; mountpoint -q /dev/fuse || "
+                      "mount --bind /var/lib/decamp/fuse /dev/fuse"])
+        self.process = host.spawn([lab.build / "decamp", "mount", "-f", self.point],
+                                  user=self.user)
+        wait_for(lambda: self.run("ls", f"{self.point}/folders", check=False).returncode == 0, 20,
+                 "the mount")
+
+    def run(self, *command, check=True, user=None, stdin=None):
+        return self.host.run(command, user=user or self.user, check=check, stdin=stdin)
+
+    def sh(self, text, check=True):
+        return self.run("sh", "-c", f"cd {self.point}/folders && {text}", check=check)
+
+    def names(self, path=""):
+        return sorted(self.sh(f"ls -A ./{path}").stdout.split())
+
+    def end(self):
+        self.run("fusermount3", "-u", self.point)
+        wait_for(lambda: not self.process.running(), 40, "the end of decamp mount")
+
+    def kill(self):
+        self.process.kill(signal.SIGKILL)
+        wait_for(lambda: not self.process.running(), 10, "the death of decamp mount")
+        self.run("fusermount3", "-u", "-z", self.point, check=False)
+
+
+def folder(lab, host, name, user=None):
+    return host.decamp("folder", name, user=user or lab.user)["folders"][0]
+
+
+def versions(lab, host, name):
+    return [one["seq"] for one in folder(lab, host, name)["versions"]]
+
+
+def wait_version(lab, host, name, above, seconds=30):
+    return wait_for(lambda: next((seq for seq in versions(lab, host, name)[:1] if seq > above),
+                                 None), seconds, f"{name}: a version after {above}", 0.3)
+
+
+def settled(lab, host, name, seconds=40):
+    """Until nothing waits to be sent."""
+    def done():
+        work = folder(lab, host, name).get("work", {})
+        return not work.get("dirty", True)
+    wait_for(done, seconds, f"{name}: all is sent", 0.3)
+    return versions(lab, host, name)[0]
+
+
+def received(lab):
+    return sum(host.decamp("doctor").get("received", 0) for host in lab.hosts)
+
+
+def test_write_and_read(lab):
+    """Written on one host, read on another: contents, modes, links, odd names."""
+    home, other = lab[1], lab[3]
+    made = home.decamp("folder create", "thesis", "--every", "1", "--keep", "4", user=lab.user)
+    check_equal(len(made["folder"]), 32, "a folder is made")
+    lab.home = mount = Mount(lab, home)
+    check("thesis" in mount.names(), "it is in the mount")
+    mount.sh("cd thesis && echo hello >a.txt && mkdir -p sub/deep && echo x >sub/deep/b && "
+             "ln -s a.txt link && chmod 750 sub && printf '#!/bin/sh\n' >run && chmod 755 run")
+    mount.sh("cd thesis && touch -- '-n' 'a b' 'q\"uote' \"new\nline\" \"$(printf 'x\\377y')\"")
+    mount.sh("cd thesis && head -c 3000000 /dev/urandom >big && cp big sub/copy")
+    seq = settled(lab, home, "thesis")
+    lab.other = there = Mount(lab, other)
+    check_equal(there.sh("readlink thesis").stdout.strip(), f"thesis@{seq}",
+                "elsewhere its name leads to the newest version")
+    sums = "cd thesis && find . -type f -print0 | sort -z | xargs -0 sha256sum -z | tr '\\0' '|'; "
+    sums += "cd . && find . -type l -printf '%p %l|'; find . -mindepth 1 -type f -printf '%f %m|'"
+    ours = mount.sh(sums).stdout.replace("\0", "")
+    check_equal(sorted(there.sh(sums.replace("cd thesis", "cd thesis/.")).stdout.split("|")),
+                sorted(ours.split("|")), "all of it is there, as it was written")
+    check(there.sh("echo no >thesis/a.txt", check=False).returncode != 0,
+          "and can only be read there")
+    check(mount.sh(f"echo no >thesis@{seq}/a.txt", check=False).returncode != 0,
+          "a version can only be read at home, too")
+    for user in {"root", "bob"} - {lab.user}:
+        check(mount.run("ls", mount.point, user=user, check=False).returncode != 0,
+              f"{user} does not see the mount")
+    listed = home.decamp("folder", user="bob")["folders"]
+    check_equal(listed, [], "nor does another user see the folder")
+    names = [job["name"] for job in home.decamp("ps", "-a", user=lab.user)["jobs"]]
+    check("thesis" not in names, "and it is no job")
+    for verb in ("show", "kill", "migrate", "ckpt", "why", "restore"):
+        refused(lambda v=verb: home.decamp(v, made["folder"], user=lab.user), "no such job")
+
+
+def test_versions(lab):
+    """Older versions stay what they were; the oldest go."""
+    mount, home = lab.home, lab[1]
+    for number in range(6):
+        before = versions(lab, home, "thesis")[0]
+        mount.sh(f"echo {number} >thesis/a.txt")
+        wait_version(lab, home, "thesis", before)
+    kept = versions(lab, home, "thesis")
+    check_equal(len(kept), 4, f"four are kept: {kept}")
+    texts = [mount.sh(f"cat thesis@{seq}/a.txt").stdout.strip() for seq in kept]
+    check_equal(texts, ["5", "4", "3", "2"], "each has its own text")
+    there = [lab.other.sh(f"cat thesis@{seq}/a.txt").stdout.strip() for seq in kept]
+    check_equal(there, texts, "so they have on another host")
+
+
+def test_dedup(lab):
+    """20 MiB, of which 1 MiB is put in front: little is sent."""
+    mount, home = lab.home, lab[1]
+    before = versions(lab, home, "thesis")[0]
+    mount.sh("head -c 20971520 /dev/urandom >thesis/large")
+    wait_version(lab, home, "thesis", before)
+    seq = settled(lab, home, "thesis")
+    log = lab.log_dir / f"{home.name}.log"
+    mount.sh("head -c 1048576 /dev/urandom >/tmp/front && cat /tmp/front thesis/large >/tmp/both "
+             "&& cp /tmp/both thesis/large && cmp /tmp/both thesis/large")
+    wait_version(lab, home, "thesis", seq)
+    seq = settled(lab, home, "thesis")
+    line = [text for text in log.read_text().splitlines() if "thesis: version" in text][-1]
+    sent = int(line.split("sent=")[1].split()[0])
+    check(MIB <= sent < 4 * MIB, f"{sent} bytes are sent: {line}")
+    lab.other.sh(f"sha256sum <thesis@{seq}/large")
+    check_equal(lab.other.sh(f"sha256sum <thesis@{seq}/large").stdout,
+                mount.sh("sha256sum <thesis/large").stdout, "and it is the same file there")
+
+
+def test_never_half(lab):
+    """A file that is open for writing is in no version but as it was before; fsync asks for more."""
+    mount, home = lab.home, lab[1]
+    mount.sh("echo whole >thesis/state")
+    first = settled(lab, home, "thesis")
+    slow = home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>state && "
+                       "echo half >&3 && sleep 6 && echo done >&3"], user=lab.user)
+    time.sleep(1)
+    mount.sh("echo 1 >thesis/other")
+    seq = wait_version(lab, home, "thesis", first)
+    check_equal(mount.sh(f"cat thesis@{seq}/state; cat thesis@{seq}/other").stdout, "whole\n1\n",
+                "the other file is new, this one as it was")
+    wait_for(lambda: not slow.running(), 20, "the writer's end")
+    seq = wait_version(lab, home, "thesis", seq)
+    check_equal(mount.sh(f"cat thesis@{seq}/state").stdout, "half\ndone\n", "closed, it is new")
+    before = versions(lab, home, "thesis")[0]
+    mount.run("python3", "-c", f"""
+import os
+fd = os.open('{mount.point}/folders/thesis/state', os.O_WRONLY | os.O_APPEND)
+os.write(fd, b'synced\\n')
+os.fsync(fd)
+open('{mount.point}/now', 'a') if 0 else None
+text = os.popen("{lab.build}/decamp folder thesis --json").read()
+open('/tmp/listed', 'w').write(text)
+""")
+    listed = json.loads(mount.run("cat", "/tmp/listed").stdout)["folders"][0]["versions"][0]
+    check(listed["seq"] > before and listed["sync"], "after fsync it is in a version")
+    check_equal(mount.sh(f"cat thesis@{listed['seq']}/state").stdout, "half\ndone\nsynced\n",
+                "as it stood then")
+
+
+def test_operations(lab):
+    """Renames, removals, truncation, times; what a folder does not hold is refused."""
+    mount = lab.home
+    mount.sh("cd thesis && mv a.txt moved && rm -r sub && truncate -s 10 big && "
+             "mkdir d && rmdir d && touch -d 2020-01-02T03:04:05Z moved")
+    for command in ("mkfifo thesis/pipe", "ln thesis/moved thesis/hard", "chown 1:1 thesis/moved",
+                    "mv thesis/moved thesis@1"):
+        check(mount.sh(command, check=False).returncode != 0, f"refused: {command}")
+    mount.sh("chmod 4755 thesis/run")
+    check_equal(mount.sh("stat -c %a thesis/run").stdout.strip(), "755", "no set-id bits")
+    check_equal(mount.sh("exec 3>thesis/gone && rm thesis/gone && echo x >&3 && ls -A thesis | "
+                         "grep -c -e gone -e fuse_hidden", check=False).stdout.strip(), "0",
+                "an open file that is removed is gone")
+    seq = settled(lab, lab[1], "thesis")
+    names = lab.other.names(f"thesis@{seq}")
+    check("moved" in names and "sub" not in names and "a.txt" not in names, f"there: {names}")
+    check_equal(lab.other.sh(f"stat -c '%Y %s' thesis@{seq}/moved thesis@{seq}/big").stdout.split(),
+                ["1577934245", "2", mount.sh("stat -c %Y thesis/big").stdout.strip(), "10"],
+                "with its time and its size")
+
+
+def test_daemon_restart(lab):
+    """decampd is killed: what is written meanwhile goes out afterwards, and nothing is lost."""
+    mount, home = lab.home, lab[1]
+    seq = settled(lab, home, "thesis")
+    home.kill_daemon()
+    mount.sh("echo without >thesis/while")
+    check_equal(mount.sh("cat thesis/while").stdout, "without\n", "without decampd it is written")
+    time.sleep(3)
+    home.start_daemon()
+    home.wait_daemon()
+    wait_for(lambda: folder(lab, home, "thesis")["state"] == "ready", 30, "the folder", 0.3)
+    seq = wait_version(lab, home, "thesis", seq, 60)
+    check_equal(mount.sh(f"cat thesis@{seq}/while").stdout, "without\n", "then it is in a version")
+    check_equal(mount.sh(f"sha256sum <thesis@{seq}/large").stdout,
+                mount.sh("sha256sum <thesis/large").stdout, "with all the rest")
+
+
+def test_mount_killed(lab):
+    """The mount is killed while a file is written: it is not sent half, and nothing is lost."""
+    mount, home = lab.home, lab[1]
+    mount.sh("echo good >thesis/precious")
+    seq = settled(lab, home, "thesis")
+    home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>precious && "
+                "echo ha >&3 && sleep 600"], user=lab.user)
+    mount.sh("echo closed >thesis/closed")
+    time.sleep(0.3)
+    mount.kill()
+    lab.home = mount = Mount(lab, home)
+    seq = settled(lab, home, "thesis")
+    check_equal(mount.sh(f"cat thesis@{seq}/precious thesis@{seq}/closed").stdout,
+                "good\nclosed\n", "the closed file is new, the other one as it was")
+    check_equal(mount.sh("cat thesis/precious").stdout, "ha\n", "the working copy has it still")
+    check_equal(folder(lab, home, "thesis")["work"]["interrupted"], 1, "and it is said")
+    mount.sh(": >>thesis/precious")
+    seq = settled(lab, home, "thesis")
+    check_equal(mount.sh(f"cat thesis@{seq}/precious").stdout, "ha\n",
+                "opened and closed, it is what its user wants")
+
+
+def test_power(lab):
+    """The host loses power in mid-write: its last version is whole elsewhere, and all goes on."""
+    mount, home = lab.home, lab[1]
+    mount.sh("seq 100000 >thesis/table")
+    seq = settled(lab, home, "thesis")
+    digest = mount.sh("sha256sum <thesis/table").stdout
+    home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && "
+                "while :; do seq 100000 >table; done"], user=lab.user)
+    time.sleep(2)
+    home.power_cut()
+    lab.disconnected = True
+    there = lab.other
+    newest = wait_for(lambda: there.sh("readlink thesis", check=False).stdout.strip(), 30,
+                      "its name")
+    check_equal(there.sh("sha256sum <thesis/table").stdout, digest,
+                f"{newest}: whole, read while its host is off")
+    refused(lambda: lab[3].decamp("folder delete", "thesis", user=lab.user), "host1")
+    home.boot()
+    home.start_daemon()
+    home.wait_daemon()
+    wait_for(lambda: folder(lab, home, "thesis")["state"] == "ready", 60, "the folder", 0.5)
+    lab.home = mount = Mount(lab, home)
+    mount.sh("seq 5 >thesis/table")
+    seq = settled(lab, home, "thesis")
+    check_equal(there.sh(f"cat thesis@{seq}/table").stdout.split(), list("12345"),
+                "it is written again")
+
+
+def test_drain_and_delete(lab):
+    """A host is emptied: its folders stay. Deleted, a folder is gone everywhere, not its copy."""
+    mount, home = lab.home, lab[1]
+    home.decamp("vacate")
+    seq = settled(lab, home, "thesis")
+    mount.sh("echo drained >thesis/drained")
+    seq = wait_version(lab, home, "thesis", seq)
+    check(True, "a drained host goes on to keep its folder")
+    home.decamp("vacate", "--undo")
+    answer = home.decamp("folder delete", "thesis", user=lab.user)
+    refused(lambda: home.decamp("folder", "thesis", user=lab.user), "no such folder")
+    wait_for(lambda: lab.other.names() == [], 30, "its end on the other host", 0.5)
+    wait_for(lambda: mount.sh("echo late >thesis/late", check=False).returncode != 0, 20,
+             "the working copy is read-only")
+    check_equal(mount.sh("cat thesis/drained").stdout, "drained\n", "and still there to be read")
+    copy = f"{home_of(lab.user)}/.local/state/decamp/folders/{answer['folder']}/tree/drained"
+    check(home.path(copy).exists(), "in its user's home")
+    mount.end()
+    lab.other.end()
+
+
+if __name__ == "__main__":
+    main(globals(), hosts=4)
