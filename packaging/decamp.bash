@@ -21,6 +21,7 @@ _decamp_options()
 	restore) echo "--on $common" ;;
 	export) echo "--core --pid --mapped-files --files --images $common" ;;
 	mount) echo "--foreground $common" ;;
+	'folder create') echo "--keep --every $common" ;;
 	kill) echo "--signal $common" ;;
 	nodes) echo "--credit $common" ;;
 	vacate) echo "--undo $common" ;;
@@ -34,7 +35,7 @@ _decamp()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i word
 	local verbs='run adopt ps show why logs history recover wait ckpt migrate restore freeze thaw kill
-		ls cat export mount check nodes vacate doctor cluster version help'
+		ls cat export mount folder check nodes vacate doctor cluster version help'
 	local after=0
 
 	COMPREPLY=()
@@ -47,6 +48,9 @@ _decamp()
 			after=$i
 		elif [[ $verb == cluster && $word != -* ]]; then
 			verb="cluster $word"
+			after=$i
+		elif [[ $verb == folder && $word =~ ^(create|delete)$ ]]; then
+			verb="folder $word"
 			after=$i
 		elif [[ $verb == run && $word == -- ]]; then
 			_decamp_command $((i + 1))
@@ -105,6 +109,8 @@ _decamp_words()
 		fi ;;
 	mount) _decamp_files -d ;;
 	adopt | check) mapfile -t COMPREPLY < <(compgen -W "$(ps -u "$UID" -o pid=)" -- "$cur") ;;
+	folder) mapfile -t COMPREPLY < <(compgen -W "create delete $(_decamp_column folder)" -- "$cur") ;;
+	'folder delete') mapfile -t COMPREPLY < <(compgen -W "$(_decamp_column folder)" -- "$cur") ;;
 	cluster) mapfile -t COMPREPLY < <(compgen -W 'init invite join' -- "$cur") ;;
 	help) mapfile -t COMPREPLY < <(compgen -W "$verbs" -- "$cur") ;;
 	esac

@@ -164,7 +164,9 @@ static void fill_row(struct folders *f, struct json_object *json)
 	if (row->seq != js_int(json, "seq", 0))
 		row->job.asked_ms = 0; /* there are new versions */
 	row->seq = js_int(json, "seq", 0);
-	if (here && row->here && !row->work)
+	if (here && row->work)
+		row->work->read_only = false;
+	else if (here && row->here)
 		open_work(f, row);
 }
 

@@ -17,6 +17,7 @@
 struct handle {
 	struct tree_node node;
 	struct chunk_table table; /* of a version's file */
+	struct stat st;		  /* as it was opened; what it shows never changes */
 	uint64_t size, at, next;  /* next: where a reader goes on that goes straight */
 	size_t have;
 	uint8_t *bytes; /* [at, at + have) of it */
@@ -104,8 +105,10 @@ static int on_getattr(const char *path, struct stat *st, struct fuse_file_info *
 
 	if (info && handle_of(info)->is_work)
 		return fstat(handle_of(info)->work.fd, st) < 0 ? -errno : 0;
-	if (!path)
-		return -ENOENT;
+	if (info) { /* an open file has no path any more, see on_init() */
+		*st = handle_of(info)->st;
+		return 0;
+	}
 	r = find_tree(path, &n);
 	if (r < 0)
 		return r;
@@ -217,7 +220,6 @@ static int on_readdir(const char *path, void *buffer, fuse_fill_dir_t fill, off_
 
 static int open_node(struct handle *h)
 {
-	struct stat st;
 	int r = h->node.type == TREE_CORE ? tree_make_core(&h->node) : 0;
 
 	if (r == 0 && h->node.type != TREE_FILE && h->node.type != TREE_CORE)
@@ -226,8 +228,8 @@ static int open_node(struct handle *h)
 		r = version_table(&h->node.view->checkpoint.set, h->node.file, &h->table);
 	if (r < 0)
 		return r;
-	tree_stat(&h->node, &st);
-	h->size = (uint64_t)st.st_size;
+	tree_stat(&h->node, &h->st);
+	h->size = (uint64_t)h->st.st_size;
 	return 0;
 }
 

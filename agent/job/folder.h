@@ -15,6 +15,7 @@
  */
 #pragma once
 
+#include "agent/job/needs.h"
 #include "agent/job/verbs.h"
 #include "agent/pack/chunk.h"
 
@@ -31,6 +32,8 @@ enum {
 	FOLDER_IDLE_S = 60, /* an upload that nobody goes on with is given up */
 };
 #define FOLDER_FILE_MAX (INT64_C(16) << 30)
+/* A contradiction: no host has it, whatever its tags are, so no guardian gives a folder away. */
+#define FOLDER_NEEDS "decamp-folder && !decamp-folder"
 
 struct folder_version {
 	struct ckpt_ref ref;

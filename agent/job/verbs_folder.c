@@ -6,14 +6,10 @@
 #include <unistd.h>
 
 #include "agent/job/folder.h"
-#include "agent/job/needs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
 enum { PREFIX_MIN = 4, DELETE_MS = 20000 };
-
-/* A contradiction: no host has it, whatever its tags are, so no guardian gives a folder away. */
-static const char no_host[] = "decamp-folder && !decamp-folder";
 
 static void put_text(struct json_object *json, const char *key, const char *text)
 {
@@ -65,6 +61,38 @@ static bool open_folder(struct agent *a, const struct api_call *call, struct job
 	return !gone && value->state < JOB_STATE_DONE;
 }
 
+/* What members tell, and our own: a host that has just started knows nobody yet. */
+static int list_values(struct agent *a, int channel, struct job_value **ret_values,
+		       size_t *ret_count)
+{
+	struct folder *own[FOLDERS_MAX];
+	struct job_value *values, *bigger;
+	size_t count, own_count, listed;
+	int r = agent_list(channel, &values, &count);
+
+	if (r < 0)
+		return r;
+	bigger = reallocarray(values, count + FOLDERS_MAX, sizeof(*values));
+	if (!bigger) {
+		free(values);
+		return -ENOMEM;
+	}
+	listed = count;
+	own_count = folders_all(a, own);
+	for (size_t i = 0; i < own_count; i++) {
+		bool there = false;
+
+		for (size_t k = 0; k < listed && !there; k++)
+			there = !memcmp(&bigger[k].job, &own[i]->job->id, sizeof(own[i]->job->id));
+		if (!there)
+			job_get_value(own[i]->job, &bigger[count++]);
+		folder_unref(a, own[i]);
+	}
+	*ret_values = bigger;
+	*ret_count = count;
+	return 0;
+}
+
 static int no_such_folder(const char *ref, struct api_reply *reply)
 {
 	return api_error(reply, -ENOENT, "no-such-folder", ref, "decamp folder lists your folders",
@@ -87,7 +115,7 @@ int target_find_folder(struct agent *a, const struct api_call *call, struct targ
 	if (!a->cluster)
 		return no_such_folder(ref, reply);
 	t.channel = ov_open_channel(a->main_channel);
-	r = t.channel < 0 ? t.channel : agent_list(t.channel, &values, &count);
+	r = t.channel < 0 ? t.channel : list_values(a, t.channel, &values, &count);
 	for (size_t i = 0; r == 0 && i < count; i++) {
 		struct job_seal seal;
 
@@ -212,7 +240,7 @@ static int list_all(struct listing *l)
 {
 	_cleanup_free_ struct job_value *values = NULL;
 	size_t count;
-	int r = agent_list(l->channel, &values, &count);
+	int r = list_values(l->agent, l->channel, &values, &count);
 
 	for (size_t i = 0; r == 0 && i < count; i++) {
 		struct job_seal seal;
@@ -263,7 +291,7 @@ static int refuse_create(struct agent *a, const struct api_call *call, const cha
 	_cleanup_free_ struct job_value *values = NULL;
 	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
 	size_t count, own = 0;
-	int r = channel < 0 ? channel : agent_list(channel, &values, &count);
+	int r = channel < 0 ? channel : list_values(a, channel, &values, &count);
 
 	if (r < 0)
 		return r;
@@ -298,7 +326,7 @@ static int fill_value(struct agent *a, const struct job_spec *spec, struct job_v
 	value->fence = FENCE_COMMIT;
 	value->submit_wall_ms = now_wall_ms();
 	if (r == 0)
-		r = needs_compile(no_host, value->needs, &needs_size, error);
+		r = needs_compile(FOLDER_NEEDS, value->needs, &needs_size, error);
 	if (r == 0)
 		r = random_bytes(&key, sizeof(key));
 	if (r < 0)
