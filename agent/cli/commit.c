@@ -429,6 +429,7 @@ static int begin(struct commit *c)
 	int r;
 
 	js_put_int(body, "base", c->w->index_seq);
+	js_put_text(body, "copy", c->w->copy);
 	r = ask(c, "folder-begin", body);
 	c->upload = r == 0 ? js_int(c->reply.json, "upload", 0) : 0;
 	return r;

@@ -282,7 +282,6 @@ int folders_find(struct folders *f, const char *path, struct folders_node *ret_n
 	path += strlen(ROOT);
 	path += strspn(path, "/");
 	if (*path) {
-		refresh(f);
 		n = strcspn(path, "/");
 		if (n >= sizeof(part))
 			return -ENOENT;
@@ -294,6 +293,11 @@ int folders_find(struct folders *f, const char *path, struct folders_node *ret_n
 		if (at)
 			*at++ = '\0';
 		node.row = row_named(f, part);
+		/* A working copy waits for nobody: decampd may, where others do not answer. */
+		if (at || !node.row || !node.row->work) {
+			refresh(f);
+			node.row = row_named(f, part);
+		}
 		/* One that fsync(2) made a moment ago: somebody knows its number sooner than we. */
 		if (at && node.row && strtoll(at, NULL, 10) > node.row->seq) {
 			f->asked_ms = 0;

@@ -448,8 +448,7 @@ void tree_stat(const struct tree_node *node, struct stat *ret_stat)
 		st.st_size = node->file ? (off_t)strlen(node->file->target) : 0;
 	}
 	/* Of a version as it was written, so that a copy of it is one; writing fails all the same. */
-	if (node->view && node->view->checkpoint.of_folder && node->file &&
-	    node->type != TREE_LINK)
+	if (node->view && node->view->checkpoint.of_folder && node->file && node->type != TREE_LINK)
 		st.st_mode = (st.st_mode & S_IFMT) | (node->file->mode & 0777);
 	st.st_blocks = (st.st_size + BLOCK - 1) / BLOCK;
 	*ret_stat = st;

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <time.h>
 
+#include "agent/pack/keys.h"
 #include "agent/util/io.h"
 
 enum { INDEX_MAX = 128 << 20 };
@@ -315,6 +316,7 @@ int worktree_save_index(struct worktree *w)
 	struct json_object *json = js_new(), *list = json_object_new_array();
 
 	js_put_int(json, "seq", w->index_seq);
+	js_put_text(json, "copy", w->copy);
 	js_put_text(json, "manifest", w->index_manifest);
 	for (size_t i = 0; i < w->index.count; i++)
 		json_object_array_add(list, entry_json(&w->index.items[i]));
@@ -356,6 +358,7 @@ static void load_index(struct worktree *w)
 		r = add_entry(&w->index, js_item(list, i));
 	if (r == 0) {
 		w->index_seq = js_int(json, "seq", 0);
+		snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", ""));
 		snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
 			 js_text(json, "manifest", ""));
 		work_list_sort(&w->index);
@@ -403,6 +406,16 @@ int worktree_base(char *ret_path, size_t size)
 	return n < (int)size ? 0 : -ENAMETOOLONG;
 }
 
+static int new_copy(struct worktree *w)
+{
+	uint8_t bytes[16];
+	int r = random_bytes(bytes, sizeof(bytes));
+
+	if (r == 0)
+		hex_encode(bytes, sizeof(bytes), w->copy);
+	return r;
+}
+
 /* A copy that was fetched is there when it is whole, and not before. */
 static int make_tree(struct worktree *w, int64_t seq)
 {
@@ -418,7 +431,8 @@ static int make_tree(struct worktree *w, int64_t seq)
 		return -errno;
 	work_list_deinit(&w->index);
 	w->index_seq = 0;
-	if (seq)
+	r = new_copy(w);
+	if (r == 0 && seq)
 		r = worktree_fetch(w->cli, w->id, fd, &w->index, &w->index_seq, w->index_manifest);
 	if (r == 0)
 		r = worktree_save_index(w);

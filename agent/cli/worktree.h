@@ -54,6 +54,7 @@ struct worktree {
 	pthread_mutex_t commit_lock; /* one commit at a time; guards the next lines */
 	struct work_list index;
 	int64_t index_seq;
+	char copy[33]; /* names this working copy among all that there may be */
 	char index_manifest[65];
 
 	pthread_mutex_t lock; /* names and writers stand still; guards the rest */

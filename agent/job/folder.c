@@ -279,6 +279,12 @@ int folder_resume(struct folder *f)
 	return r < 0 ? log_errno(r, "folder %s: local record", f->job->spec.name), 0 : 0;
 }
 
+static bool is_idle(const struct folder *f)
+{
+	return f->upload.number &&
+	       now_boot_ns() > f->upload.used_boot_ns + (uint64_t)FOLDER_IDLE_S * 1000000000;
+}
+
 static bool resume_all(struct agent *a)
 {
 	struct folder *folders[FOLDERS_MAX];
@@ -287,6 +293,8 @@ static bool resume_all(struct agent *a)
 
 	for (size_t i = 0; i < count; i++) {
 		pthread_mutex_lock(&folders[i]->lock);
+		if (is_idle(folders[i]))
+			upload_abort(folders[i]);
 		done &= folder_resume(folders[i]) == 0 || folders[i]->gone;
 		pthread_mutex_unlock(&folders[i]->lock);
 		folder_unref(a, folders[i]);
@@ -416,18 +424,17 @@ int folders_start(struct agent *a)
 
 void folders_tick(struct agent *a)
 {
-	const uint64_t idle_ns = (uint64_t)FOLDER_IDLE_S * 1000000000;
 	struct folder *folders[FOLDERS_MAX];
 	size_t count = folders_all(a, folders);
+	bool idle = false;
 
 	for (size_t i = 0; i < count; i++) {
 		struct folder *f = folders[i];
 
-		if (pthread_mutex_trylock(&f->lock) == 0) {
-			if (f->upload.number && now_boot_ns() - f->upload.used_boot_ns > idle_ns)
-				upload_abort(f);
-			pthread_mutex_unlock(&f->lock);
-		}
+		/* To free a spool of gigabytes takes time that the event loop does not have. */
+		idle |= is_idle(f);
 		folder_unref(a, f);
 	}
+	if (idle)
+		folders_wake(a);
 }

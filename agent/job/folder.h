@@ -29,6 +29,7 @@ enum {
 	FOLDER_INDEX_BYTES = 16 << 20, /* of each packer: knows the blocks of 2 GiB or less */
 	FOLDER_UPLOADS_MAX = 4,	       /* at one time, of which two of one user */
 	FOLDER_UPLOADS_USER = 2,
+	FOLDER_COPY_MAX = 40,
 	FOLDER_IDLE_S = 60, /* an upload that nobody goes on with is given up */
 };
 #define FOLDER_FILE_MAX (INT64_C(16) << 30)
@@ -39,16 +40,18 @@ struct folder_version {
 	struct ckpt_ref ref;
 	bool sync; /* made by fsync(2): the next version takes its place */
 	uint64_t files, bytes;
+	char copy[FOLDER_COPY_MAX]; /* which working copy it was made of; "": not told */
 	struct object_hash *hashes; /* all that it needs; NULL: not known yet */
 	size_t hash_count;
 };
 
 struct folder_upload {
 	atomic_ullong number; /* 0: none is under way */
-	uint64_t used_boot_ns;
+	atomic_ullong used_boot_ns;
 	int spool; /* a file without a name: what the next entry's content is */
 	uint64_t spool_size, spool_max;
 	size_t entries;
+	char copy[FOLDER_COPY_MAX];
 	bool knows_last; /* the caller's last version is the one that the packer knows */
 };
 
@@ -110,8 +113,11 @@ int folder_of_call(struct agent *a, const struct api_call *call, struct folder *
 		   struct api_reply *reply) _must_check_;
 
 /* ---- folder_upload.c: the folder's lock is held ---- */
-/* base_seq: the version that the caller means by "as before"; 0: none. */
-int upload_begin(struct folder *f, uint64_t base_seq) _must_check_;
+/*
+ * base_seq: the version that the caller means by "as before"; 0: none. copy: his working copy.
+ * -EREMCHG: the newest version is another one, and made of another copy, which would be lost.
+ */
+int upload_begin(struct folder *f, uint64_t base_seq, const char *copy) _must_check_;
 void upload_abort(struct folder *f);
 int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t size) _must_check_;
 /* A file's content is the spool (fresh), else that of the last version (-ENOENT: not known here). */

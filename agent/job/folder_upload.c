@@ -49,12 +49,23 @@ static uint64_t spool_room(const struct agent *a)
 	return room / (2 * FOLDER_UPLOADS_MAX);
 }
 
-int upload_begin(struct folder *f, uint64_t base_seq)
+/* The newest version is the one that the copy began with, or was made of it. */
+static bool follows(const struct folder *f, uint64_t base_seq, const char *copy)
+{
+	const struct folder_version *newest = &f->versions[0];
+
+	return f->version_count == 0 || newest->ref.seq == base_seq ||
+	       (*copy && !strcmp(newest->copy, copy));
+}
+
+int upload_begin(struct folder *f, uint64_t base_seq, const char *copy)
 {
 	struct job *job = f->job;
 	unsigned int all, user;
 	int r, spool;
 
+	if (!follows(f, base_seq, copy))
+		return -EREMCHG;
 	upload_abort(f); /* whoever began it has gone */
 	count_uploads(job->agent, f, &all, &user);
 	if (all >= FOLDER_UPLOADS_MAX || user >= FOLDER_UPLOADS_USER)
@@ -75,6 +86,7 @@ int upload_begin(struct folder *f, uint64_t base_seq)
 					    .spool = spool,
 					    .spool_max = spool_room(job->agent),
 					    .knows_last = base_seq && base_seq == f->packer_seq };
+	strcpy(f->upload.copy, copy);
 	return 0;
 }
 
@@ -291,7 +303,10 @@ int upload_commit(struct folder *f, struct folder_version *version,
 {
 	struct job *job = f->job;
 	struct folder_version v = *version;
-	int r = write_manifest(f, &v, &v.ref);
+	int r;
+
+	strcpy(v.copy, f->upload.copy);
+	r = write_manifest(f, &v, &v.ref);
 
 	if (r < 0) {
 		upload_abort(f);

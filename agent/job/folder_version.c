@@ -4,7 +4,7 @@
  * room for four.
  *
  *   notes = {"folder": {"sync", "files", "bytes", "older": [{"seq", "wall_ms", "manifest", "size",
- *            "holders" [..], "sync", "files", "bytes"}..]}}
+ *            "holders" [..], "sync", "files", "bytes", "copy"}..], "copy"}}
  */
 #define LOG_TAG "folder"
 #include <errno.h>
@@ -29,11 +29,14 @@ static bool hex_of(struct json_object *text, void *ret_bytes, size_t size)
 
 static void decode_sums(struct json_object *json, struct folder_version *v)
 {
-	struct json_object *sync;
+	struct json_object *sync, *copy;
 
 	v->sync = json_object_object_get_ex(json, "sync", &sync) && json_object_get_boolean(sync);
 	v->files = number_of(json, "files");
 	v->bytes = number_of(json, "bytes");
+	if (json_object_object_get_ex(json, "copy", &copy) &&
+	    json_object_is_type(copy, json_type_string))
+		snprintf(v->copy, sizeof(v->copy), "%s", json_object_get_string(copy));
 }
 
 static int decode_one(struct json_object *json, struct folder_version *ret_version)
@@ -108,6 +111,7 @@ static void encode_sums(struct json_object *json, const struct folder_version *v
 	json_object_object_add(json, "sync", json_object_new_boolean(v->sync));
 	put_number(json, "files", v->files);
 	put_number(json, "bytes", v->bytes);
+	json_object_object_add(json, "copy", json_object_new_string(v->copy));
 }
 
 static struct json_object *encode_one(const struct folder_version *v)

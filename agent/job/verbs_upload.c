@@ -29,6 +29,12 @@ static int failed(struct folder *f, int r, struct api_reply *reply)
 				 f->job->message[0] ? f->job->message :
 						      "no room here for what is to be sent, "
 						      "or none on other hosts");
+	case -EREMCHG:
+		return api_error(reply, r, "other-copy", name,
+				 "unmount, move the working copy away (decamp folder --json tells "
+				 "where it is), mount again",
+				 "another working copy of it has made a version since; this one "
+				 "would undo that");
 	case -EBUSY:
 		return api_error(reply, r, "busy", name, "try again in a moment",
 				 "too many versions are being sent from this host");
@@ -94,14 +100,18 @@ static int leave(struct agent *a, struct folder *f, int r, struct api_reply *rep
 int verb_folder_begin(void *agent, const struct api_call *call, struct api_reply *reply)
 {
 	struct folder *f;
+	const char *copy;
 	int64_t base;
 	int r = api_get_int(call, "base", 0, INT64_MAX, 0, &base);
+
+	if (r == 0)
+		r = api_get_string(call, "copy", FOLDER_COPY_MAX - 1, &copy);
 
 	if (r == 0)
 		r = enter(agent, call, false, &f, reply);
 	if (r < 0)
 		return r;
-	r = upload_begin(f, (uint64_t)base);
+	r = upload_begin(f, (uint64_t)base, copy ? copy : "");
 	if (r == 0) {
 		reply->json = json_object_new_object();
 		json_object_object_add(reply->json, "upload",
