@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { ASK_TIMEOUT_S = 30, LOOK_MS = 500 };
+enum { ASK_TIMEOUT_S = 30, LOOK_MS = 500, END_S = 20 };
 
 #define ROOT "/folders"
 
@@ -28,19 +28,34 @@ static size_t copy_works(struct folders *f, struct worktree ***ret_works)
 	return count;
 }
 
+static bool is_dirty(struct worktree *w)
+{
+	bool dirty;
+
+	pthread_mutex_lock(&w->lock);
+	dirty = w->dirty_ms != 0 && !w->read_only;
+	pthread_mutex_unlock(&w->lock);
+	return dirty;
+}
+
 static void *send_thread(void *ctx)
 {
 	struct folders *f = ctx;
-	bool stop = false;
+	bool stop;
 
-	while (!stop) {
+	for (;;) {
 		_cleanup_free_ struct worktree **works = NULL;
 		struct timespec until;
 		size_t count = copy_works(f, &works);
 
+		pthread_mutex_lock(&f->lock);
+		stop = f->stop;
+		pthread_mutex_unlock(&f->lock);
 		for (size_t i = 0; i < count; i++) /* failures are noted in its status */
-			if (worktree_is_due(works[i]))
+			if (stop ? is_dirty(works[i]) : worktree_is_due(works[i]))
 				(void)!worktree_commit(works[i], 0, false);
+		if (stop)
+			break;
 		clock_gettime(CLOCK_REALTIME, &until);
 		until.tv_nsec += LOOK_MS * 1000000L;
 		until.tv_sec += until.tv_nsec / 1000000000;
@@ -48,7 +63,6 @@ static void *send_thread(void *ctx)
 		pthread_mutex_lock(&f->lock);
 		if (!f->stop)
 			pthread_cond_timedwait(&f->wake, &f->lock, &until);
-		stop = f->stop;
 		pthread_mutex_unlock(&f->lock);
 	}
 	return NULL;
@@ -62,29 +76,21 @@ int folders_begin(struct folders *f)
 	return r;
 }
 
-static bool is_dirty(struct worktree *w)
-{
-	bool dirty;
-
-	pthread_mutex_lock(&w->lock);
-	dirty = w->dirty_ms != 0 && !w->read_only;
-	pthread_mutex_unlock(&w->lock);
-	return dirty;
-}
-
 void folders_end(struct folders *f)
 {
+	struct timespec until;
+
 	pthread_mutex_lock(&f->lock);
 	f->stop = true;
 	pthread_cond_signal(&f->wake);
 	pthread_mutex_unlock(&f->lock);
-	if (f->running)
-		pthread_join(f->thread, NULL);
-	for (size_t i = 0; i < f->work_count; i++) {
-		if (f->running && is_dirty(f->works[i]))
-			(void)!worktree_commit(f->works[i], 0, false);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += END_S;
+	/* What is not sent by then lies in the working copy; its thread cannot be cut short. */
+	if (f->running && pthread_timedjoin_np(f->thread, NULL, &until) != 0)
+		_exit(CLI_OK);
+	for (size_t i = 0; i < f->work_count; i++)
 		worktree_close(f->works[i]);
-	}
 	free(f->works);
 	for (size_t i = 0; i < f->count; i++)
 		free(f->rows[i].job.kept);

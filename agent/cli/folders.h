@@ -63,7 +63,7 @@ struct folders_node {
 void folders_init(struct folders *f, const struct cli *cli, struct tree *tree);
 /* In the process that serves: starts to send. */
 int folders_begin(struct folders *f) _must_check_;
-/* Sends once what is not sent yet. */
+/* Sends once what is not sent yet, for 20 s at most; then the process ends at once. */
 void folders_end(struct folders *f);
 
 bool folders_is_below(const char *path);

@@ -49,6 +49,30 @@ static uint64_t spool_room(const struct agent *a)
 	return room / (2 * FOLDER_UPLOADS_MAX);
 }
 
+/*
+ * Before a byte is sent: a majority answers, and says the same as we know. Else a commit whose answer
+ * was lost has happened all the same, or the folder is ours no longer: then all is asked again.
+ */
+static int check_register(struct folder *f)
+{
+	struct job *job = f->job;
+	struct ov_msg msg = { .op = OV_JOB_GET, .u.job = { .job = job->id } };
+	const struct job_value *v = &msg.u.value;
+	int r = job_register_call(job, &msg);
+
+	if (r < 0)
+		return r;
+	if (memcmp(&v->job, &job->id, sizeof(job->id)) == 0 && v->state == JOB_STATE_HELD &&
+	    fence_token_compare(&v->token, &job->value.token) == 0 &&
+	    v->history[0].seq == job->value.history[0].seq &&
+	    !memcmp(&v->history[0].manifest, &job->value.history[0].manifest,
+		    sizeof(v->history[0].manifest)))
+		return 0;
+	f->ready = false;
+	f->packer_seq = 0;
+	return folder_resume(f);
+}
+
 /* The newest version is the one that the copy began with, or was made of it. */
 static bool follows(const struct folder *f, uint64_t base_seq, const char *copy)
 {
@@ -62,8 +86,10 @@ int upload_begin(struct folder *f, uint64_t base_seq, const char *copy)
 {
 	struct job *job = f->job;
 	unsigned int all, user;
-	int r, spool;
+	int spool, r = check_register(f);
 
+	if (r < 0)
+		return r;
 	if (!follows(f, base_seq, copy))
 		return -EREMCHG;
 	upload_abort(f); /* whoever began it has gone */

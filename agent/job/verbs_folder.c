@@ -154,7 +154,8 @@ struct listing {
 	int channel;
 	struct member_info *members;
 	size_t member_count;
-	const char *ref; /* this one alone, with its versions; NULL: all */
+	const char *ref; /* this one alone; NULL: all */
+	bool versions;
 	struct json_object *folders;
 };
 
@@ -231,7 +232,7 @@ static void describe(const struct listing *l, const struct job_value *value,
 		describe_here(l->agent, value, json);
 	else
 		put_text(json, "state", home && home->state == MEMBER_ALIVE ? "elsewhere" : "away");
-	if (l->ref)
+	if (l->versions)
 		describe_versions(l, value, seal, json);
 	json_object_array_add(l->folders, json);
 }
@@ -254,14 +255,15 @@ static int list_all(struct listing *l)
 	return r;
 }
 
-int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply)
+static int list(struct agent *a, const struct api_call *call, bool versions,
+		struct api_reply *reply)
 {
-	struct agent *a = agent;
 	struct listing l = { .agent = a, .call = call, .channel = -1 };
 	int r = api_get_string(call, "folder", JOB_NAME_MAX, &l.ref);
 
 	if (r < 0)
 		return r;
+	l.versions = versions && l.ref;
 	l.folders = json_object_new_array();
 	if (a->cluster) {
 		l.channel = ov_open_channel(a->main_channel);
@@ -281,6 +283,11 @@ int verb_folder_list(void *agent, const struct api_call *call, struct api_reply 
 	reply->json = json_object_new_object();
 	json_object_object_add(reply->json, "folders", l.folders);
 	return 0;
+}
+
+int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	return list(agent, call, true, reply);
 }
 
 /* ---- create ---- */
@@ -495,20 +502,20 @@ int verb_folder_delete(void *agent, const struct api_call *call, struct api_repl
 static int not_here(struct agent *a, const struct api_call *call, const char *ref,
 		    struct api_reply *reply)
 {
-	struct api_reply list = { .stream_fd = -1 };
+	struct api_reply found = { .stream_fd = -1 };
 	struct json_object *folders, *host;
-	int r = verb_folder_list(a, call, &list);
+	int r = list(a, call, false, &found);
 
 	if (r < 0) {
-		reply->json = list.json;
+		reply->json = found.json;
 		return r;
 	}
-	json_object_object_get_ex(list.json, "folders", &folders);
+	json_object_object_get_ex(found.json, "folders", &folders);
 	json_object_object_get_ex(json_object_array_get_idx(folders, 0), "host", &host);
 	r = api_error(reply, -EREMOTE, "not-here", ref, "do it on that host",
 		      "it is a folder of %s, and can only be read here",
 		      json_object_get_string(host));
-	json_object_put(list.json);
+	json_object_put(found.json);
 	return r;
 }
 

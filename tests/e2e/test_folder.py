@@ -4,12 +4,14 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import time
 
 from common import (Skipped, check, check_equal, home_of, main, make_folder, refused, wait_for)
+from test_export import ask
 from test_promises import Sniffer, files_with
 
 MIB = 1 << 20
@@ -195,6 +197,47 @@ def test_operations(lab):
                 "with its time and its size")
 
 
+def test_raw_requests(lab):
+    """What decamp(1) would never ask is refused, and leaves the newest version as it is."""
+    home = lab[1]
+    seq = settled(lab, home, "thesis")
+    ident = folder(lab, home, "thesis")["folder"]
+    manifest = folder(lab, home, "thesis")["versions"][0]["manifest"]
+    for user in {"bob"} - {lab.user}:
+        for verb in ("begin", "write", "add", "commit", "delete"):
+            more = {"write": {"bytes": ""}, "add": {"entries": []}}.get(verb, {})
+            answer = ask(home, user, f"folder-{verb}", folder=ident, upload=1, **more)
+            check_equal(answer["error"]["code"], "no-such-folder", f"another user: {verb}")
+        answer = ask(home, user, "read", folder=ident, manifest=manifest, file=0, offset=0, size=1)
+        check_equal(answer["error"]["code"], "no-such-folder", "nor does he read of it")
+    entry = {"path": "x", "type": "file", "mode": 0o644, "size": 3, "bytes": "YWJj"}
+    for wrong in ({"path": "../x"}, {"path": "/x"}, {"path": ""}, {"path": "a/../../x"},
+                  {"path": None}, {"type": "device"}, {"size": -1}, {"size": 4}, {"size": 1 << 60},
+                  {"bytes": "YW"}, {"bytes": "!!!!"},
+                  {"chunks": 5, "content_size": 3}, {"chunks": 1 << 31, "content_size": 1 << 40},
+                  {"type": "link"}, {"type": "link", "size": 0, "target": ""},
+                  {"bytes": None, "fresh": 1}):
+        upload = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"]
+        answer = ask(home, lab.user, "folder-add", folder=ident, upload=upload,
+                     entries=[dict(entry, **wrong)])
+        check("error" in answer, f"refused: {str(wrong):.50}")
+        answer = ask(home, lab.user, "folder-commit", folder=ident, upload=upload)
+        check_equal(answer["error"]["code"], "try-again", "and that upload is over")
+    upload = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"]
+    for body in ({"offset": 5, "bytes": "YWJj"}, {"bytes": "YWJj", "upload": 7}, {}):
+        answer = ask(home, lab.user, "folder-write", **{"folder": ident, "upload": upload, **body})
+        check("error" in answer, f"refused: write {body}")
+    upload = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"]
+    twice = ask(home, lab.user, "folder-add", folder=ident, upload=upload, entries=[entry, entry])
+    check("error" in twice, "refused: a path twice")
+    upload = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"]
+    ask(home, lab.user, "folder-add", folder=ident, upload=upload,
+        entries=[entry, dict(entry, path="x/y")])
+    answer = ask(home, lab.user, "folder-commit", folder=ident, upload=upload)
+    check("error" in answer, "refused: a file below a file")
+    check_equal(versions(lab, home, "thesis")[0], seq, "no version came of all that")
+
+
 def test_secrecy(lab):
     """No other host reads a folder: neither its files nor their names pass the wire or lie there."""
     mount, home = lab.home, lab[1]
@@ -253,8 +296,9 @@ def test_two_copies(lab):
     mount.end()
     ident = folder(lab, home, "thesis")["folder"]
     index = f"{user_home}/older/decamp/folders/{ident}/index"
-    text = json.loads(home.read(index))
-    home.write(index, json.dumps(dict(text, copy="0" * 32)), user=lab.user)
+    path = home.path(index)
+    path.write_bytes(re.sub(rb'"copy":"[0-9a-f]*"', b'"copy":"' + 32 * b"0" + b'"',
+                            path.read_bytes()))
     lab.home = mount = Mount(lab, home, env={"XDG_STATE_HOME": f"{user_home}/older"})
     mount.sh("echo behind >thesis/behind")
     time.sleep(4)
