@@ -502,6 +502,22 @@ static int try_commit(struct commit *c, uint64_t *ret_changes)
 	return r;
 }
 
+static const char *reason_of(const struct commit *c, int r)
+{
+	const char *told = js_text(js_member(c->reply.json, "error"), "reason", c->reply.reason);
+
+	switch (r) {
+	case -E2BIG:
+		return "it has too many files";
+	case -EFBIG:
+		return "a file is too large, or a path too long";
+	case -ECHILD:
+		return "its names change all the time";
+	default:
+		return *told ? told : strerror(-r);
+	}
+}
+
 static void note(struct commit *c, int r, uint64_t changes)
 {
 	struct worktree *w = c->w;
@@ -515,14 +531,11 @@ static void note(struct commit *c, int r, uint64_t changes)
 		w->failures = 0;
 		w->retry_ms = 0;
 	} else {
-		const char *reason =
-			js_text(js_member(c->reply.json, "error"), "reason", c->reply.reason);
-
 		wait_s = UINT64_C(2) << (w->failures < 9 ? w->failures : 9);
 		w->failures++;
 		w->retry_ms = work_now_ms() +
 			      (wait_s < WORK_RETRY_MAX_S ? wait_s : WORK_RETRY_MAX_S) * 1000;
-		snprintf(w->problem, sizeof(w->problem), "%s", *reason ? reason : strerror(-r));
+		snprintf(w->problem, sizeof(w->problem), "%s", reason_of(c, r));
 		w->read_only |= r == -ESTALE;
 	}
 	worktree_save_status(w);

@@ -96,6 +96,34 @@ static void print_folders(const struct cli *cli, struct json_object *folders)
 	table_print(&t, cli);
 }
 
+static void print_versions(const struct cli *cli, struct json_object *folder)
+{
+	static const struct table_column columns[] = {
+		{ .title = "VERSION" },
+		{ .title = "TIME" },
+		{ .title = "ENTRIES", .right = true },
+		{ .title = "SIZE", .right = true },
+		{ .title = "BY" },
+	};
+	struct json_object *versions = js_member(folder, "versions");
+	_cleanup_(table_deinit) struct table t;
+
+	table_init(&t, columns, ARRAY_SIZE(columns));
+	for (size_t i = 0; i < js_length(versions); i++) {
+		struct json_object *v = js_item(versions, i);
+
+		table_row(&t);
+		table_cell(&t, COLOUR_BOLD, "@%lld", (long long)js_int(v, "seq", 0));
+		table_cell(&t, COLOUR_NONE, "%s", text_when(js_int(v, "wall_ms", 0)).s);
+		table_cell(&t, COLOUR_NONE, "%lld", (long long)js_int(v, "files", 0));
+		table_cell(&t, COLOUR_NONE, "%s", text_size(js_int(v, "bytes", 0)).s);
+		table_cell(&t, COLOUR_NONE, "%s", js_bool(v, "sync", false) ? "fsync" : "time");
+	}
+	table_print(&t, cli);
+	if (*js_text(folder, "copy", ""))
+		printf("working copy: %s\n", js_text(folder, "copy", ""));
+}
+
 int verb_folder(struct cli *cli, int argc, char **argv)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
@@ -116,6 +144,10 @@ int verb_folder(struct cli *cli, int argc, char **argv)
 		js_print(reply.json);
 	else
 		print_folders(cli, folders);
+	if (!cli->json && cli->arg_count && js_length(folders) == 1) {
+		puts("");
+		print_versions(cli, js_item(folders, 0));
+	}
 	if (cli->err_tty && !cli->json && js_length(folders) == 0)
 		fprintf(stderr, "No folders. Make one with \"decamp folder create NAME\".\n");
 	return CLI_OK;

@@ -82,6 +82,8 @@ def test_write_and_read(lab):
     home, other = lab[1], lab[3]
     made = home.decamp("folder create", "thesis", "--every", "1", "--keep", "4", user=lab.user)
     check_equal(len(made["folder"]), 32, "a folder is made")
+    text = home.run([lab.build / "decamp", "folder", "thesis"], user=lab.user).stdout
+    check("thesis" in text and "VERSION" in text, "and listed for people")
     lab.home = mount = Mount(lab, home)
     check("thesis" in mount.names(), "it is in the mount")
     mount.sh("cd thesis && echo hello >a.txt && mkdir -p sub/deep && echo x >sub/deep/b && "
