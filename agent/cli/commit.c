@@ -230,16 +230,16 @@ static int still_same(struct commit *c, int fd, const struct work_entry *e)
 	struct worktree *w = c->w;
 	struct stat st;
 	bool held;
+	int r;
 
 	if (!c->locked)
 		pthread_mutex_lock(&w->lock);
 	held = worktree_is_held(w, e->ino) && e->ino != c->sync_ino;
-	if (fstat(fd, &st) < 0)
-		held = true;
+	r = fstat(fd, &st) < 0 ? -errno : 0;
 	if (!c->locked)
 		pthread_mutex_unlock(&w->lock);
-	if (st.st_ino != e->ino)
-		return -ECHILD;
+	if (r < 0 || st.st_ino != e->ino)
+		return r < 0 ? r : -ECHILD;
 	return held || st.st_size != e->size ||
 			       st.st_mtim.tv_sec * INT64_C(1000000000) + st.st_mtim.tv_nsec !=
 				       e->mtime_ns ?
