@@ -242,7 +242,9 @@ static int still_same(struct commit *c, int fd, const struct work_entry *e)
 		return r < 0 ? r : -ECHILD;
 	return held || st.st_size != e->size ||
 			       st.st_mtim.tv_sec * INT64_C(1000000000) + st.st_mtim.tv_nsec !=
-				       e->mtime_ns ?
+				       e->mtime_ns ||
+			       st.st_ctim.tv_sec * INT64_C(1000000000) + st.st_ctim.tv_nsec !=
+				       e->ctime_ns ?
 		       -ETXTBSY :
 		       0;
 }
@@ -335,6 +337,9 @@ static int send_fresh(struct commit *c, const struct plan *p)
 	struct work_entry e = *p->now;
 	int r = send_file(c, &e);
 
+	/* What fsync(2) asked for is in the version, or it fails. */
+	if (r == -ETXTBSY && e.ino == c->sync_ino)
+		return -ECHILD;
 	return r == -ETXTBSY ? send_held(c, p->old) : r;
 }
 

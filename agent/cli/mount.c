@@ -109,6 +109,10 @@ static int on_getattr(const char *path, struct stat *st, struct fuse_file_info *
 		*st = handle_of(info)->st;
 		return 0;
 	}
+	if (!strcmp(path, "/")) { /* the way to the folders, with or without decampd */
+		stat_made(&(struct folders_node){ .type = FOLDERS_ROOT }, st);
+		return 0;
+	}
 	r = find_tree(path, &n);
 	if (r < 0)
 		return r;

@@ -11,7 +11,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { RECORD_MAX = 64 << 10, LOOK_S = 1, OLDER_AFTER_TRIES = 20 };
+enum { RECORD_MAX = 64 << 10, LOOK_S = 1 };
 
 /* ---- one ---- */
 
@@ -222,26 +222,23 @@ static int ask_register(struct folder *f)
 	return job_hold(job, 0);
 }
 
-/* The newest; one before it only if that is unreadable for long. */
+/* The newest, however long that takes: a list without it would have it dropped by the next RETAIN. */
 static int learn_versions(struct folder *f)
 {
 	struct job *job = f->job;
 	struct folder_version versions[FOLDER_KEEP_MAX] = { 0 };
+	const struct ckpt_ref *ref = &job->value.history[0];
 	struct manifest *m;
 	size_t count = 0;
 	int r = 0;
 
-	for (uint32_t i = 0; i < job->value.history_count; i++) {
-		const struct ckpt_ref *ref = &job->value.history[i];
-
+	if (job->value.history_count > 0) {
 		r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, ref, &m);
 		if (r == 0) {
 			r = folder_versions_decode(manifest_head(m)->meta_json, ref, versions,
 						   &count);
 			manifest_destroy(m);
 		}
-		if (r == 0 || f->tries < OLDER_AFTER_TRIES)
-			break;
 	}
 	if (r < 0) {
 		job_say(job, "its newest version cannot be read now: %s", strerror(-r));
@@ -267,11 +264,8 @@ int folder_resume(struct folder *f)
 	r = ask_register(f);
 	if (r == 0)
 		r = learn_versions(f);
-	if (r < 0) {
-		f->tries++;
+	if (r < 0)
 		return r;
-	}
-	f->tries = 0;
 	f->ready = true;
 	job_say(f->job, "%s", "");
 	log_info("folder %s: here, %zu versions", f->job->spec.name, f->version_count);

@@ -25,6 +25,7 @@ enum {
 	FOLDER_EVERY_S = 30,
 	FOLDER_USER_MAX = 8,	       /* folders of one user here */
 	FOLDER_FILES_MAX = 65536,      /* files, folders and links in one version */
+	FOLDER_NAMES_MAX = 16 << 20,   /* bytes of all their paths and targets, 64 for each more */
 	FOLDER_WRITE_MAX = 128 << 10,  /* bytes in one request */
 	FOLDER_INDEX_BYTES = 16 << 20, /* of each packer: knows the blocks of 2 GiB or less */
 	FOLDER_UPLOADS_MAX = 4,	       /* at one time, of which two of one user */
@@ -50,7 +51,7 @@ struct folder_upload {
 	atomic_ullong used_boot_ns;
 	int spool; /* a file without a name: what the next entry's content is */
 	uint64_t spool_size, spool_max;
-	size_t entries;
+	size_t entries, names;
 	char copy[FOLDER_COPY_MAX];
 	bool knows_last; /* the caller's last version is the one that the packer knows */
 };
@@ -64,7 +65,6 @@ struct folder {
 	pthread_mutex_t lock; /* one request at a time; guards the rest */
 	atomic_bool ready;    /* its lease is held and its versions are known */
 	atomic_bool gone;     /* deleted, or another host's */
-	unsigned int tries;
 	struct folder_version versions[FOLDER_KEEP_MAX]; /* newest first */
 	size_t version_count;
 	uint64_t packer_seq; /* the version whose contents the packer knows; 0: none */

@@ -139,9 +139,11 @@ int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t si
 int upload_add(struct folder *f, struct pack_input *in, bool fresh)
 {
 	struct folder_upload *u = &f->upload;
+	size_t names = strlen(in->path) + (in->link_target ? strlen(in->link_target) : 0) + 64;
 	int r;
 
-	if (u->entries >= FOLDER_FILES_MAX)
+	/* The packer keeps all of them in memory. */
+	if (u->entries >= FOLDER_FILES_MAX || names > FOLDER_NAMES_MAX - u->names)
 		return -E2BIG;
 	in->kind = FILE_UPPER;
 	in->st.st_uid = f->job->spec.uid;
@@ -163,6 +165,7 @@ int upload_add(struct folder *f, struct pack_input *in, bool fresh)
 		u->spool_size = 0;
 	}
 	u->entries += r == 0;
+	u->names += r == 0 ? names : 0;
 	return r;
 }
 

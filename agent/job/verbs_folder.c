@@ -467,7 +467,11 @@ static int end(struct folder *f, struct api_reply *reply)
 		value.state = JOB_STATE_KILLED;
 		r = job_cas(f->job, &value, DELETE_MS);
 	}
-	if (r < 0 && r != -ESTALE)
+	if (r == -ESTALE)
+		return api_error(reply, r, "stale", f->job->spec.name,
+				 "decamp folder lists your folders",
+				 "this host has that folder no longer");
+	if (r < 0)
 		return api_error(reply, r, "no-majority", f->job->spec.name,
 				 "decamp nodes shows who is there",
 				 "the cluster did not answer; it is still there: %s", strerror(-r));

@@ -225,6 +225,14 @@ def test_raw_requests(lab):
         check("error" in answer, f"refused: {str(wrong):.50}")
         answer = ask(home, lab.user, "folder-commit", folder=ident, upload=upload)
         check_equal(answer["error"]["code"], "try-again", "and that upload is over")
+    upload, code = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"], None
+    for part in range(300):
+        links = [{"path": f"{part}-{i}", "type": "link", "target": "t" * 4000} for i in range(25)]
+        answer = ask(home, lab.user, "folder-add", folder=ident, upload=upload, entries=links)
+        code = answer.get("error", {}).get("code")
+        if code:
+            break
+    check_equal((code, 100 < part < 200), ("too-many", True), f"names are bounded: part {part}")
     upload = ask(home, lab.user, "folder-begin", folder=ident, base=seq)["upload"]
     for body in ({"offset": 5, "bytes": "YWJj"}, {"bytes": "YWJj", "upload": 7}, {}):
         answer = ask(home, lab.user, "folder-write", **{"folder": ident, "upload": upload, **body})
@@ -316,6 +324,7 @@ def test_daemon_restart(lab):
     mount, home = lab.home, lab[1]
     seq = settled(lab, home, "thesis")
     home.kill_daemon()
+    time.sleep(2.5)  # what the mount and the kernel knew is out of date
     mount.sh("echo without >thesis/while")
     check_equal(mount.sh("cat thesis/while").stdout, "without\n", "without decampd it is written")
     time.sleep(3)
