@@ -12,29 +12,47 @@
 
 enum { COMMIT_MS = 20000 };
 
+/* Its numbers are read without the folder's lock. */
+static void clear_upload(struct folder_upload *u)
+{
+	close_fdp(&u->spool);
+	u->spool_size = u->spool_max = 0;
+	u->entries = u->names = 0;
+	u->copy[0] = '\0';
+	u->knows_last = false;
+	atomic_store(&u->number, 0);
+}
+
 void upload_abort(struct folder *f)
 {
 	if (!f->upload.number)
 		return;
 	packer_abort(f->job->packer);
-	close_fdp(&f->upload.spool);
-	f->upload = (struct folder_upload){ .spool = -1 };
+	clear_upload(&f->upload);
 }
 
-static void count_uploads(struct agent *a, const struct folder *f, unsigned int *ret_all,
-			  unsigned int *ret_user)
+/* One of those that may be under way at a time; it is given back by clear_upload(). */
+static int reserve_upload(struct agent *a, struct folder *f)
 {
-	*ret_all = *ret_user = 0;
+	unsigned int all = 0, user = 0;
+	int r = -EBUSY;
+
 	pthread_mutex_lock(&a->folders_lock);
 	for (int i = 0; i < FOLDERS_MAX; i++) {
 		const struct folder *other = a->folders[i];
 
 		if (!other || other == f || !atomic_load(&other->upload.number))
 			continue;
-		++*ret_all;
-		*ret_user += other->job->spec.uid == f->job->spec.uid;
+		all++;
+		user += other->job->spec.uid == f->job->spec.uid;
+	}
+	if (all < FOLDER_UPLOADS_MAX && user < FOLDER_UPLOADS_USER) {
+		atomic_store(&f->upload.used_boot_ns, now_boot_ns());
+		atomic_store(&f->upload.number, now_boot_ns());
+		r = 0;
 	}
 	pthread_mutex_unlock(&a->folders_lock);
+	return r;
 }
 
 static uint64_t spool_room(const struct agent *a)
@@ -84,35 +102,32 @@ static bool follows(const struct folder *f, uint64_t base_seq, const char *copy)
 
 int upload_begin(struct folder *f, uint64_t base_seq, const char *copy)
 {
+	struct folder_upload *u = &f->upload;
 	struct job *job = f->job;
-	unsigned int all, user;
-	int spool, r = check_register(f);
+	int r = check_register(f);
 
 	if (r < 0)
 		return r;
 	if (!follows(f, base_seq, copy))
 		return -EREMCHG;
 	upload_abort(f); /* whoever began it has gone */
-	count_uploads(job->agent, f, &all, &user);
-	if (all >= FOLDER_UPLOADS_MAX || user >= FOLDER_UPLOADS_USER)
-		return -EBUSY;
-	spool = open(job->agent->config.state_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-	if (spool < 0)
-		return -errno;
+	r = reserve_upload(job->agent, f);
+	if (r < 0)
+		return r;
+	u->spool = open(job->agent->config.state_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	r = u->spool < 0 ? -errno : 0;
 	job_forget_weak(job);
 	job->few_holders = UINT32_MAX;
-	r = packer_begin(job->packer, &job->value.token, job->value.history[0].seq + 1,
-			 job_store_object, job);
+	if (r == 0)
+		r = packer_begin(job->packer, &job->value.token, job->value.history[0].seq + 1,
+				 job_store_object, job);
 	if (r < 0) {
-		close(spool);
+		clear_upload(u);
 		return r;
 	}
-	f->upload = (struct folder_upload){ .number = now_boot_ns(),
-					    .used_boot_ns = now_boot_ns(),
-					    .spool = spool,
-					    .spool_max = spool_room(job->agent),
-					    .knows_last = base_seq && base_seq == f->packer_seq };
-	strcpy(f->upload.copy, copy);
+	u->spool_max = spool_room(job->agent);
+	u->knows_last = base_seq && base_seq == f->packer_seq;
+	strcpy(u->copy, copy);
 	return 0;
 }
 
@@ -343,8 +358,7 @@ int upload_commit(struct folder *f, struct folder_version *version,
 	}
 	v.ref.wall_ms = version->ref.wall_ms;
 	f->packer_seq = 0; /* until it is committed, "as before" means another version */
-	close_fdp(&f->upload.spool);
-	f->upload = (struct folder_upload){ .spool = -1 };
+	clear_upload(&f->upload);
 	r = job_enough_holders(job, &v.ref);
 	if (r == 0)
 		r = advance(f, &v.ref);
