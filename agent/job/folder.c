@@ -112,33 +112,102 @@ static int folder_new(struct agent *a, const struct job_value *value, const stru
 
 /* ---- the table ---- */
 
+/* folders_lock is held. */
+static int put(struct agent *a, struct folder *f)
+{
+	int at = -1;
+
+	for (int i = FOLDERS_MAX - 1; i >= 0; i--) {
+		if (!a->folders[i])
+			at = i;
+		else if (!memcmp(&a->folders[i]->job->id, &f->job->id, sizeof(f->job->id)))
+			return -EEXIST;
+	}
+	if (at < 0)
+		return -ENOSPC;
+	a->folders[at] = f;
+	f->refs++;
+	return 0;
+}
+
 int folder_add(struct agent *a, const struct job_value *value, const struct job_seal *seal,
 	       struct folder **ret_folder)
 {
 	struct folder *f;
-	int at = -1, r = folder_new(a, value, seal, &f);
+	int r = folder_new(a, value, seal, &f);
 
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&a->folders_lock);
-	r = -ENOSPC;
-	for (int i = FOLDERS_MAX - 1; i >= 0 && r != -EEXIST; i--) {
-		if (!a->folders[i])
-			at = i;
-		else if (!memcmp(&a->folders[i]->job->id, &value->job, sizeof(value->job)))
-			r = -EEXIST;
-	}
-	if (r != -EEXIST && at >= 0) {
-		a->folders[at] = f;
-		f->refs++;
-		r = 0;
-	}
+	r = put(a, f);
 	pthread_mutex_unlock(&a->folders_lock);
 	if (r < 0)
 		folder_destroy(f);
 	else
 		*ret_folder = f;
 	return r;
+}
+
+/* folders_lock is held. Is one more within its user's limits? */
+static int may_create(const struct agent *a, const struct job_seal *seal)
+{
+	uint64_t span_ns = (uint64_t)FOLDER_CREATES_S * 1000000000, now_ns = now_boot_ns();
+	unsigned int own = 0, all_lately = 0, own_lately = 0;
+
+	for (int i = 0; i < FOLDERS_MAX; i++) {
+		const struct folder *f = a->folders[i];
+
+		if (!f || f->job->spec.uid != seal->uid)
+			continue;
+		if (!strcmp(f->job->spec.name, seal->name))
+			return -EEXIST;
+		own++;
+	}
+	for (int i = 0; i < FOLDER_CREATES_MAX; i++) {
+		const struct folder_create *c = &a->folder_creates[i];
+		bool lately = c->boot_ns && now_ns - c->boot_ns < span_ns;
+
+		all_lately += lately;
+		own_lately += lately && c->uid == seal->uid;
+	}
+	if (own >= FOLDER_USER_MAX)
+		return -EDQUOT;
+	return all_lately >= FOLDER_CREATES_MAX || own_lately >= FOLDER_CREATES_USER ? -EBUSY : 0;
+}
+
+int folder_reserve(struct agent *a, const struct job_value *value, const struct job_seal *seal,
+		   struct folder **ret_folder)
+{
+	struct folder *f;
+	int r = folder_new(a, value, seal, &f);
+
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&f->lock);
+	pthread_mutex_lock(&a->folders_lock);
+	r = may_create(a, seal);
+	if (r == 0)
+		r = put(a, f);
+	if (r == 0) {
+		a->folder_creates[a->folder_create_next] =
+			(struct folder_create){ .uid = seal->uid, .boot_ns = now_boot_ns() };
+		a->folder_create_next = (a->folder_create_next + 1) % FOLDER_CREATES_MAX;
+	}
+	pthread_mutex_unlock(&a->folders_lock);
+	if (r == 0) {
+		*ret_folder = f;
+		return 0;
+	}
+	pthread_mutex_unlock(&f->lock);
+	folder_destroy(f);
+	return r;
+}
+
+void folder_created(struct folder *f, const struct job_value *value)
+{
+	pthread_mutex_lock(&f->job->lock);
+	f->job->value = *value;
+	pthread_mutex_unlock(&f->job->lock);
 }
 
 struct folder *folder_find(struct agent *a, const struct job_id *id)

@@ -24,6 +24,8 @@ enum {
 	FOLDER_KEEP = 8,
 	FOLDER_EVERY_S = 30,
 	FOLDER_USER_MAX = 8,	       /* folders of one user here */
+	FOLDER_CREATES_S = 600,	       /* so long the register remembers an ended one */
+	FOLDER_CREATES_USER = 16,      /* that one user makes within this time */
 	FOLDER_FILES_MAX = 65536,      /* files, folders and links in one version */
 	FOLDER_NAMES_MAX = 16 << 20,   /* bytes of all their paths and targets, 64 for each more */
 	FOLDER_WRITE_MAX = 128 << 10,  /* bytes in one request */
@@ -82,6 +84,13 @@ void folder_lost(struct agent *a, const struct job_id *id);
 /* With a reference. -EEXIST, -ENOSPC: FOLDERS_MAX are here. */
 int folder_add(struct agent *a, const struct job_value *value, const struct job_seal *seal,
 	       struct folder **ret_folder) _must_check_;
+/*
+ * A new one of its user's, before the register knows it: the room for it is taken. -ENOSPC,
+ * -EDQUOT: the user has FOLDER_USER_MAX, -EEXIST: or one of that name, -EBUSY: too many were made
+ * lately. Its lock is held on return.
+ */
+int folder_reserve(struct agent *a, const struct job_value *value, const struct job_seal *seal,
+		   struct folder **ret_folder) _must_check_;
 struct folder *folder_find(struct agent *a,
 			   const struct job_id *id); /* with a reference, or NULL */
 void folder_unref(struct agent *a, struct folder *f);
@@ -89,6 +98,8 @@ void folder_unref(struct agent *a, struct folder *f);
 size_t folders_all(struct agent *a, struct folder *ret_folders[FOLDERS_MAX]);
 /* Its lock is held. Asks the register, holds the lease, reads the list of versions. */
 int folder_resume(struct folder *f) _must_check_;
+/* Its lock is held. The register took it: under this value. */
+void folder_created(struct folder *f, const struct job_value *value);
 /* Its lock is held. Nothing of it is here any more. */
 void folder_leave(struct folder *f);
 int folder_save(struct folder *f) _must_check_;

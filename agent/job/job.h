@@ -45,7 +45,8 @@ enum {
 	READINGS_MAX = 8,	 /* checkpoints that are being looked into */
 	READINGS_ALIVE_MAX = 16, /* with those that gave way while a request still used them */
 	READING_IDLE_S = 60,
-	FOLDERS_MAX = 16, /* writable folders of one host */
+	FOLDERS_MAX = 16,	 /* writable folders of one host */
+	FOLDER_CREATES_MAX = 64, /* of one host, within FOLDER_CREATES_S */
 };
 
 /* What a user asked for; travels as JSON in every manifest. */
@@ -243,6 +244,11 @@ struct agent {
 	pthread_mutex_t folders_lock;
 	struct folder *folders[FOLDERS_MAX];
 	bool folders_wanted, folders_at_work; /* the thread that takes them up */
+	struct folder_create {
+		uid_t uid;
+		uint64_t boot_ns;	      /* 0: none */
+	} folder_creates[FOLDER_CREATES_MAX]; /* a ring of the newest */
+	uint32_t folder_create_next;
 
 	pthread_mutex_t lock; /* guards the rest */
 	struct job *jobs[JOB_LOCAL_MAX];

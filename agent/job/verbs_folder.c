@@ -292,33 +292,31 @@ int verb_folder_list(void *agent, const struct api_call *call, struct api_reply 
 
 /* ---- create ---- */
 
-static int refuse_create(struct agent *a, const struct api_call *call, const char *name,
-			 struct api_reply *reply)
+static int name_taken(const char *name, struct api_reply *reply)
+{
+	return api_error(reply, -EEXIST, "name-taken", name, "choose another name",
+			 "you have a folder of that name");
+}
+
+/* Another host's, too. What is here is counted again when room for the folder is taken. */
+static int refuse_name(struct agent *a, const struct api_call *call, const char *name,
+		       struct api_reply *reply)
 {
 	_cleanup_free_ struct job_value *values = NULL;
 	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
-	size_t count, own = 0;
+	bool same = false;
+	size_t count;
 	int r = channel < 0 ? channel : list_values(a, channel, &values, &count);
 
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < count; i++) {
+	for (size_t i = 0; r == 0 && i < count; i++) {
 		struct job_seal seal;
-		bool same;
 
 		if (!open_folder(a, call, &values[i], &seal))
 			continue;
-		same = seal.uid == call->uid && !strcmp(seal.name, name);
-		own += seal.uid == call->uid && node_id_equal(&values[i].owner, &a->self);
+		same |= seal.uid == call->uid && !strcmp(seal.name, name);
 		key_wipe(&seal, sizeof(seal));
-		if (same)
-			return api_error(reply, -EEXIST, "name-taken", name, "choose another name",
-					 "you have a folder of that name");
 	}
-	if (own >= FOLDER_USER_MAX)
-		return api_error(reply, -ENOSPC, "too-many", name, "delete one first",
-				 "you have %d folders on this host already", FOLDER_USER_MAX);
-	return 0;
+	return same ? name_taken(name, reply) : r;
 }
 
 static int fill_value(struct agent *a, const struct job_spec *spec, struct job_value *value)
@@ -344,67 +342,80 @@ static int fill_value(struct agent *a, const struct job_spec *spec, struct job_v
 	return r;
 }
 
-/* What the cluster took and this host cannot keep is ended again. */
-static int adopt_created(struct agent *a, int channel, const struct job_value *value,
-			 struct folder **ret_folder)
+static int refuse_reserve(int r, const char *name, struct api_reply *reply)
 {
-	struct ov_msg msg = { .op = OV_JOB_CAS, .u.value = *value };
-	struct job_seal seal;
-	struct folder *f = NULL;
-	int r = job_unseal_value(a, value, &seal);
+	switch (r) {
+	case -EEXIST:
+		return name_taken(name, reply);
+	case -EDQUOT:
+		return api_error(reply, -ENOSPC, "too-many", name, "delete one first",
+				 "you have %d folders on this host already", FOLDER_USER_MAX);
+	case -EBUSY:
+		return api_error(reply, r, "busy", name, "try again in some minutes",
+				 "too many folders were made on this host within %d minutes",
+				 FOLDER_CREATES_S / 60);
+	default:
+		return api_error(reply, r, "too-many", name, "delete another folder first",
+				 "this host cannot take the folder: %s", strerror(-r));
+	}
+}
 
+/* What the cluster took and this host cannot keep is ended again. */
+static int enter_register(struct agent *a, struct folder *f, const struct job_value *value,
+			  struct api_reply *reply)
+{
+	struct ov_msg msg = { .op = OV_JOB_CREATE, .u.value = *value };
+	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
+	const char *name = f->job->spec.name;
+	int r = channel < 0 ? channel : ov_call(channel, &msg, -1, NULL, JOB_CALL_MS);
+
+	if (r == 0 && (!job_value_sane(&msg.u.value) ||
+		       memcmp(&msg.u.value.job, &value->job, sizeof(value->job)) != 0))
+		r = -EBADMSG;
+	if (r < 0)
+		return api_error(reply, r, "no-majority", name, "decamp nodes shows who is there",
+				 "the cluster did not take the folder: %s", strerror(-r));
+	folder_created(f, &msg.u.value);
+	r = folder_save(f);
 	if (r == 0)
-		r = folder_add(a, value, &seal, &f);
-	key_wipe(&seal, sizeof(seal));
-	if (r == 0)
-		r = folder_save(f);
-	if (r == 0) {
-		*ret_folder = f;
 		return 0;
-	}
-	if (f) {
-		pthread_mutex_lock(&f->lock);
-		folder_leave(f);
-		pthread_mutex_unlock(&f->lock);
-		folder_unref(a, f);
-	}
+	msg.op = OV_JOB_CAS;
 	msg.u.value.state = JOB_STATE_KILLED;
 	if (ov_call(channel, &msg, -1, NULL, JOB_CALL_MS) < 0)
 		log_warn("a folder's register entry stays");
-	return r;
+	return api_error(reply, r, "failed", name, "the log of decampd tells more",
+			 "this host cannot keep the folder: %s", strerror(-r));
 }
 
+/* The room here is taken first: a create that is refused leaves no entry in the register. */
 static int create(struct agent *a, const struct job_spec *spec, struct api_reply *reply)
 {
-	struct ov_msg msg = { .op = OV_JOB_CREATE };
-	_cleanup_close_ int channel = -1;
-	struct folder *f = NULL;
-	struct job_id id;
-	int r = fill_value(a, spec, &msg.u.value);
+	struct job_value value = { 0 };
+	struct job_seal seal;
+	struct folder *f;
+	int r = fill_value(a, spec, &value);
 
-	id = msg.u.value.job;
-	channel = r < 0 ? r : ov_open_channel(a->main_channel);
-	r = channel < 0 ? channel : ov_call(channel, &msg, -1, NULL, JOB_CALL_MS);
-	if (r == 0 &&
-	    (!job_value_sane(&msg.u.value) || memcmp(&msg.u.value.job, &id, sizeof(id)) != 0))
-		r = -EBADMSG;
+	if (r == 0)
+		r = job_unseal_value(a, &value, &seal);
 	if (r < 0)
-		return api_error(reply, r, "no-majority", spec->name,
-				 "decamp nodes shows who is there",
-				 "the cluster did not take the folder: %s", strerror(-r));
-	r = adopt_created(a, channel, &msg.u.value, &f);
+		return r;
+	r = folder_reserve(a, &value, &seal, &f);
+	key_wipe(&seal, sizeof(seal));
 	if (r < 0)
-		return api_error(reply, r, "too-many", spec->name, "delete another folder first",
-				 "this host cannot take the folder: %s", strerror(-r));
-	pthread_mutex_lock(&f->lock);
-	if (folder_resume(f) < 0)
+		return refuse_reserve(r, spec->name, reply);
+	r = enter_register(a, f, &value, reply);
+	if (r < 0)
+		folder_leave(f);
+	else if (folder_resume(f) < 0)
 		folders_wake(a);
 	pthread_mutex_unlock(&f->lock);
-	reply->json = json_object_new_object();
-	put_text(reply->json, "folder", f->job->hex);
-	put_text(reply->json, "name", spec->name);
+	if (r == 0) {
+		reply->json = json_object_new_object();
+		put_text(reply->json, "folder", f->job->hex);
+		put_text(reply->json, "name", spec->name);
+	}
 	folder_unref(a, f);
-	return 0;
+	return r;
 }
 
 int verb_folder_create(void *agent, const struct api_call *call, struct api_reply *reply)
@@ -429,7 +440,7 @@ int verb_folder_create(void *agent, const struct api_call *call, struct api_repl
 		return api_error(reply, -EPERM, "no-cluster", a->hostname,
 				 "decamp cluster init, or decamp cluster join TOKEN",
 				 "this host is in no cluster yet");
-	r = refuse_create(a, call, name, reply);
+	r = refuse_name(a, call, name, reply);
 	if (r < 0)
 		return r;
 	strcpy(spec.name, name);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "agent/job/folder.h"
+#include "agent/util/io.h"
 
 static void list_travels(void **state)
 {
@@ -121,13 +122,64 @@ static void no_host_fits(void **state)
 	assert_false(core_needs_met(program, size, &report, UINT64_MAX, &blame));
 }
 
+/* ---- limits of making one ---- */
+
+static int reserve(struct agent *a, uid_t uid, const char *name, struct folder **ret_folder)
+{
+	struct job_value value = { .state = JOB_STATE_HELD };
+	struct job_seal seal = { .uid = uid, .flags = JOB_SEAL_FOLDER };
+	int r = random_bytes(&value.job, sizeof(value.job));
+
+	assert_int_equal(r, 0);
+	snprintf(seal.name, sizeof(seal.name), "%s", name);
+	r = folder_reserve(a, &value, &seal, ret_folder);
+	if (r == 0)
+		pthread_mutex_unlock(&(*ret_folder)->lock);
+	return r;
+}
+
+static void leave(struct agent *a, struct folder *f)
+{
+	folder_leave(f);
+	folder_unref(a, f);
+}
+
+static void room_is_counted(void **state)
+{
+	struct agent *a = calloc(1, sizeof(*a));
+	struct folder *folders[FOLDERS_MAX], *more;
+	char name[20];
+
+	(void)state;
+	assert_non_null(a);
+	strcpy(a->config.state_dir, "/nonexistent");
+	a->config.pack_cpu_percent = 100;
+	for (int i = 0; i < FOLDERS_MAX; i++) {
+		snprintf(name, sizeof(name), "f%d", i);
+		assert_int_equal(reserve(a, (uid_t)(i / FOLDER_USER_MAX), name, &folders[i]), 0);
+	}
+	assert_int_equal(reserve(a, 0, "f0", &more), -EEXIST);
+	assert_int_equal(reserve(a, 0, "g", &more), -EDQUOT);
+	assert_int_equal(reserve(a, 9, "f0", &more), -ENOSPC);
+	for (int i = 0; i < FOLDERS_MAX; i++)
+		leave(a, folders[i]);
+	/* Made and ended again and again: the register remembers each for a while. */
+	for (int i = 0; i < FOLDER_CREATES_USER - FOLDER_USER_MAX; i++) {
+		assert_int_equal(reserve(a, 0, "g", &more), 0);
+		leave(a, more);
+	}
+	assert_int_equal(reserve(a, 0, "g", &more), -EBUSY);
+	assert_int_equal(reserve(a, 9, "g", &more), 0);
+	leave(a, more);
+	free(a);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(list_travels),
-		cmocka_unit_test(list_is_checked),
-		cmocka_unit_test(list_is_bounded),
-		cmocka_unit_test(no_host_fits),
+		cmocka_unit_test(list_travels),	   cmocka_unit_test(list_is_checked),
+		cmocka_unit_test(list_is_bounded), cmocka_unit_test(no_host_fits),
+		cmocka_unit_test(room_is_counted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
