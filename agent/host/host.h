@@ -49,6 +49,7 @@ struct host_config {
 	uint64_t pack_memory, pack_disk;			    /* 256 MiB, 2 GiB */
 	uint32_t pack_cpu_percent;				    /* of one processor: 100 */
 	uint32_t credit_round_s;				    /* 600 */
+	uint64_t folder_bytes;					    /* 16 GiB */
 	uint64_t closure_max_bytes;				    /* 4 GiB */
 	bool takes_jobs;					    /* yes */
 	bool remote_logins;	/* ssh sessions count as an owner's return: no */

@@ -54,6 +54,7 @@ struct folder_upload {
 	int spool; /* a file without a name: what the next entry's content is */
 	uint64_t spool_size, spool_max;
 	size_t entries, names;
+	uint64_t bytes; /* of all files */
 	char copy[FOLDER_COPY_MAX];
 	bool knows_last; /* the caller's last version is the one that the packer knows */
 };
@@ -123,15 +124,19 @@ int folder_versions_of(struct agent *a, int channel, const struct job_value *val
 int folder_of_call(struct agent *a, const struct api_call *call, struct folder **ret_folder,
 		   struct api_reply *reply) _must_check_;
 
+/* The reply to whoever wants to write where folder_bytes is 0. */
+int folders_off(const char *name, struct api_reply *reply);
+
 /* ---- folder_upload.c: the folder's lock is held ---- */
 /*
  * base_seq: the version that the caller means by "as before"; 0: none. copy: his working copy.
- * -EREMCHG: the newest version is another one, and made of another copy, which would be lost.
+ * -EOPNOTSUPP: folders are off on this host. -EREMCHG: the newest version is another one, and made of another copy, which would be lost.
  */
 int upload_begin(struct folder *f, uint64_t base_seq, const char *copy) _must_check_;
 void upload_abort(struct folder *f);
 int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t size) _must_check_;
 /* A file's content is the spool (fresh), else that of the last version (-ENOENT: not known here). */
+/* -EDQUOT: more than folder_bytes of decampd.conf. */
 int upload_add(struct folder *f, struct pack_input *in, bool fresh) _must_check_;
 int upload_commit(struct folder *f, struct folder_version *version,
 		  struct packer_counts *ret_counts) _must_check_;

@@ -18,6 +18,7 @@ static void clear_upload(struct folder_upload *u)
 	close_fdp(&u->spool);
 	u->spool_size = u->spool_max = 0;
 	u->entries = u->names = 0;
+	u->bytes = 0;
 	u->copy[0] = '\0';
 	u->knows_last = false;
 	atomic_store(&u->number, 0);
@@ -104,7 +105,7 @@ int upload_begin(struct folder *f, uint64_t base_seq, const char *copy)
 {
 	struct folder_upload *u = &f->upload;
 	struct job *job = f->job;
-	int r = check_register(f);
+	int r = job->agent->config.folder_bytes ? check_register(f) : -EOPNOTSUPP;
 
 	if (r < 0)
 		return r;
@@ -160,6 +161,8 @@ int upload_add(struct folder *f, struct pack_input *in, bool fresh)
 	/* The packer keeps all of them in memory. */
 	if (u->entries >= FOLDER_FILES_MAX || names > FOLDER_NAMES_MAX - u->names)
 		return -E2BIG;
+	if ((uint64_t)in->st.st_size > f->job->agent->config.folder_bytes - u->bytes)
+		return -EDQUOT;
 	in->kind = FILE_UPPER;
 	in->st.st_uid = f->job->spec.uid;
 	in->st.st_gid = f->job->spec.gid;
@@ -179,9 +182,12 @@ int upload_add(struct folder *f, struct pack_input *in, bool fresh)
 		r = ftruncate(u->spool, 0) < 0 ? -errno : 0;
 		u->spool_size = 0;
 	}
-	u->entries += r == 0;
-	u->names += r == 0 ? names : 0;
-	return r;
+	if (r < 0)
+		return r;
+	u->entries++;
+	u->names += names;
+	u->bytes += (uint64_t)in->st.st_size;
+	return 0;
 }
 
 /* ---- commit ---- */

@@ -292,6 +292,13 @@ int verb_folder_list(void *agent, const struct api_call *call, struct api_reply 
 
 /* ---- create ---- */
 
+int folders_off(const char *name, struct api_reply *reply)
+{
+	return api_error(reply, -EOPNOTSUPP, "folders-off", name,
+			 "make one on another host, or ask an administrator of this one",
+			 "folders are off on this host: folder_bytes is 0 in its decampd.conf");
+}
+
 static int name_taken(const char *name, struct api_reply *reply)
 {
 	return api_error(reply, -EEXIST, "name-taken", name, "choose another name",
@@ -440,7 +447,7 @@ int verb_folder_create(void *agent, const struct api_call *call, struct api_repl
 		return api_error(reply, -EPERM, "no-cluster", a->hostname,
 				 "decamp cluster init, or decamp cluster join TOKEN",
 				 "this host is in no cluster yet");
-	r = refuse_name(a, call, name, reply);
+	r = a->config.folder_bytes ? refuse_name(a, call, name, reply) : folders_off(name, reply);
 	if (r < 0)
 		return r;
 	strcpy(spec.name, name);

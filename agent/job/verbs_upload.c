@@ -5,6 +5,7 @@
  */
 #define LOG_TAG "folder"
 #include <errno.h>
+#include <inttypes.h>
 #include <openssl/evp.h>
 #include <string.h>
 
@@ -14,9 +15,23 @@
 
 enum { BASE64_MAX = (FOLDER_WRITE_MAX + 2) / 3 * 4, NAMES_MAX = 2048 /* entries in one request */ };
 
+/* "16G", as decampd.conf has it. */
+static void size_text(uint64_t bytes, char text[24])
+{
+	static const char *const units[] = { "", "K", "M", "G", "T" };
+	size_t unit = 0;
+
+	while (unit + 1 < ARRAY_SIZE(units) && bytes && bytes % 1024 == 0) {
+		bytes /= 1024;
+		unit++;
+	}
+	snprintf(text, 24, "%" PRIu64 "%s", bytes, units[unit]);
+}
+
 static int failed(struct folder *f, int r, struct api_reply *reply)
 {
 	const char *name = f->job->spec.name;
+	char limit[24];
 
 	if (reply->json)
 		return r;
@@ -25,10 +40,20 @@ static int failed(struct folder *f, int r, struct api_reply *reply)
 		return api_error(reply, r, "stale", name, "decamp folder lists your folders",
 				 "this host has that folder no longer");
 	case -ENOSPC:
-		return api_error(reply, r, "no-room", name, "decamp doctor, decamp nodes", "%s",
-				 f->job->message[0] ? f->job->message :
-						      "no room here for what is to be sent, "
-						      "or none on other hosts");
+		pthread_mutex_lock(&f->job->lock);
+		r = api_error(reply, r, "no-room", name, "decamp doctor, decamp nodes", "%s",
+			      f->job->message[0] ? f->job->message :
+						   "no room here for what is to be sent, or none "
+						   "on other hosts");
+		pthread_mutex_unlock(&f->job->lock);
+		return r;
+	case -EDQUOT:
+		size_text(f->job->agent->config.folder_bytes, limit);
+		return api_error(reply, -ENOSPC, "no-room", name, "keep less in it",
+				 "more than %s in one version: folder_bytes in decampd.conf here",
+				 limit);
+	case -EOPNOTSUPP:
+		return folders_off(name, reply);
 	case -EREMCHG:
 		return api_error(reply, r, "other-copy", name,
 				 "unmount, move the working copy away (decamp folder --json tells "

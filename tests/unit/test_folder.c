@@ -174,12 +174,38 @@ static void room_is_counted(void **state)
 	free(a);
 }
 
+/* What is "as before" counts as what is sent. */
+static void bytes_are_counted(void **state)
+{
+	struct pack_input in = { .path = "0/x", .st = { .st_mode = S_IFREG | 0644 } };
+	struct agent *a = calloc(1, sizeof(*a));
+	struct folder *f;
+
+	(void)state;
+	assert_non_null(a);
+	strcpy(a->config.state_dir, "/nonexistent");
+	a->config.pack_cpu_percent = 100;
+	a->config.folder_bytes = 100;
+	assert_int_equal(reserve(a, 0, "f", &f), 0);
+	in.st.st_size = 101;
+	assert_int_equal(upload_add(f, &in, false), -EDQUOT);
+	f->upload.bytes = 60;
+	in.st.st_size = 41;
+	assert_int_equal(upload_add(f, &in, false), -EDQUOT);
+	in.st.st_size = 40;
+	assert_int_equal(upload_add(f, &in, false), -ENOENT);
+	a->config.folder_bytes = 0;
+	assert_int_equal(upload_begin(f, 0, ""), -EOPNOTSUPP);
+	leave(a, f);
+	free(a);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(list_travels),	   cmocka_unit_test(list_is_checked),
 		cmocka_unit_test(list_is_bounded), cmocka_unit_test(no_host_fits),
-		cmocka_unit_test(room_is_counted),
+		cmocka_unit_test(room_is_counted), cmocka_unit_test(bytes_are_counted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

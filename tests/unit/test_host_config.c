@@ -47,6 +47,7 @@ static void defaults_are_valid(void **state)
 	assert_int_equal(config.port, 7431);
 	assert_int_equal(config.hold_ms, 22000);
 	assert_true(config.quota_bytes == UINT64_C(20) << 30);
+	assert_true(config.folder_bytes == UINT64_C(16) << 30);
 	assert_true(config.pack_memory == 256 << 20 && config.pack_disk == UINT64_C(2) << 30);
 	assert_int_equal(config.pack_cpu_percent, 100);
 	assert_true(config.takes_jobs && config.vacate_on_login && !config.remote_logins);
@@ -64,6 +65,7 @@ static void values_are_read(void **state)
 				   "advertise_addr = fd00::1\n"
 				   "port = 65535\n"
 				   "quota_bytes = 3G\n"
+				   "folder_bytes = 0\n"
 				   "reserve_bytes = 512k\n"
 				   "scrub_bytes_s = 3M\n"
 				   "pack_memory = 64M\n"
@@ -92,6 +94,7 @@ static void values_are_read(void **state)
 	assert_string_equal(config.advertise_addr, "fd00::1");
 	assert_int_equal(config.port, 65535);
 	assert_true(config.quota_bytes == UINT64_C(3) << 30);
+	assert_true(config.folder_bytes == 0);
 	assert_true(config.reserve_bytes == 512 << 10);
 	assert_true(config.scrub_bytes_s == 3 << 20);
 	assert_true(config.pack_memory == 64 << 20 && config.pack_disk == 0);
