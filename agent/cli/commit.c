@@ -476,13 +476,12 @@ static int send_all(struct commit *c, struct work_list *list)
 }
 
 /* The lock is held. Times of a later change differ from those that are seen now. */
-static int look(struct worktree *w, struct work_list *ret_list, uint64_t *ret_changes)
+static int look(struct worktree *w, struct work_list *ret_list)
 {
 	const struct timespec tick = { .tv_nsec = TICK_NS };
 	int r;
 
 	nanosleep(&tick, NULL);
-	*ret_changes = w->changes;
 	r = worktree_walk(w, ret_list);
 	for (size_t i = 0; r == 0 && i < ret_list->count; i++)
 		ret_list->items[i].held = worktree_is_held(w, ret_list->items[i].ino);
@@ -493,10 +492,12 @@ static int try_commit(struct commit *c, uint64_t *ret_changes)
 {
 	struct worktree *w = c->w;
 	struct work_list list = { 0 };
-	int r;
+	int r = worktree_sync(w, ret_changes);
 
+	if (r < 0)
+		return r;
 	pthread_mutex_lock(&w->lock);
-	r = look(w, &list, ret_changes);
+	r = look(w, &list);
 	if (!c->locked)
 		pthread_mutex_unlock(&w->lock);
 	if (r == 0 && is_new(c, &list))

@@ -159,28 +159,38 @@ int worktree_walk(const struct worktree *w, struct work_list *ret_list)
 
 /* ---- writers ---- */
 
-static void mark(const struct worktree *w, uint64_t ino, bool on)
+enum mark { MARK_NONE, MARK_OPEN, MARK_CLOSED };
+
+/* One name at any time: the other one is renamed, or removed after. */
+static void mark(const struct worktree *w, uint64_t ino, enum mark now)
 {
-	char name[48];
+	char open[48], closed[96];
 	int fd;
 
-	snprintf(name, sizeof(name), "writing/%llu", (unsigned long long)ino);
-	if (!on) {
-		(void)unlinkat(w->dir_fd, name, 0);
+	snprintf(open, sizeof(open), "writing/%llu", (unsigned long long)ino);
+	snprintf(closed, sizeof(closed), "%s.%s", open, w->boot);
+	if (now == MARK_CLOSED && renameat(w->dir_fd, open, w->dir_fd, closed) == 0)
+		return;
+	if (now == MARK_OPEN && renameat(w->dir_fd, closed, w->dir_fd, open) == 0)
+		return;
+	if (now == MARK_NONE) {
+		(void)unlinkat(w->dir_fd, open, 0);
+		(void)unlinkat(w->dir_fd, closed, 0);
 		return;
 	}
-	fd = openat(w->dir_fd, name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	fd = openat(w->dir_fd, now == MARK_OPEN ? open : closed, O_WRONLY | O_CREAT | O_CLOEXEC,
+		    0600);
 	close_fdp(&fd);
 }
 
-static int add_writer(struct worktree *w, uint64_t ino, bool left)
+static int add_writer(struct worktree *w, const struct work_writer *writer)
 {
 	struct work_writer *bigger = reallocarray(w->writers, w->writer_count + 1, sizeof(*bigger));
 
 	if (!bigger)
 		return -ENOMEM;
 	w->writers = bigger;
-	w->writers[w->writer_count++] = (struct work_writer){ ino, 1, left };
+	w->writers[w->writer_count++] = *writer;
 	return 0;
 }
 
@@ -189,15 +199,19 @@ int worktree_writer_add(struct worktree *w, uint64_t ino)
 	int r;
 
 	for (size_t i = 0; i < w->writer_count; i++) {
-		if (w->writers[i].ino != ino)
+		struct work_writer *writer = &w->writers[i];
+
+		if (writer->ino != ino)
 			continue;
-		w->writers[i].count += !w->writers[i].left;
-		w->writers[i].left = false;
+		if (!writer->count)
+			mark(w, ino, MARK_OPEN);
+		writer->count += !writer->left;
+		writer->left = writer->syncing = false;
 		return 0;
 	}
-	r = add_writer(w, ino, false);
+	r = add_writer(w, &(struct work_writer){ .ino = ino, .count = 1 });
 	if (r == 0)
-		mark(w, ino, true);
+		mark(w, ino, MARK_OPEN);
 	return r;
 }
 
@@ -206,12 +220,42 @@ void worktree_writer_remove(struct worktree *w, uint64_t ino)
 	for (size_t i = 0; i < w->writer_count; i++) {
 		if (w->writers[i].ino != ino)
 			continue;
-		if (--w->writers[i].count == 0) {
-			w->writers[i] = w->writers[--w->writer_count];
-			mark(w, ino, false);
-		}
+		if (--w->writers[i].count == 0)
+			mark(w, ino, MARK_CLOSED);
 		return;
 	}
+}
+
+static bool begin_sync(struct worktree *w, uint64_t *ret_changes)
+{
+	bool any = false;
+
+	pthread_mutex_lock(&w->lock);
+	*ret_changes = w->changes;
+	for (size_t i = 0; i < w->writer_count; i++)
+		if (w->writers[i].count == 0)
+			any = w->writers[i].syncing = true;
+	pthread_mutex_unlock(&w->lock);
+	return any;
+}
+
+int worktree_sync(struct worktree *w, uint64_t *ret_changes)
+{
+	if (!begin_sync(w, ret_changes))
+		return 0;
+	if (syncfs(w->tree_fd) < 0)
+		return -errno;
+	pthread_mutex_lock(&w->lock);
+	for (size_t i = 0; i < w->writer_count;) {
+		if (!w->writers[i].syncing) {
+			i++;
+			continue;
+		}
+		mark(w, w->writers[i].ino, MARK_NONE);
+		w->writers[i] = w->writers[--w->writer_count];
+	}
+	pthread_mutex_unlock(&w->lock);
+	return fsync(w->writing_fd) < 0 ? -errno : 0;
 }
 
 bool worktree_is_held(const struct worktree *w, uint64_t ino)
@@ -258,28 +302,48 @@ static bool is_sent(const struct worktree *w, const struct work_entry *e)
 	return old && work_entry_same(old, e);
 }
 
-/* What a mount that was killed had open: half written, unless it is as in the newest version. */
+/* What was open, or was closed before a cut and perhaps never came to the disk, is half written,
+ * unless it is as in the newest version. */
+static int take_mark(struct worktree *w, const char *name, const struct work_list *list)
+{
+	char *end;
+	uint64_t ino = strtoull(name, &end, 10);
+	const struct work_entry *e = list && ino ? entry_of(list, ino) : NULL;
+	char open[24];
+
+	if (!ino || worktree_is_held(w, ino))
+		return 0;
+	if (*end == '.' && !strcmp(end + 1, w->boot))
+		return add_writer(w, &(struct work_writer){ .ino = ino });
+	if (list && (!e || is_sent(w, e))) {
+		(void)unlinkat(w->writing_fd, name, 0);
+		return 0;
+	}
+	snprintf(open, sizeof(open), "%llu", (unsigned long long)ino);
+	if (*end && renameat(w->writing_fd, name, w->writing_fd, open) < 0)
+		return -errno;
+	return add_writer(w, &(struct work_writer){ .ino = ino, .count = 1, .left = true });
+}
+
+/* A walk that fails is no reason to hide the files: each commit says why. */
 static int find_left(struct worktree *w)
 {
 	_cleanup_closedir_ DIR *dir = NULL;
 	struct work_list list = { 0 };
 	struct dirent *entry;
-	int fd, r;
+	bool walked;
+	int fd, r = 0;
 
 	if (mkdirat(w->dir_fd, "writing", 0700) < 0 && errno != EEXIST)
 		return -errno;
-	fd = openat(w->dir_fd, "writing", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	w->writing_fd = openat(w->dir_fd, "writing", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fd = w->writing_fd < 0 ? -1 : fcntl(w->writing_fd, F_DUPFD_CLOEXEC, 0);
 	dir = fd < 0 ? NULL : fdopendir(fd);
-	r = dir ? worktree_walk(w, &list) : -errno;
-	while (r == 0 && (entry = readdir(dir))) {
-		uint64_t ino = strtoull(entry->d_name, NULL, 10);
-		const struct work_entry *e = ino ? entry_of(&list, ino) : NULL;
-
-		if (e && !is_sent(w, e))
-			r = add_writer(w, ino, true);
-		else if (ino)
-			mark(w, ino, false);
-	}
+	if (!dir)
+		return -errno;
+	walked = worktree_walk(w, &list) == 0;
+	while (r == 0 && (entry = readdir(dir)))
+		r = take_mark(w, entry->d_name, walked ? &list : NULL);
 	work_list_deinit(&list);
 	return r;
 }
@@ -371,14 +435,16 @@ static void load_index(struct worktree *w)
 void worktree_save_status(struct worktree *w)
 {
 	struct json_object *json = js_new();
-	int64_t left = 0;
+	int64_t open = 0, left = 0;
 
 	js_put_bool(json, "dirty", w->dirty_ms != 0);
 	js_put_int(json, "since_ms",
 		   w->dirty_ms ? (int64_t)(now_wall_ms() - (work_now_ms() - w->dirty_ms)) : 0);
-	for (size_t i = 0; i < w->writer_count; i++)
+	for (size_t i = 0; i < w->writer_count; i++) {
 		left += w->writers[i].left;
-	js_put_int(json, "open", (int64_t)w->writer_count - left);
+		open += w->writers[i].count && !w->writers[i].left;
+	}
+	js_put_int(json, "open", open);
 	js_put_int(json, "interrupted", left);
 	js_put_text(json, "problem", w->problem);
 	js_put_bool(json, "read_only", w->read_only);
@@ -455,6 +521,18 @@ static int open_tree(struct worktree *w, int64_t seq)
 	return r < 0 ? r : w->tree_fd < 0 ? -errno : 0;
 }
 
+/* Unknown, it is no boot that was before. */
+static void read_boot(struct worktree *w)
+{
+	_cleanup_close_ int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, w->boot, sizeof(w->boot) - 1);
+
+	w->boot[n > 0 ? n : 0] = '\0';
+	w->boot[strcspn(w->boot, "\n")] = '\0';
+	if (!*w->boot)
+		snprintf(w->boot, sizeof(w->boot), "%llu", (unsigned long long)now_wall_ms());
+}
+
 int worktree_open(const struct cli *cli, const char *id, const char *name, int64_t every_s,
 		  int64_t seq, struct worktree **ret_work)
 {
@@ -466,7 +544,8 @@ int worktree_open(const struct cli *cli, const char *id, const char *name, int64
 		return -ENOMEM;
 	w->cli = cli;
 	w->every_s = every_s;
-	w->dir_fd = w->tree_fd = w->lock_fd = -1;
+	w->dir_fd = w->tree_fd = w->lock_fd = w->writing_fd = -1;
+	read_boot(w);
 	snprintf(w->id, sizeof(w->id), "%s", id);
 	snprintf(w->name, sizeof(w->name), "%s", name);
 	pthread_mutex_init(&w->lock, NULL);
@@ -505,6 +584,7 @@ void worktree_close(struct worktree *w)
 		return;
 	work_list_deinit(&w->index);
 	close_fdp(&w->tree_fd);
+	close_fdp(&w->writing_fd);
 	close_fdp(&w->lock_fd);
 	close_fdp(&w->dir_fd);
 	free(w->writers);

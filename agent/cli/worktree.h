@@ -9,6 +9,8 @@
  *                                    /writing/N  inode N is open for writing, or was when the mount
  *                                                was killed: then it is not sent before it is closed
  *                                                by somebody once more
+ *                                    /writing/N.BOOT  closed since, but not known to be on the disk:
+ *                                                after a power cut the same as open
  *                                    /lock       held by the mount that writes
  *
  * A file is sent only while nobody has it open for writing: the mount tells of each such handle.
@@ -49,7 +51,8 @@ struct worktree {
 	const struct cli *cli;
 	char id[33], name[96], dir[1024];
 	int64_t every_s;
-	int dir_fd, tree_fd, lock_fd;
+	int dir_fd, tree_fd, lock_fd, writing_fd;
+	char boot[40]; /* of the kernel that runs */
 
 	pthread_mutex_t commit_lock; /* one commit at a time; guards the next lines */
 	struct work_list index;
@@ -60,8 +63,9 @@ struct worktree {
 	pthread_mutex_t lock; /* names and writers stand still; guards the rest */
 	struct work_writer {
 		uint64_t ino;
-		unsigned int count;
-		bool left; /* by a mount that was killed: counted once */
+		unsigned int count; /* 0: closed, not known to be on the disk */
+		bool left;	    /* by a mount that was killed: counted once */
+		bool syncing;
 	} * writers;
 	size_t writer_count;
 	uint64_t changes, sent_changes; /* counted */
@@ -82,6 +86,10 @@ int worktree_writer_add(struct worktree *w, uint64_t ino) _must_check_;
 void worktree_changed(struct worktree *w);
 void worktree_writer_remove(struct worktree *w, uint64_t ino);
 bool worktree_is_held(const struct worktree *w, uint64_t ino);
+
+/* Without the lock: what is closed goes to the disk, then it is held no more. Changes up to *ret_changes
+ * are seen by a walk after it. */
+int worktree_sync(struct worktree *w, uint64_t *ret_changes) _must_check_;
 
 /* All there is now; sorted. */
 int worktree_walk(const struct worktree *w, struct work_list *ret_list) _must_check_;
