@@ -514,9 +514,11 @@ static const char *reason_of(const struct commit *c, int r)
 
 	switch (r) {
 	case -E2BIG:
-		return "it has too many files";
+		return "it has too many files, or names too long in all";
 	case -EFBIG:
-		return "a file is too large, or a path too long";
+		return "a file is too large";
+	case -ENAMETOOLONG:
+		return "a path is too long, or too deep";
 	case -ECHILD:
 		return "its names change all the time";
 	default:

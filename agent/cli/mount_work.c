@@ -10,7 +10,7 @@ static int writable(const struct folders_node *n)
 {
 	if (n->type != FOLDERS_WORK || n->work->read_only)
 		return -EROFS;
-	return *n->path ? strlen(n->path) < WORK_PATH_MAX ? 0 : -ENAMETOOLONG : -EPERM;
+	return *n->path ? 0 : -EPERM;
 }
 
 /* Its owner reads all of it: what he could not read, no version could hold. */
@@ -21,7 +21,6 @@ static mode_t file_mode(mode_t mode)
 
 static int changed(struct worktree *w, int r)
 {
-	r = r < 0 ? -errno : 0;
 	if (r == 0)
 		worktree_changed(w);
 	pthread_mutex_unlock(&w->lock);
@@ -44,7 +43,8 @@ int work_stat(const struct folders_node *n, struct stat *ret_stat)
 int work_open(const struct folders_node *n, int flags, mode_t mode, struct work_file *ret_file)
 {
 	bool writes = (flags & O_ACCMODE) != O_RDONLY || flags & (O_TRUNC | O_CREAT);
-	struct work_file file = { .work = n->work, .writes = writes };
+	struct work_file file = { .work = n->work, .fd = -1, .writes = writes };
+	bool made;
 	struct stat st;
 	int r = writes ? writable(n) : 0;
 
@@ -55,9 +55,16 @@ int work_open(const struct folders_node *n, int flags, mode_t mode, struct work_
 	if ((flags & O_ACCMODE) == O_WRONLY)
 		flags = (flags & ~O_ACCMODE) | O_RDWR;
 	pthread_mutex_lock(&n->work->lock);
-	file.fd = openat(n->work->tree_fd, n->path, (flags & ~O_TRUNC) | O_NOFOLLOW | O_CLOEXEC,
-			 file_mode(mode));
-	r = file.fd < 0 || fstat(file.fd, &st) < 0 ? -errno : 0;
+	made = flags & O_CREAT && work_stat(n, &st) == -ENOENT;
+	r = made ? worktree_has_room(n->work, n->path, NULL) : 0;
+	if (r == 0) {
+		file.fd = openat(n->work->tree_fd, n->path,
+				 (flags & ~O_TRUNC) | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC,
+				 file_mode(mode));
+		r = file.fd < 0 || fstat(file.fd, &st) < 0 ? -errno : 0;
+	}
+	if (r == 0 && made)
+		worktree_count(n->work, n->path, NULL);
 	if (r == 0 && !S_ISREG(st.st_mode))
 		r = -EISDIR;
 	if (r == 0 && writes) {
@@ -140,7 +147,12 @@ int work_mkdir(const struct folders_node *n, mode_t mode)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&n->work->lock);
-	return changed(n->work, mkdirat(n->work->tree_fd, n->path, (mode & 0777) | 0700));
+	r = worktree_has_room(n->work, n->path, NULL);
+	if (r == 0 && mkdirat(n->work->tree_fd, n->path, (mode & 0777) | 0700) < 0)
+		r = -errno;
+	if (r == 0)
+		worktree_count(n->work, n->path, NULL);
+	return changed(n->work, r);
 }
 
 int work_unlink(const struct folders_node *n, bool folder)
@@ -150,7 +162,11 @@ int work_unlink(const struct folders_node *n, bool folder)
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&n->work->lock);
-	return changed(n->work, unlinkat(n->work->tree_fd, n->path, folder ? AT_REMOVEDIR : 0));
+	if (unlinkat(n->work->tree_fd, n->path, folder ? AT_REMOVEDIR : 0) < 0)
+		r = -errno;
+	else
+		worktree_uncount(n->work, n->path);
+	return changed(n->work, r);
 }
 
 int work_symlink(const char *target, const struct folders_node *n)
@@ -160,22 +176,32 @@ int work_symlink(const char *target, const struct folders_node *n)
 	if (r < 0 || strlen(target) >= WORK_PATH_MAX)
 		return r < 0 ? r : -ENAMETOOLONG;
 	pthread_mutex_lock(&n->work->lock);
-	return changed(n->work, symlinkat(target, n->work->tree_fd, n->path));
+	r = worktree_has_room(n->work, n->path, target);
+	if (r == 0 && symlinkat(target, n->work->tree_fd, n->path) < 0)
+		r = -errno;
+	if (r == 0)
+		worktree_count(n->work, n->path, target);
+	return changed(n->work, r);
 }
 
 int work_rename(const struct folders_node *from, const struct folders_node *to, unsigned int flags)
 {
+	struct worktree *w = from->work;
 	int r = writable(from);
 
 	if (r == 0)
 		r = writable(to);
-	if (r == 0 && from->work != to->work)
+	if (r == 0 && w != to->work)
 		r = -EXDEV;
 	if (r < 0)
 		return r;
-	pthread_mutex_lock(&from->work->lock);
-	return changed(from->work, renameat2(from->work->tree_fd, from->path, to->work->tree_fd,
-					     to->path, flags));
+	pthread_mutex_lock(&w->lock);
+	r = worktree_may_move(w, from->path, to->path);
+	if (r == 0 && flags & RENAME_EXCHANGE)
+		r = worktree_may_move(w, to->path, from->path);
+	if (r == 0 && renameat2(w->tree_fd, from->path, w->tree_fd, to->path, flags) < 0)
+		r = -errno;
+	return changed(w, r);
 }
 
 int work_chmod(const struct folders_node *n, mode_t mode)
@@ -190,9 +216,8 @@ int work_chmod(const struct folders_node *n, mode_t mode)
 	if (S_ISLNK(st.st_mode))
 		return -EOPNOTSUPP;
 	pthread_mutex_lock(&n->work->lock);
-	return changed(n->work,
-		       fchmodat(n->work->tree_fd, n->path,
-				S_ISDIR(st.st_mode) ? (mode & 0777) | 0700 : file_mode(mode), 0));
+	mode = S_ISDIR(st.st_mode) ? (mode & 0777) | 0700 : file_mode(mode);
+	return changed(n->work, fchmodat(n->work->tree_fd, n->path, mode, 0) < 0 ? -errno : 0);
 }
 
 int work_times(const struct folders_node *n, const struct timespec times[2])
@@ -202,5 +227,6 @@ int work_times(const struct folders_node *n, const struct timespec times[2])
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&n->work->lock);
-	return changed(n->work, utimensat(n->work->tree_fd, n->path, times, AT_SYMLINK_NOFOLLOW));
+	r = utimensat(n->work->tree_fd, n->path, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+	return changed(n->work, r);
 }

@@ -29,20 +29,26 @@ static void entry_deinit(struct work_entry *e)
 
 int work_list_add_take(struct work_list *list, struct work_entry *entry)
 {
+	size_t names =
+		WORK_NAME_COST(strlen(entry->path) + (entry->target ? strlen(entry->target) : 0));
+
+	if (list->count >= WORK_FILES_MAX || names > WORK_NAMES_MAX - list->names) {
+		entry_deinit(entry);
+		return -E2BIG;
+	}
 	if (list->count == list->room) {
 		size_t room = list->room ? 2 * list->room : 256;
 		struct work_entry *bigger = reallocarray(list->items, room, sizeof(*bigger));
 
-		if (!bigger || list->count >= WORK_FILES_MAX) {
-			if (bigger)
-				list->items = bigger;
+		if (!bigger) {
 			entry_deinit(entry);
-			return bigger ? -E2BIG : -ENOMEM;
+			return -ENOMEM;
 		}
 		list->items = bigger;
 		list->room = room;
 	}
 	list->items[list->count++] = *entry;
+	list->names += names;
 	return 0;
 }
 
@@ -81,31 +87,51 @@ static int64_t ns_of(struct timespec t)
 
 static int walk(int dir_fd, const char *path, struct work_list *list);
 
+/* Apart from the walk, which calls itself: the text is large. */
+static __attribute__((noinline)) int read_target(int dir_fd, const char *name, char **ret_target)
+{
+	char target[WORK_PATH_MAX];
+	ssize_t n = readlinkat(dir_fd, name, target, sizeof(target) - 1);
+
+	if (n < 0)
+		return -errno;
+	target[n] = '\0';
+	*ret_target = strdup(target);
+	return *ret_target ? 0 : -ENOMEM;
+}
+
+int work_path_check(const char *path)
+{
+	unsigned int depth = 1;
+
+	if (strlen(path) >= WORK_PATH_MAX)
+		return -ENAMETOOLONG;
+	for (; *path; path++)
+		depth += *path == '/';
+	return depth > WORK_DEPTH_MAX ? -ENAMETOOLONG : 0;
+}
+
 static int walk_one(int dir_fd, const char *folder, const char *name, struct work_list *list)
 {
 	struct work_entry e = { 0 };
-	char target[WORK_PATH_MAX] = "";
 	struct stat st;
-	ssize_t n;
 	int r;
 
 	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
 	if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode) && !S_ISLNK(st.st_mode))
 		return 0;
-	if (S_ISLNK(st.st_mode)) {
-		n = readlinkat(dir_fd, name, target, sizeof(target) - 1);
-		if (n <= 0)
-			return n < 0 ? -errno : 0;
-		target[n] = '\0';
-	}
 	if (asprintf(&e.path, "%s%s%s", folder, *folder ? "/" : "", name) < 0)
 		return -ENOMEM;
-	if (strlen(e.path) >= WORK_PATH_MAX || st.st_size > WORK_FILE_MAX) {
-		free(e.path);
-		return -EFBIG;
+	r = work_path_check(e.path);
+	if (r == 0 && S_ISREG(st.st_mode) && st.st_size > WORK_FILE_MAX)
+		r = -EFBIG;
+	if (r == 0 && S_ISLNK(st.st_mode))
+		r = read_target(dir_fd, name, &e.target);
+	if (r < 0) {
+		entry_deinit(&e);
+		return r == -ENOENT ? 0 : r;
 	}
-	e.target = *target ? strdup(target) : NULL;
 	e.ino = st.st_ino;
 	e.mode = st.st_mode & (S_IFMT | 0777);
 	e.size = S_ISREG(st.st_mode) ? st.st_size : 0;
@@ -142,12 +168,14 @@ static int walk(int dir_fd, const char *path, struct work_list *list)
 	return r == 0 && errno ? -errno : r;
 }
 
-int worktree_walk(const struct worktree *w, struct work_list *ret_list)
+int worktree_walk(struct worktree *w, struct work_list *ret_list)
 {
 	struct work_list list = { 0 };
 	int fd = openat(w->tree_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int r = fd < 0 ? -errno : walk(fd, "", &list);
 
+	w->entries = list.count;
+	w->names = list.names;
 	if (r < 0) {
 		work_list_deinit(&list);
 		return r;
@@ -155,6 +183,50 @@ int worktree_walk(const struct worktree *w, struct work_list *ret_list)
 	work_list_sort(&list);
 	*ret_list = list;
 	return 0;
+}
+
+int worktree_has_room(const struct worktree *w, const char *path, const char *target)
+{
+	size_t names = WORK_NAME_COST(strlen(path) + (target ? strlen(target) : 0));
+	int r = work_path_check(path);
+
+	if (r < 0)
+		return r;
+	return w->entries >= WORK_FILES_MAX || w->names + names > WORK_NAMES_MAX ? -ENOSPC : 0;
+}
+
+void worktree_count(struct worktree *w, const char *path, const char *target)
+{
+	w->entries++;
+	w->names += WORK_NAME_COST(strlen(path) + (target ? strlen(target) : 0));
+}
+
+void worktree_uncount(struct worktree *w, const char *path)
+{
+	size_t names = WORK_NAME_COST(strlen(path));
+
+	w->entries -= w->entries > 0;
+	w->names -= w->names < names ? w->names : names;
+}
+
+int worktree_may_move(struct worktree *w, const char *from, const char *to)
+{
+	struct work_list list = { 0 };
+	struct stat st;
+	int fd, r = work_path_check(to);
+
+	if (r < 0 || fstatat(w->tree_fd, from, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+	    !S_ISDIR(st.st_mode))
+		return r;
+	fd = openat(w->tree_fd, from, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	r = fd < 0 ? -errno : walk(fd, to, &list);
+	if (r == 0 && strlen(to) > strlen(from) &&
+	    w->names + list.count * (strlen(to) - strlen(from)) > WORK_NAMES_MAX)
+		r = -E2BIG;
+	if (r == 0 && strlen(to) > strlen(from))
+		w->names += list.count * (strlen(to) - strlen(from));
+	work_list_deinit(&list);
+	return r == -E2BIG ? -ENOSPC : r == -EFBIG ? 0 : r;
 }
 
 /* ---- writers ---- */

@@ -27,7 +27,14 @@
 
 #include "agent/cli/cli.h"
 
-enum { WORK_FILES_MAX = 65536, WORK_PATH_MAX = 4000, WORK_RETRY_MAX_S = 300 };
+enum {
+	WORK_FILES_MAX = 65536,
+	WORK_NAMES_MAX = 16 << 20, /* WORK_NAME_COST() of all; decampd's limit, too */
+	WORK_PATH_MAX = 4000,
+	WORK_DEPTH_MAX = 100, /* folders in folders */
+	WORK_RETRY_MAX_S = 300,
+};
+#define WORK_NAME_COST(bytes) ((bytes) + 64)
 #define WORK_FILE_MAX (INT64_C(15) << 30)
 
 /* A file, folder or symlink. */
@@ -43,8 +50,8 @@ struct work_entry {
 };
 
 struct work_list {
-	struct work_entry *items; /* sorted by path */
-	size_t count, room;
+	struct work_entry *items;  /* sorted by path */
+	size_t count, room, names; /* names: what all of them cost */
 };
 
 struct worktree {
@@ -68,6 +75,7 @@ struct worktree {
 		bool syncing;
 	} * writers;
 	size_t writer_count;
+	size_t entries, names;		/* at the last walk, and what was made since */
 	uint64_t changes, sent_changes; /* counted */
 	uint64_t dirty_ms, retry_ms;	/* since when, not before; 0: not */
 	unsigned int failures;
@@ -92,7 +100,14 @@ bool worktree_is_held(const struct worktree *w, uint64_t ino);
 int worktree_sync(struct worktree *w, uint64_t *ret_changes) _must_check_;
 
 /* All there is now; sorted. */
-int worktree_walk(const struct worktree *w, struct work_list *ret_list) _must_check_;
+int worktree_walk(struct worktree *w, struct work_list *ret_list) _must_check_;
+/* With the lock held. -ENOSPC: WORK_FILES_MAX or WORK_NAMES_MAX; -ENAMETOOLONG. */
+int worktree_has_room(const struct worktree *w, const char *path, const char *target) _must_check_;
+void worktree_count(struct worktree *w, const char *path, const char *target);
+void worktree_uncount(struct worktree *w, const char *path);
+/* Would all that is below a folder be within the limits there? The same errors. */
+int worktree_may_move(struct worktree *w, const char *from, const char *to) _must_check_;
+int work_path_check(const char *path) _must_check_;
 int work_list_add_take(struct work_list *list, struct work_entry *entry) _must_check_;
 void work_list_sort(struct work_list *list);
 /* The same file with the same content. */
