@@ -282,6 +282,7 @@ static int ask_register(struct folder *f)
 		return -EBADMSG;
 	if (v->state != JOB_STATE_HELD || !node_id_equal(&v->owner, &job->agent->self)) {
 		job_say(job, "this host has that folder no longer: it was deleted, or given away");
+		f->killed = v->state == JOB_STATE_KILLED;
 		folder_leave(f);
 		return -ESTALE;
 	}

@@ -68,6 +68,7 @@ struct folder {
 	pthread_mutex_t lock; /* one request at a time; guards the rest */
 	atomic_bool ready;    /* its lease is held and its versions are known */
 	atomic_bool gone;     /* deleted, or another host's */
+	bool killed;	      /* deleted, says the register */
 	struct folder_version versions[FOLDER_KEEP_MAX]; /* newest first */
 	size_t version_count;
 	uint64_t packer_seq; /* the version whose contents the packer knows; 0: none */

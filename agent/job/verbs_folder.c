@@ -485,10 +485,18 @@ static int end(struct folder *f, struct api_reply *reply)
 		value.state = JOB_STATE_KILLED;
 		r = job_cas(f->job, &value, DELETE_MS);
 	}
+	if (r == -ESTALE && !f->gone) { /* perhaps by us, and the answer was lost */
+		f->ready = false;
+		r = folder_resume(f);
+	}
+	if (r == -ESTALE && f->killed)
+		return 0;
 	if (r == -ESTALE)
 		return api_error(reply, r, "stale", f->job->spec.name,
 				 "decamp folder lists your folders",
 				 "this host has that folder no longer");
+	if (r == 0 && f->job->value.state != JOB_STATE_KILLED)
+		r = -EAGAIN;
 	if (r < 0)
 		return api_error(reply, r, "no-majority", f->job->spec.name,
 				 "decamp nodes shows who is there",
