@@ -220,9 +220,9 @@ static int add_from_value(struct agent *a, const struct job_value *value, enum a
 		return r;
 	if (seal.flags & JOB_SEAL_FOLDER) { /* it has no processes: nothing to restore */
 		if (first == ACTION_RESTORE)
-			folder_granted(a, value, &seal);
+			r = folder_granted(a, value, &seal);
 		key_wipe(&seal, sizeof(seal));
-		return 0;
+		return r;
 	}
 	r = spec_from_seal(&seal, &spec);
 	memcpy(key.b, seal.key, sizeof(key.b));
@@ -337,7 +337,8 @@ static void on_grant(struct agent *a, const struct job_value *value)
 	}
 	r = add_from_value(a, value, ACTION_RESTORE);
 	if (r < 0)
-		refuse_value(a, r, "a job was granted to this host but cannot be taken");
+		refuse_value(a, r,
+			     "a job or a folder was granted to this host but cannot be taken");
 }
 
 static void on_done(struct agent *a, const struct job_value *value)

@@ -409,16 +409,18 @@ void folders_wake(struct agent *a)
 	pthread_mutex_unlock(&a->folders_lock);
 }
 
-void folder_granted(struct agent *a, const struct job_value *value, const struct job_seal *seal)
+int folder_granted(struct agent *a, const struct job_value *value, const struct job_seal *seal)
 {
 	struct folder *f = folder_find(a, &value->job);
+	int r = f ? 0 : folder_add(a, value, seal, &f);
 
 	/* Its record may never have been written: the register's word is enough. */
-	if (!f && folder_add(a, value, seal, &f) < 0)
-		return;
+	if (r < 0)
+		return r;
 	f->ready = false;
 	folder_unref(a, f);
 	folders_wake(a);
+	return 0;
 }
 
 void folder_lost(struct agent *a, const struct job_id *id)

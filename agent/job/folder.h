@@ -81,7 +81,8 @@ int folders_start(struct agent *a) _must_check_;
 /* Gives up what nobody goes on with; never waits. */
 void folders_tick(struct agent *a);
 /* From the event loop: the register gave it to this host, or to another one. */
-void folder_granted(struct agent *a, const struct job_value *value, const struct job_seal *seal);
+int folder_granted(struct agent *a, const struct job_value *value,
+		   const struct job_seal *seal) _must_check_;
 void folder_lost(struct agent *a, const struct job_id *id);
 /* With a reference. -EEXIST, -ENOSPC: FOLDERS_MAX are here. */
 int folder_add(struct agent *a, const struct job_value *value, const struct job_seal *seal,
