@@ -99,31 +99,31 @@ static int no_such_folder(const char *ref, struct api_reply *reply)
 			 "there is no such folder");
 }
 
-int target_find_folder(struct agent *a, const struct api_call *call, struct target *ret_target,
+/* Without its versions. */
+static int find_folder(struct agent *a, const struct api_call *call, struct target *t,
 		       struct api_reply *reply)
 {
-	struct target t = { .agent = a, .channel = -1 };
-	struct folder_version versions[FOLDER_KEEP_MAX];
 	_cleanup_free_ struct job_value *values = NULL;
 	size_t count = 0, hits = 0;
 	const char *ref;
 	int r = api_get_string(call, "folder", JOB_NAME_MAX, &ref);
 
+	*t = (struct target){ .agent = a, .channel = -1 };
 	if (r < 0 || !ref || !*ref)
 		return api_error(reply, -EINVAL, "bad-request", "folder",
 				 "decamp folder lists your folders", "no folder was named");
 	if (!a->cluster)
 		return no_such_folder(ref, reply);
-	t.channel = ov_open_channel(a->main_channel);
-	r = t.channel < 0 ? t.channel : list_values(a, t.channel, &values, &count);
+	t->channel = ov_open_channel(a->main_channel);
+	r = t->channel < 0 ? t->channel : list_values(a, t->channel, &values, &count);
 	for (size_t i = 0; r == 0 && i < count; i++) {
 		struct job_seal seal;
 
 		if (!open_folder(a, call, &values[i], &seal))
 			continue;
 		if (is_meant(&values[i], &seal, ref)) {
-			t.value = values[i];
-			t.seal = seal;
+			t->value = values[i];
+			t->seal = seal;
 			hits++;
 		}
 		key_wipe(&seal, sizeof(seal));
@@ -132,6 +132,17 @@ int target_find_folder(struct agent *a, const struct api_call *call, struct targ
 		r = hits ? api_error(reply, -EINVAL, "ambiguous", ref, "name it by its id",
 				     "%zu folders have that name", hits) :
 			   no_such_folder(ref, reply);
+	return r;
+}
+
+int target_find_folder(struct agent *a, const struct api_call *call, struct target *ret_target,
+		       struct api_reply *reply)
+{
+	struct folder_version versions[FOLDER_KEEP_MAX];
+	struct target t;
+	size_t count = 0;
+	int r = find_folder(a, call, &t, reply);
+
 	if (r == 0)
 		r = folder_versions_of(a, t.channel, &t.value, &t.seal, versions, &count);
 	if (r == 0)
@@ -460,19 +471,20 @@ int verb_folder_create(void *agent, const struct api_call *call, struct api_repl
 
 /* ---- delete ---- */
 
-static void drop_objects(struct job *job)
+static void drop_objects(struct agent *a, const struct job_value *value)
 {
 	struct ov_msg msg = {
 		.op = OV_OBJECT_RETAIN,
-		.u.retain = { .job = job->id, .token = job->value.token, .upto_seq = UINT64_MAX }
+		.u.retain = { .job = value->job, .token = value->token, .upto_seq = UINT64_MAX }
 	};
+	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
 	_cleanup_close_ int fd = memfd_new("retain");
 	int r = fd < 0 ? fd : memfd_seal(fd);
 
 	if (r == 0)
-		r = job_object_call(job, &msg, fd, JOB_CALL_MS);
-	if (r < 0)
-		log_debug("folder %s: drop: %s", job->spec.name, strerror(-r));
+		r = channel < 0 ? channel : ov_call(channel, &msg, fd, NULL, JOB_CALL_MS);
+	if (r < 0) /* holders that see the folder's end drop all of it by themselves */
+		log_debug("a folder's packs: drop: %s", strerror(-r));
 }
 
 static int end(struct folder *f, struct api_reply *reply)
@@ -501,10 +513,76 @@ static int end(struct folder *f, struct api_reply *reply)
 		return api_error(reply, r, "no-majority", f->job->spec.name,
 				 "decamp nodes shows who is there",
 				 "the cluster did not answer; it is still there: %s", strerror(-r));
-	drop_objects(f->job);
+	drop_objects(f->job->agent, &f->job->value);
 	folder_leave(f);
 	log_info("folder %s: deleted by its user", f->job->spec.name);
 	return 0;
+}
+
+/* Somebody there would end it: it is not dead, gone or unknown, nor this host, which has it not. */
+static bool has_home(const struct target *t)
+{
+	if (node_id_equal(&t->value.home, &t->agent->self))
+		return false; /* and it is not in our table */
+	for (size_t i = 0; i < t->member_count; i++)
+		if (node_id_equal(&t->members[i].id, &t->value.home))
+			return t->members[i].state == MEMBER_ALIVE ||
+			       t->members[i].state == MEMBER_SUSPECT;
+	return false;
+}
+
+/* The register alone ends it. A home that comes back after all asks it first, and is told so. */
+static int end_in_register(struct target *t, struct api_reply *reply)
+{
+	struct ov_msg get = { .op = OV_JOB_GET, .u.job = { .job = t->value.job } };
+	struct ov_msg cas = { .op = OV_JOB_CAS };
+	struct job_value *value = &cas.u.value;
+	int r = ov_call(t->channel, &get, -1, NULL, JOB_CALL_MS);
+
+	if (r == 0 && (!job_value_sane(&get.u.value) ||
+		       memcmp(&get.u.value.job, &t->value.job, sizeof(t->value.job)) != 0))
+		r = -EBADMSG;
+	if (r == 0 && get.u.value.state != JOB_STATE_KILLED) {
+		*value = get.u.value;
+		value->state = JOB_STATE_KILLED;
+		memset(&value->owner, 0, sizeof(value->owner));
+		r = ov_call(t->channel, &cas, -1, NULL, JOB_CALL_MS);
+	}
+	if (r < 0)
+		return api_error(reply, r, "no-majority", t->seal.name,
+				 "decamp nodes shows who is there",
+				 "the cluster did not answer; it is still there: %s", strerror(-r));
+	drop_objects(t->agent, &get.u.value);
+	log_info("folder %s: deleted by its user, its home is away for good", t->seal.name);
+	return 0;
+}
+
+/* -EREMOTE, and what was answered stays: its home is there, and does it. */
+static int delete_homeless(struct agent *a, const struct api_call *call, struct api_reply *reply)
+{
+	struct api_reply other = { .stream_fd = -1 };
+	struct target t;
+	char hex[33];
+	int r = find_folder(a, call, &t, &other);
+
+	if (r == 0)
+		r = agent_members(t.channel, &t.members, &t.member_count);
+	if (r == 0 && has_home(&t)) {
+		target_deinit(&t);
+		return -EREMOTE;
+	}
+	if (r == 0)
+		r = end_in_register(&t, &other);
+	if (r == 0) {
+		hex_encode(&t.value.job, sizeof(t.value.job), hex);
+		other.json = json_object_new_object();
+		put_text(other.json, "folder", hex);
+		put_text(other.json, "name", t.seal.name);
+	}
+	json_object_put(reply->json);
+	reply->json = other.json;
+	target_deinit(&t);
+	return r;
 }
 
 int verb_folder_delete(void *agent, const struct api_call *call, struct api_reply *reply)
@@ -513,6 +591,8 @@ int verb_folder_delete(void *agent, const struct api_call *call, struct api_repl
 	struct folder *f;
 	int r = folder_of_call(a, call, &f, reply);
 
+	if (r == -EREMOTE)
+		return delete_homeless(a, call, reply);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&f->lock);
