@@ -44,6 +44,8 @@ struct commit {
 	size_t batch_count, batch_bytes;
 	struct cli_checkpoint last; /* the version before; opened when it is needed */
 	bool last_open;
+	struct work_list before; /* of it, where the index is of another one */
+	bool has_before, need_before;
 	struct chunker chunker;
 	uint8_t *window, *part;
 };
@@ -299,7 +301,7 @@ static int send_old(struct commit *c, const struct work_entry *old)
 					    &reply);
 		cli_reply_done(&reply);
 		if (r != CLI_OK)
-			return -EIO;
+			return -ENODATA;
 		c->last_open = true;
 	}
 	bytes = malloc(PART);
@@ -307,11 +309,11 @@ static int send_old(struct commit *c, const struct work_entry *old)
 		cli_out_of_memory();
 	f = export_find(&c->last.set, FILE_UPPER, path);
 	if (!f || (int64_t)f->size != old->stored)
-		return -EIO;
+		return -ENODATA;
 	for (uint64_t at = 0; r == 0 && at < f->size; at += PART) {
 		size_t n = f->size - at < PART ? (size_t)(f->size - at) : PART;
 
-		r = export_read(&c->last.set, f, at, bytes, n);
+		r = export_read(&c->last.set, f, at, bytes, n) < 0 ? -ENODATA : 0;
 		if (r == 0)
 			r = put(&s, bytes, n);
 	}
@@ -340,7 +342,12 @@ static int send_fresh(struct commit *c, const struct plan *p)
 	/* What fsync(2) asked for is in the version, or it fails. */
 	if (r == -ETXTBSY && e.ino == c->sync_ino)
 		return -ECHILD;
-	return r == -ETXTBSY ? send_held(c, p->old) : r;
+	if (r != -ETXTBSY)
+		return r;
+	/* Of what the newest version has of it nothing is known: from the start, with that. */
+	if (!c->has_before && !c->w->index_sure)
+		return c->need_before = true, -ECHILD;
+	return send_held(c, c->has_before ? work_list_find(&c->before, e.path) : p->old);
 }
 
 /* Those of which decampd knows no content are sent whole. */
@@ -404,6 +411,8 @@ static int send_entry(struct commit *c, struct work_entry *e)
 	if (!is_held(c, e))
 		return send_fresh(c, &p);
 	p.held = true;
+	if (c->has_before)
+		return send_held(c, work_list_find(&c->before, e->path));
 	return p.old ? add_later(c, &p) : 0;
 }
 
@@ -449,9 +458,11 @@ static int finish(struct commit *c)
 	js_put_bool(body, "sync", c->sync);
 	js_put_int(body, "files", c->files);
 	js_put_int(body, "bytes", c->bytes);
+	w->index_sure = false; /* its answer may be lost */
 	r = ask(c, "folder-commit", body);
 	if (r < 0)
 		return r;
+	w->index_sure = true;
 	work_list_sort(&c->next);
 	work_list_deinit(&w->index);
 	w->index = c->next;
@@ -464,9 +475,67 @@ static int finish(struct commit *c)
 	return 0;
 }
 
+static int add_before(struct work_list *list, const struct export_file *f)
+{
+	struct work_entry e = { .mode = S_IFREG | (f->mode & 0777),
+				.size = (int64_t)version_file_size(f),
+				.mtime_ns = f->mtime_ms * 1000000,
+				.stored = (int64_t)f->size,
+				.chunks = f->chunks };
+
+	if (f->kind != FILE_UPPER || f->type != EXPORT_FILE)
+		return 0;
+	e.path = strdup(f->path + 1);
+	if (!e.path)
+		cli_out_of_memory();
+	return work_list_add_take(list, &e);
+}
+
+/* The index is lost, or older than the newest version: what is open stays as it is there. */
+static int learn_before(struct commit *c)
+{
+	struct worktree *w = c->w;
+	struct cli_reply reply;
+	char manifest[65];
+	int64_t seq;
+	int r = worktree_newest(w->cli, w->id, &seq, manifest);
+
+	if (r < 0)
+		return -ENODATA;
+	w->index_sure = seq == w->index_seq;
+	if (w->index_sure)
+		return 0;
+	c->has_before = true;
+	if (!seq)
+		return 0;
+	r = checkpoint_open_version(w->cli, w->id, manifest, &c->last, &reply);
+	cli_reply_done(&reply);
+	if (r != CLI_OK)
+		return -ENODATA;
+	c->last_open = true;
+	r = 0;
+	for (size_t i = 0; r == 0 && i < c->last.set.count; i++)
+		r = add_before(&c->before, &c->last.set.files[i]);
+	work_list_sort(&c->before);
+	return r;
+}
+
+static bool needs_before(const struct commit *c, const struct work_list *list)
+{
+	if (c->need_before)
+		return true;
+	for (size_t i = 0; i < list->count; i++)
+		if (is_held(c, &list->items[i]))
+			return true;
+	return false;
+}
+
 static int send_all(struct commit *c, struct work_list *list)
 {
 	int r = begin(c);
+
+	if (r == 0 && !c->w->index_sure && needs_before(c, list))
+		r = learn_before(c);
 
 	for (size_t i = 0; r == 0 && i < list->count; i++)
 		r = send_entry(c, &list->items[i]);
@@ -519,6 +588,8 @@ static const char *reason_of(const struct commit *c, int r)
 		return "a file is too large";
 	case -ENAMETOOLONG:
 		return "a path is too long, or too deep";
+	case -ENODATA:
+		return "a file is open, and what the newest version has of it cannot be read now";
 	case -ECHILD:
 		return "its names change all the time";
 	default:
@@ -558,7 +629,8 @@ static void clean(struct commit *c)
 	c->batch = NULL;
 	if (c->last_open)
 		checkpoint_done(&c->last);
-	c->last_open = false;
+	c->last_open = c->has_before = false;
+	work_list_deinit(&c->before);
 	c->batch_count = c->batch_bytes = 0;
 	c->upload = c->files = c->bytes = 0;
 }

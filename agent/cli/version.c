@@ -156,12 +156,10 @@ static int set_modes(const struct export_set *set, int tree_fd, struct work_list
 	return 0;
 }
 
-int worktree_fetch(const struct cli *cli, const char *id, int tree_fd, struct work_list *list,
-		   int64_t *ret_seq, char ret_manifest[65])
+int worktree_newest(const struct cli *cli, const char *id, int64_t *ret_seq, char ret_manifest[65])
 {
 	struct cli_request request = { .verb = "folder-list", .timeout_s = CLI_TIMEOUT_S };
-	struct json_object *newest;
-	struct cli_checkpoint c;
+	struct json_object *row, *newest;
 	struct cli_reply reply;
 	int r;
 
@@ -169,11 +167,24 @@ int worktree_fetch(const struct cli *cli, const char *id, int tree_fd, struct wo
 	js_put_text(request.body, "folder", id);
 	r = cli_send(cli, &request, &reply);
 	json_object_put(request.body);
-	newest = js_item(js_member(js_item(js_member(reply.json, "folders"), 0), "versions"), 0);
+	row = js_item(js_member(reply.json, "folders"), 0);
+	newest = js_item(js_member(row, "versions"), 0);
 	snprintf(ret_manifest, 65, "%s", js_text(newest, "manifest", ""));
 	*ret_seq = js_int(newest, "seq", 0);
+	/* Its newest version may be one that cannot be read now. */
+	r = r != CLI_OK || js_int(row, "seq", -1) != *ret_seq ? -EIO : 0;
 	cli_reply_done(&reply);
-	if (r != CLI_OK || !*ret_seq)
+	return r;
+}
+
+int worktree_fetch(const struct cli *cli, const char *id, int tree_fd, struct work_list *list,
+		   int64_t *ret_seq, char ret_manifest[65])
+{
+	struct cli_checkpoint c;
+	struct cli_reply reply;
+	int r = worktree_newest(cli, id, ret_seq, ret_manifest);
+
+	if (r < 0 || !*ret_seq)
 		return -EIO;
 	r = checkpoint_open_version(cli, id, ret_manifest, &c, &reply);
 	cli_reply_done(&reply);

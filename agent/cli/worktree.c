@@ -478,6 +478,14 @@ static int add_entry(struct work_list *list, struct json_object *json)
 	return work_list_add_take(list, &e);
 }
 
+static void load_copy(struct worktree *w)
+{
+	_cleanup_free_ char *text = NULL;
+
+	if (read_file_at(w->dir_fd, "copy", sizeof(w->copy), &text, NULL) == 0)
+		snprintf(w->copy, sizeof(w->copy), "%s", text);
+}
+
 /* Without an index everything is sent again, and found to be known. */
 static void load_index(struct worktree *w)
 {
@@ -494,7 +502,7 @@ static void load_index(struct worktree *w)
 		r = add_entry(&w->index, js_item(list, i));
 	if (r == 0) {
 		w->index_seq = js_int(json, "seq", 0);
-		snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", ""));
+		snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", w->copy));
 		snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
 			 js_text(json, "manifest", ""));
 		work_list_sort(&w->index);
@@ -549,9 +557,10 @@ static int new_copy(struct worktree *w)
 	uint8_t bytes[16];
 	int r = random_bytes(bytes, sizeof(bytes));
 
-	if (r == 0)
-		hex_encode(bytes, sizeof(bytes), w->copy);
-	return r;
+	if (r < 0)
+		return r;
+	hex_encode(bytes, sizeof(bytes), w->copy);
+	return write_file_atomic_at(w->dir_fd, "copy", w->copy, strlen(w->copy), 0600);
 }
 
 /* A copy that was fetched is there when it is whole, and not before. */
@@ -635,6 +644,7 @@ int worktree_open(const struct cli *cli, const char *id, const char *name, int64
 		r = w->lock_fd < 0 || flock(w->lock_fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
 	}
 	if (r == 0) {
+		load_copy(w);
 		load_index(w);
 		r = open_tree(w, seq);
 	}
@@ -646,6 +656,7 @@ int worktree_open(const struct cli *cli, const char *id, const char *name, int64
 	}
 	w->changes = 1; /* what an earlier mount did not send is found by the first commit */
 	w->dirty_ms = work_now_ms();
+	worktree_save_status(w);
 	*ret_work = w;
 	return 0;
 }

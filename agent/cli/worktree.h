@@ -5,6 +5,7 @@
  *
  *   $XDG_STATE_HOME/decamp/folders/ID/tree/...   the files
  *                                    /index      what the newest version holds of them
+ *                                    /copy       its name among all working copies of the folder
  *                                    /status     for "decamp folder": what is not sent, and why
  *                                    /writing/N  inode N is open for writing, or was when the mount
  *                                                was killed: then it is not sent before it is closed
@@ -66,6 +67,7 @@ struct worktree {
 	int64_t index_seq;
 	char copy[33]; /* names this working copy among all that there may be */
 	char index_manifest[65];
+	bool index_sure; /* it is what the newest version has */
 
 	pthread_mutex_t lock; /* names and writers stand still; guards the rest */
 	struct work_writer {
@@ -132,6 +134,9 @@ int worktree_commit(struct worktree *w, uint64_t sync_ino, bool sync) _must_chec
 bool worktree_is_due(struct worktree *w);
 uint64_t work_now_ms(void);
 
-/* version.c: the newest version into an empty folder; entries go into list. */
+/* version.c: which is the newest version; 0: there is none. */
+int worktree_newest(const struct cli *cli, const char *id, int64_t *ret_seq,
+		    char ret_manifest[65]) _must_check_;
+/* The newest version into an empty folder; entries go into list. */
 int worktree_fetch(const struct cli *cli, const char *id, int tree_fd, struct work_list *list,
 		   int64_t *ret_seq, char ret_manifest[65]) _must_check_;
