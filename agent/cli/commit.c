@@ -20,7 +20,8 @@ enum {
 	BATCH_COUNT = 1000,
 	TRIES = 4,	    /* while names change under our eyes; the last one holds writers back */
 	TICK_NS = 20000000, /* more than the clock of file systems takes for a step */
-	SEND_TIMEOUT_S = 600,
+	ASK_TIMEOUT_S = 60, /* decampd asks the register, for 20 s */
+	SEND_TIMEOUT_S = 600, /* it sends what it was given */
 };
 
 /* What becomes of one name. */
@@ -65,9 +66,10 @@ static int errno_of_reply(const struct cli_reply *reply)
 
 static int ask(struct commit *c, const char *verb, struct json_object *body_take)
 {
+	bool sends = !strcmp(verb, "folder-add") || !strcmp(verb, "folder-commit");
 	struct cli_request request = { .verb = verb,
 				       .body = body_take,
-				       .timeout_s = SEND_TIMEOUT_S };
+				       .timeout_s = sends ? SEND_TIMEOUT_S : ASK_TIMEOUT_S };
 	int r;
 
 	js_put_text(body_take, "folder", c->w->id);

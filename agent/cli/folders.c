@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { ASK_TIMEOUT_S = 30, LOOK_MS = 500, END_S = 20 };
+enum { ASK_TIMEOUT_S = 20, LOOK_MS = 500, END_S = 20 };
 
 #define ROOT "/folders"
 
@@ -198,11 +198,13 @@ static void refresh(struct folders *f)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
 	struct json_object *list;
+	int r;
 
 	if (f->asked_ms && work_now_ms() - f->asked_ms < TREE_STALE_MS)
 		return;
-	f->asked_ms = work_now_ms();
-	if (ask(f, NULL, &reply) < 0)
+	r = ask(f, NULL, &reply);
+	f->asked_ms = work_now_ms(); /* after it: it may have waited long */
+	if (r < 0)
 		return;
 	list = js_member(reply.json, "folders");
 	for (size_t i = 0; i < f->count; i++)
