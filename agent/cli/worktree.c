@@ -502,7 +502,8 @@ static void load_index(struct worktree *w)
 		r = add_entry(&w->index, js_item(list, i));
 	if (r == 0) {
 		w->index_seq = js_int(json, "seq", 0);
-		snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", w->copy));
+		if (js_text(json, "copy", NULL))
+			snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", ""));
 		snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
 			 js_text(json, "manifest", ""));
 		work_list_sort(&w->index);
