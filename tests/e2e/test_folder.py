@@ -69,10 +69,16 @@ def wait_version(lab, host, name, above, seconds=30):
 
 
 def settled(lab, host, name, seconds=40):
-    """Until nothing waits to be sent."""
-    def done():
+    """Until nothing is open or waits to be sent: twice, as close(2) does not wait for the mount."""
+    def quiet():
         work = folder(lab, host, name).get("work", {})
-        return not work.get("dirty", True)
+        return not work.get("dirty", True) and work.get("open") == 0
+
+    def done():
+        if not quiet():
+            return False
+        time.sleep(0.3)
+        return quiet()
     wait_for(done, seconds, f"{name}: all is sent", 0.3)
     return versions(lab, host, name)[0]
 
@@ -108,6 +114,7 @@ def test_write_and_read(lab):
               f"{user} does not see the mount")
     listed = home.decamp("folder", user="bob")["folders"]
     check_equal(listed, [], "nor does another user see the folder")
+    refused(lambda: other.decamp("folder delete", "thesis", user=lab.user), "host1")
     names = [job["name"] for job in home.decamp("ps", "-a", user=lab.user)["jobs"]]
     check("thesis" not in names, "and it is no job")
     for verb in ("show", "kill", "migrate", "ckpt", "why", "restore"):
@@ -197,6 +204,53 @@ def test_operations(lab):
     check_equal(lab.other.sh(f"stat -c '%Y %s' thesis@{seq}/moved thesis@{seq}/big").stdout.split(),
                 ["1577934245", "2", mount.sh("stat -c %Y thesis/big").stdout.strip(), "10"],
                 "with its time and its size")
+
+
+def test_limits(lab):
+    """What no version could hold is refused at once, and locks nobody out when it is there."""
+    mount, home = lab.home, lab[1]
+    deep, deeper = "/".join(["d"] * 98), "/".join(["d"] * 110)
+    mount.sh(f"mkdir -p thesis/{deep} && mkdir -p thesis/e/f/g")
+    check(mount.sh(f"mkdir -p thesis/{deeper}", check=False).returncode != 0, "refused: too deep")
+    check(mount.sh(f"mv thesis/e thesis/{deep}/e", check=False).returncode != 0,
+          "refused: what would be too deep by its move")
+    mount.sh(f"mv thesis/e thesis/{deep}/../e && rm -r thesis/d")
+    settled(lab, home, "thesis")
+    ident = folder(lab, home, "thesis")["folder"]
+    tree = f"{home_of(lab.user)}/.local/state/decamp/folders/{ident}/tree"
+    mount.run("mkdir", "-p", f"{tree}/{deeper}")
+    mount.end()
+    lab.home = mount = Mount(lab, home)
+    check("moved" in mount.names("thesis"), "with a path too deep it is mounted all the same")
+    work = wait_for(lambda: (lambda work: work.get("problem") and work)(
+        folder(lab, home, "thesis").get("work", {})), 20, "its status")
+    check("deep" in work["problem"], f"and it is said: {work}")
+    mount.sh("rm -r thesis/d")
+    settled(lab, home, "thesis")
+
+
+def test_power_marks(lab):
+    """A file closed but not known to be on the disk, and then a cut: the version's stays."""
+    mount, home = lab.home, lab[1]
+    mount.sh("echo right >thesis/cut && echo right >thesis/killed")
+    settled(lab, home, "thesis")
+    mount.kill()
+    ident = folder(lab, home, "thesis")["folder"]
+    base = f"{home_of(lab.user)}/.local/state/decamp/folders/{ident}"
+    mount.run("sh", "-c", f"cd {base} && : >tree/cut && echo new >tree/killed && "
+              "boot=$(cat /proc/sys/kernel/random/boot_id) && "
+              ": >writing/$(stat -c %i tree/cut).an-earlier-boot && "
+              ": >writing/$(stat -c %i tree/killed).$boot")
+    lab.home = mount = Mount(lab, home)
+    seq = settled(lab, home, "thesis")
+    check_equal(mount.sh(f"cat thesis@{seq}/cut thesis@{seq}/killed").stdout, "right\nnew\n",
+                "what a cut may have emptied is not sent, what a killed mount left is")
+    check_equal(folder(lab, home, "thesis")["work"]["interrupted"], 1, "and it is said")
+    mount.sh("echo again >thesis/cut")
+    seq = settled(lab, home, "thesis")
+    check_equal(mount.sh(f"cat thesis@{seq}/cut").stdout, "again\n", "written anew, it is sent")
+    left = mount.run("ls", f"{base}/writing").stdout
+    check_equal(left, "", "no mark is left")
 
 
 def test_raw_requests(lab):
@@ -319,6 +373,30 @@ def test_two_copies(lab):
     lab.home = Mount(lab, home)
 
 
+def test_lost_index(lab):
+    """The index is lost while a file is open: it stays as it is in the newest version."""
+    mount, home = lab.home, lab[1]
+    mount.sh("echo kept >thesis/kept")
+    settled(lab, home, "thesis")
+    mount.end()
+    ident = folder(lab, home, "thesis")["folder"]
+    mount.run("rm", f"{home_of(lab.user)}/.local/state/decamp/folders/{ident}/index")
+    lab.home = mount = Mount(lab, home)
+    seq = versions(lab, home, "thesis")[0]
+    slow = home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>kept && sleep 8"],
+                      user=lab.user)
+    time.sleep(0.2)
+    mount.sh("echo beside >thesis/beside")
+    seq = wait_version(lab, home, "thesis", seq, 60)
+    if slow.running():
+        check_equal(mount.sh(f"cat thesis@{seq}/kept").stdout, "kept\n",
+                    "what is open stays as it was")
+    wait_for(lambda: not slow.running(), 20, "the writer's end")
+    seq = settled(lab, home, "thesis")
+    check_equal(mount.sh(f"cat thesis@{seq}/beside thesis@{seq}/kept").stdout, "beside\n",
+                "closed, it is what it is")
+
+
 def test_daemon_restart(lab):
     """decampd is killed: what is written meanwhile goes out afterwards, and nothing is lost."""
     mount, home = lab.home, lab[1]
@@ -375,7 +453,6 @@ def test_power(lab):
     # While its death is noticed a request may fail; what is read is never another file.
     text = wait_for(lambda: there.sh("sha256sum <thesis/table", check=False).stdout, 30, "it")
     check_equal(text, digest, f"{newest}: whole, read while its host is off")
-    refused(lambda: lab[3].decamp("folder delete", "thesis", user=lab.user), "host1")
     home.boot()
     home.start_daemon()
     home.wait_daemon()
