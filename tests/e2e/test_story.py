@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The story of the demo with more checkpoints: a power cut, a login, a migration, three real programs."""
+"""The story of the demo with less work: a power cut, a login, a migration, three real programs."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import sys
 
 from common import ROOT, SKIP_CODE
 
-SCALE = "1.0"
+SCALE = "0.7"
 
 
 def main():

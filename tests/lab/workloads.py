@@ -96,7 +96,7 @@ class Compress(Workload):
 class Pipeline(Workload):
     def __init__(self, scale):
         super().__init__("pipeline", "sh: awk | awk | tee | sha256sum",
-                         ["sh", "pipeline.sh", str(int(18e6 * scale))], ["kept.txt", "sum.txt"])
+                         ["sh", "pipeline.sh", str(int(32e6 * scale))], ["kept.txt", "sum.txt"])
 
     def prepare(self, folder):
         (folder / "pipeline.sh").write_text(PIPELINE)
