@@ -357,7 +357,6 @@ int upload_commit(struct folder *f, struct folder_version *version,
 
 	strcpy(v.copy, f->upload.copy);
 	r = write_manifest(f, &v, &v.ref);
-
 	if (r < 0) {
 		upload_abort(f);
 		return r;

@@ -131,7 +131,6 @@ int verb_folder_begin(void *agent, const struct api_call *call, struct api_reply
 
 	if (r == 0)
 		r = api_get_string(call, "copy", FOLDER_COPY_MAX - 1, &copy);
-
 	if (r == 0)
 		r = enter(agent, call, false, &f, reply);
 	if (r < 0)

@@ -159,7 +159,8 @@ void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);
 
 /*
  * Starts checkpoint seq. store is called from packer_add and packer_finish, or from threads of the
- * packer (packer_budget.threads), PACKER_STORES_MAX at a time; the manifest alone and last. A pack that it refuses fails the next calls, packer_finish at last.
+ * packer (packer_budget.threads), PACKER_STORES_MAX at a time; the manifest alone and last. A pack
+ * that it refuses fails the next calls, packer_finish at last.
  */
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx) _must_check_;
