@@ -487,9 +487,10 @@ static int stop_the_rest(struct freezer *f)
 
 /*
  * Who sleeps in a call that a stop ends with EINTR goes behind the fence, and all with him. A job
- * that computes has none such and is spared the price, some 40 us. (Whoever goes to sleep so for the
- * first time in many snapshots, between this look and the stop, has no fence: a tracer that is killed
- * in that very moment is the price.)
+ * that computes has none such and is spared the price, some 40 us. (The look says little of the
+ * moment after it, so at first, and for many snapshots after such a call, nobody asks it; whoever goes
+ * to sleep so for the first time after those, between look and stop, has no fence: a tracer that is
+ * killed in that very moment is the price.)
  */
 static bool needs_fence(struct native_tree *tree)
 {

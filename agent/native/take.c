@@ -96,6 +96,7 @@ int take_create(const struct take_config *config, struct taker **ret_taker,
 	if (!t)
 		return -ENOMEM;
 	t->root = config->root;
+	t->leaks = TAKE_LEAKS_KEPT; /* until its stops have shown otherwise */
 	t->fence = NATIVE_NO_FENCE;
 	t->gentle = gentle_works();
 	/* Refused rights make it slower, never wrong. */
