@@ -128,6 +128,12 @@ void cli_tell(const struct cli *cli, const struct cli_reply *reply);
 /* A short request: asks, tells errors, releases body. */
 int cli_call(const struct cli *cli, const char *verb, struct json_object *body,
 	     struct cli_reply *reply) _must_check_;
+/*
+ * A verb whose one argument is JOB, without options: parses, then asks. Returns -1 to go on with the
+ * reply, or an exit code.
+ */
+int cli_call_job(struct cli *cli, const char *verb, int argc, char **argv,
+		 struct cli_reply *reply) _must_check_;
 /* Like cli_call() for one that may take minutes: progress on a terminal, Ctrl-C ends only us.
  * object: the job's name for people and for the progress; NULL: vacate. */
 int cli_call_long(const struct cli *cli, const char *verb, struct json_object *body,

@@ -300,6 +300,19 @@ int cli_call(const struct cli *cli, const char *verb, struct json_object *body,
 	return r;
 }
 
+int cli_call_job(struct cli *cli, const char *verb, int argc, char **argv, struct cli_reply *reply)
+{
+	struct json_object *body;
+	int r = cli_parse(cli, NULL, argc, argv);
+
+	if (r >= 0)
+		return r;
+	body = js_new();
+	js_put_text(body, "job", cli->args[0]);
+	r = cli_call(cli, verb, body, reply);
+	return r == CLI_OK ? -1 : r;
+}
+
 void cli_reply_done(struct cli_reply *reply)
 {
 	json_object_put(reply->json);

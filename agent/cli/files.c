@@ -49,15 +49,9 @@ static void print_files(const struct cli *cli, struct json_object *files)
 int verb_ls(struct cli *cli, int argc, char **argv)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
-	struct json_object *body;
-	int r = cli_parse(cli, NULL, argc, argv);
+	int r = cli_call_job(cli, "ls", argc, argv, &reply);
 
 	if (r >= 0)
-		return r;
-	body = js_new();
-	js_put_text(body, "job", cli->args[0]);
-	r = cli_call(cli, "ls", body, &reply);
-	if (r != CLI_OK)
 		return r;
 	if (cli->json)
 		js_print(reply.json);

@@ -44,15 +44,9 @@ static const char *advice(const char *standing)
 int verb_recover(struct cli *cli, int argc, char **argv)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
-	struct json_object *body;
-	int r = cli_parse(cli, NULL, argc, argv);
+	int r = cli_call_job(cli, "recover", argc, argv, &reply);
 
 	if (r >= 0)
-		return r;
-	body = js_new();
-	js_put_text(body, "job", cli->args[0]);
-	r = cli_call(cli, "recover", body, &reply);
-	if (r != CLI_OK)
 		return r;
 	if (cli->json) {
 		js_print(reply.json);

@@ -193,15 +193,10 @@ static void show_output(struct json_object *detail)
 int verb_show(struct cli *cli, int argc, char **argv)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
-	struct json_object *body, *detail;
-	int r = cli_parse(cli, NULL, argc, argv);
+	struct json_object *detail;
+	int r = cli_call_job(cli, "show", argc, argv, &reply);
 
 	if (r >= 0)
-		return r;
-	body = js_new();
-	js_put_text(body, "job", cli->args[0]);
-	r = cli_call(cli, "show", body, &reply);
-	if (r != CLI_OK)
 		return r;
 	if (cli->json) {
 		js_print(reply.json);

@@ -45,16 +45,11 @@ static void tell_host(struct json_object *host)
 int verb_why(struct cli *cli, int argc, char **argv)
 {
 	_cleanup_reply_ struct cli_reply reply = { 0 };
-	struct json_object *body, *hosts;
+	struct json_object *hosts;
 	const char *needs;
-	int r = cli_parse(cli, NULL, argc, argv);
+	int r = cli_call_job(cli, "why", argc, argv, &reply);
 
 	if (r >= 0)
-		return r;
-	body = js_new();
-	js_put_text(body, "job", cli->args[0]);
-	r = cli_call(cli, "why", body, &reply);
-	if (r != CLI_OK)
 		return r;
 	if (cli->json) {
 		js_print(reply.json);
