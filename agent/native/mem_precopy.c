@@ -210,6 +210,8 @@ static int scan_written(struct look *l)
 	const struct runs *covered = &l->mm->covered;
 	int r = 0;
 
+	if (!l->mm->ops->round)
+		return 0;
 	if (l->m->config.broken & MEM_BROKEN_CHECK_WPASYNC)
 		return scan_mixed(l);
 	for (size_t i = 0; i < covered->count && r == 0; i++) {
@@ -431,7 +433,7 @@ static int one_round(struct native_mem *m, struct native_state *s, struct native
 			r = meet(m, task, &l.mm);
 			m->counts.attach_us += (uint32_t)((mem_clock_ns() - start) / 1000);
 		}
-		if (!l.mm || (round && !l.mm->ops->rounds))
+		if (!l.mm || (round && !l.mm->ops->round))
 			continue;
 		if (r == 0)
 			r = precopy_mm(&l, s, tree, wanted, round ? 0 : wanted_count);
@@ -532,7 +534,7 @@ int mem_catch_up(struct native_mem *m, struct native_state *s, struct native_tre
 	uint64_t pages = m->round_pages, last_pages, start;
 	uint32_t rounds = 1;
 
-	if (!m->ops->rounds || m->config.rounds_max == 1)
+	if (!m->ops->round || m->config.rounds_max == 1)
 		return 0;
 	do {
 		int r;

@@ -11,7 +11,6 @@
 
 struct track_ops {
 	const char *name;
-	bool rounds;  /* a second round of pre-copy finds only what was written since the first */
 	bool hollow;  /* written() does not report pages that were given back: list all there are */
 	bool compare; /* written() reports everything: pages are compared by hash */
 	bool (*probe)(const struct native_mem *m);
@@ -19,7 +18,7 @@ struct track_ops {
 	/* VMAs as they are now. ret_new: those that are new to it, of which nothing is known. */
 	int (*cover)(struct native_mem *m, struct mem_mm *mm, const struct state_vma *vmas,
 		     size_t count, struct runs *ret_new);
-	/* Populated pages written since the last round, with the categories of report. */
+	/* Populated pages written since the last round, with the categories of report. NULL: no rounds. */
 	int (*round)(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t end,
 		     uint64_t report, struct regions *out);
 	/* The VMA is followed since the last cover() at least. */

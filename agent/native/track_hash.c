@@ -30,18 +30,6 @@ static int hash_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 	return 0;
 }
 
-static int hash_round(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t end,
-		      uint64_t report, struct regions *out)
-{
-	(void)m;
-	(void)mm;
-	(void)start;
-	(void)end;
-	(void)report;
-	(void)out;
-	return 0;
-}
-
 static bool hash_tracks(const struct mem_mm *mm, const struct state_vma *vma)
 {
 	(void)mm;
@@ -60,7 +48,6 @@ const struct track_ops track_hash = {
 	.probe = hash_probe,
 	.attach = hash_attach,
 	.cover = hash_cover,
-	.round = hash_round,
 	.tracks = hash_tracks,
 	.detach = hash_detach,
 };

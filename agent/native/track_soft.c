@@ -72,18 +72,6 @@ static int soft_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 	return clear_bits(mm->pid);
 }
 
-static int soft_round(struct native_mem *m, struct mem_mm *mm, uint64_t start, uint64_t end,
-		      uint64_t report, struct regions *out)
-{
-	(void)m;
-	(void)mm;
-	(void)start;
-	(void)end;
-	(void)report;
-	(void)out;
-	return 0;
-}
-
 static bool soft_tracks(const struct mem_mm *mm, const struct state_vma *vma)
 {
 	(void)vma;
@@ -136,7 +124,6 @@ const struct track_ops track_soft = {
 	.probe = soft_probe,
 	.attach = soft_attach,
 	.cover = soft_cover,
-	.round = soft_round,
 	.tracks = soft_tracks,
 	.written = soft_written,
 	.settled = soft_settled,

@@ -271,7 +271,6 @@ static int uffd_written(struct native_mem *m, struct mem_mm *mm, uint64_t start,
 
 const struct track_ops track_uffd = {
 	.name = "userfaultfd",
-	.rounds = true,
 	.probe = uffd_probe,
 	.attach = uffd_attach,
 	.cover = uffd_cover,
