@@ -2,18 +2,17 @@
 #include "agent/host/host.h"
 
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <systemd/sd-event.h>
 
+#include "agent/util/bpf.h"
 #include "bpf/proc.h"
 #include "bpf/proc.skel.h"
 
@@ -47,18 +46,6 @@ struct host_trace {
 	struct ended ended[ENDED_MAX];
 	uint32_t ended_next;
 };
-
-static int print_libbpf(enum libbpf_print_level level, const char *fmt, va_list args)
-{
-	char line[512];
-
-	if (level == LIBBPF_DEBUG)
-		return 0;
-	vsnprintf(line, sizeof(line), fmt, args);
-	line[strcspn(line, "\n")] = '\0';
-	log_debug("libbpf: %s", line);
-	return 0;
-}
 
 static struct root *find_root(struct host_trace *t, pid_t pid)
 {
@@ -183,7 +170,7 @@ int host_trace_start(struct sd_event *event, struct host_trace **ret_trace, char
 	if (!t)
 		return give_reason(reason, -ENOMEM, "trace");
 	pthread_mutex_init(&t->lock, NULL);
-	libbpf_set_print(print_libbpf);
+	libbpf_set_print(log_libbpf);
 	r = load(t, reason);
 	if (r == 0 && event) {
 		r = sd_event_add_io(event, &t->source, ring_buffer__epoll_fd(t->ring), EPOLLIN,

@@ -2,16 +2,15 @@
 #include "agent/native/state.h"
 
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 #include <errno.h>
 #include <linux/bpf.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 
 #include "agent/native/state_internal.h"
+#include "agent/util/bpf.h"
 #include "bpf/state.skel.h"
 
 #define LOG_TAG "native"
@@ -42,18 +41,6 @@ struct native_state {
 	uint8_t *buffer;	       /* touched before use */
 	size_t buffer_size;
 };
-
-static int print_libbpf(enum libbpf_print_level level, const char *fmt, va_list args)
-{
-	char line[512];
-
-	if (level == LIBBPF_DEBUG)
-		return 0;
-	vsnprintf(line, sizeof(line), fmt, args);
-	line[strcspn(line, "\n")] = '\0';
-	log_debug("libbpf: %s", line);
-	return 0;
-}
 
 static int give_reason(char reason[REASON_BYTES], int r, const char *what)
 {
@@ -106,7 +93,7 @@ static int load(struct native_state *s, char reason[REASON_BYTES])
 		s->cgroup_ns = 0;
 	if (r < 0)
 		return give_reason(reason, r, "/proc/self/ns");
-	libbpf_set_print(print_libbpf);
+	libbpf_set_print(log_libbpf);
 	r = try_load(s, pid_ns, true);
 	if (r < 0)
 		r = try_load(s, pid_ns, false);
