@@ -64,7 +64,7 @@ static const char *local_state(const struct job *job, uint32_t fence)
 	return lease_frozen ? "frozen" : "running";
 }
 
-static const char *state_of(const struct job_value *value, const struct job *local)
+const char *describe_standing(const struct job_value *value)
 {
 	switch (value->state) {
 	case JOB_STATE_DONE:
@@ -76,8 +76,16 @@ static const char *state_of(const struct job_value *value, const struct job *loc
 	case JOB_STATE_IDLE:
 		return "waiting";
 	default:
-		break;
+		return NULL;
 	}
+}
+
+static const char *state_of(const struct job_value *value, const struct job *local)
+{
+	const char *standing = describe_standing(value);
+
+	if (standing)
+		return standing;
 	if (local)
 		return local_state(local, value->fence);
 	return value->history_count ? "running" : "starting";

@@ -437,6 +437,8 @@ int order_forward(struct agent *a, const struct node_id *node, const char *verb,
 void order_received(struct agent *a, const struct ov_msg *msg);
 
 /* ---- describe.c ---- */
+/* A word for a job that no host runs now; NULL for any other. */
+const char *describe_standing(const struct job_value *value);
 struct json_object *describe_summary(struct agent *a, const struct job_value *value,
 				     const struct job_seal *seal, struct job *local,
 				     const struct member_info *members, size_t member_count);

@@ -172,25 +172,9 @@ static int stream_home(struct target *t, const char *path, uint64_t offset, stru
 	return fd < 0 ? -errno : stream_file(fd, t->seal.uid, offset, reply);
 }
 
-static const char *stream_state(const struct target *t)
-{
-	switch (t->value.state) {
-	case JOB_STATE_DONE:
-		return "done";
-	case JOB_STATE_COLLECTED:
-		return "collected";
-	case JOB_STATE_KILLED:
-		return "killed";
-	case JOB_STATE_IDLE:
-		return "waiting";
-	default:
-		return "running";
-	}
-}
-
 int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply)
 {
-	const char *stream, *path_end;
+	const char *stream, *path_end, *standing;
 	struct target t;
 	char path[1200];
 	int64_t offset;
@@ -208,7 +192,8 @@ int verb_logs(void *agent, const struct api_call *call, struct api_reply *reply)
 	path_end = stream && !strcmp(stream, "stderr") ? "err" : "out";
 	snprintf(path, sizeof(path), "%s/%s.%s", !strcmp(t.seal.cwd, "/") ? "" : t.seal.cwd,
 		 t.seal.name, path_end);
-	reply->state = stream_state(&t);
+	standing = describe_standing(&t.value);
+	reply->state = standing ? standing : "running";
 	r = -ENOENT;
 	if (t.local && t.local->phase != PHASE_RESTORING)
 		r = stream_live(&t, path, (uint64_t)offset, reply);
