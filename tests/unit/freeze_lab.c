@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -196,4 +197,17 @@ void freeze_lab_count_signals(struct freeze_page *page)
 	handler_page = page;
 	sigaction(SIGRTMIN, &queued, NULL);
 	sigaction(SIGUSR1, &plain, NULL);
+}
+
+void freeze_lab_thread(void *(*fn)(void *arg), void *arg)
+{
+	pthread_attr_t attr;
+	pthread_t id;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 1 << 17);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	if (pthread_create(&id, &attr, fn, arg))
+		abort();
+	pthread_attr_destroy(&attr);
 }

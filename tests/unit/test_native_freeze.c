@@ -42,19 +42,6 @@ static uint64_t now_us(void)
 	return now_boot_ns() / 1000;
 }
 
-static void thread_start(void *(*fn)(void *arg), void *arg)
-{
-	pthread_attr_t attr;
-	pthread_t id;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, 1 << 17);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	if (pthread_create(&id, &attr, fn, arg))
-		abort();
-	pthread_attr_destroy(&attr);
-}
-
 static void test_arena(void **state)
 {
 	struct native_arena *a = NULL;
@@ -101,7 +88,7 @@ static _Noreturn void *spin(void *arg)
 static void spinners(struct freeze_page *page)
 {
 	for (int i = 1; i < SPINNERS; i++)
-		thread_start(spin, page);
+		freeze_lab_thread(spin, page);
 	spin(page);
 }
 
@@ -148,7 +135,7 @@ static _Noreturn void *sleeper(void *arg)
 static void sleepers(struct freeze_page *page)
 {
 	for (int i = 1; i < SLEEPERS; i++)
-		thread_start(sleeper, page);
+		freeze_lab_thread(sleeper, page);
 	sleeper(page);
 }
 
@@ -542,7 +529,7 @@ static void *outlives(void *arg)
 
 static void leader_ends(struct freeze_page *page)
 {
-	thread_start(outlives, page);
+	freeze_lab_thread(outlives, page);
 	syscall(SYS_exit, 0);
 }
 

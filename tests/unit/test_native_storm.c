@@ -31,19 +31,6 @@ static uint64_t now_us(void)
 	return now_boot_ns() / 1000;
 }
 
-static void thread_start(void *(*fn)(void *arg), void *arg)
-{
-	pthread_attr_t attr;
-	pthread_t id;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, 1 << 17);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	if (pthread_create(&id, &attr, fn, arg))
-		abort();
-	pthread_attr_destroy(&attr);
-}
-
 static atomic_long *counter(struct freeze_page *page)
 {
 	static _Thread_local atomic_long *mine;
@@ -74,14 +61,14 @@ static void *mayfly(void *arg)
 
 	atomic_fetch_add(&page->count[0], 1);
 	/* A chain: who looks for the threads that are here finds others. */
-	thread_start(mayfly, page);
+	freeze_lab_thread(mayfly, page);
 	return NULL;
 }
 
 static void thread_storm(struct freeze_page *page)
 {
 	for (int i = 0; i < 3; i++)
-		thread_start(mayfly, page);
+		freeze_lab_thread(mayfly, page);
 	sleeper(page);
 }
 
@@ -146,7 +133,7 @@ static void exec_storm(struct freeze_page *page)
 		if (pid == 0) {
 			freeze_lab_die_with_parent();
 			for (int i = 0; i < 6; i++)
-				thread_start(i == 3 ? run_true : spin, page);
+				freeze_lab_thread(i == 3 ? run_true : spin, page);
 			atomic_store(&all_there, 1);
 			for (;;)
 				pause();
@@ -232,7 +219,7 @@ static _Noreturn void *waits_for_ever(void *arg)
 static void takes_signals(struct freeze_page *page)
 {
 	freeze_lab_count_signals(page);
-	thread_start(waits_for_ever, page);
+	freeze_lab_thread(waits_for_ever, page);
 	for (int i = 0;; i++) {
 		if (i == 0)
 			(void)counter(page);
@@ -326,7 +313,7 @@ static void computes(struct freeze_page *page)
 	sigset_t set;
 
 	freeze_lab_count_signals(page);
-	thread_start(receiver, page);
+	freeze_lab_thread(receiver, page);
 	sigfillset(&set);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
 	if (__builtin_cpu_supports("avx2"))
