@@ -509,7 +509,7 @@ static void list_folder(const struct tree_node *node, void (*add)(void *ctx, con
 		const struct export_file *f = &set->files[i];
 
 		if (!is_below(f, node->folder)) {
-			if (f->kind == FILE_UPPER && f->path[n] == '/')
+			if (n == 0 && f->kind == FILE_UPPER && !strcmp(f->path, "/"))
 				continue; /* the folder itself */
 			break;
 		}

@@ -31,8 +31,9 @@ class Mount:
             host.run(["sh", "-c", "test -e /var/lib/decamp/fuse || mknod -m 666 "
                       "/var/lib/decamp/fuse c 10 229; mountpoint -q /dev/fuse || "
                       "mount --bind /var/lib/decamp/fuse /dev/fuse"])
-        self.process = host.spawn([lab.build / "decamp", "mount", "-f", self.point],
-                                  user=self.user, env=env)
+        with (lab.log_dir / f"{host.name}-mount.log").open("a") as log:
+            self.process = host.spawn([lab.build / "decamp", "mount", "-f", self.point],
+                                      user=self.user, env=env, stdout=log, stderr=log)
         wait_for(lambda: self.run("ls", f"{self.point}/folders", check=False).returncode == 0, 20,
                  "the mount")
 
