@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# make deps    install what is missing (root)      make unit unit-san fuzz model e2e   groups of tests
+# make deps    install what is missing (root)      make unit unit-san fuzz model e2e e2e-san  groups of tests
 # make         build                               make lint                     style and layering
 # make check   deps, build, every test             make install                  DESTDIR, prefix
 # make zdtm    CRIU's own tests judge our images   make soak SEED= MINUTES=      no write is missed
@@ -94,7 +94,7 @@ SUBMAKE = +$(Q)$(MAKE) --no-print-directory $(if $(findstring --jobserver,$(MAKE
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e sim sim-paper lint install clean zdtm soak vm vm-check vm-debug sim-long sim-mutants night sim-chord store-faults module install-dkms
+.PHONY: all tests fuzzers deps check demo unit unit-san fuzz model model-long e2e e2e-san sim sim-paper lint install clean zdtm soak vm vm-check vm-debug sim-long sim-mutants night sim-chord store-faults module install-dkms
 
 all: $(ARCHIVES) $(PROGRAMS) $(SKEL)
 	@:
@@ -215,7 +215,7 @@ sim-paper: $(B)/tests/sim_paper
 	@mkdir -p build/bench
 	$(Q)$< --seed $(SEED) build/bench
 	$(Q)tests/sim/paper-curves build/bench/paper.json docs
-unit unit-san fuzz model e2e lint vm:
+unit unit-san fuzz model e2e e2e-san lint vm:
 	$(Q)tests/run-checks $@ $(T)
 vm-check:
 	$(Q)tests/run-checks vm-all $(T)

@@ -281,5 +281,6 @@ def in_lab(name, tests, hosts, cluster, settings, needs):
     except BaseException:
         print(f"logs: {lab.log_dir}", flush=True)
         raise
+    lab.assert_sound()
     lab.assert_clean()
     print(f"{name}: nothing is left behind", flush=True)

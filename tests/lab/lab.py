@@ -20,6 +20,7 @@ manager; however it is left, it removes everything, and assert_clean() proves it
 import atexit
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -40,7 +41,7 @@ TIMINGS = {"probe_ms": 300, "suspect_ms": 1500, "renew_ms": 1000, "lease_ms": 40
 
 
 class Lab:
-    """name: where the logs go, below build/lab-logs."""
+    """name: where the logs go, below lab-logs of the build (DECAMP_BUILD, or build)."""
 
     host_class = Host
 
@@ -53,7 +54,7 @@ class Lab:
         self.dir = traces.base_root() / (traces.PREFIX + self.id)
         self.cgroup = traces.cgroup2_root() / (traces.PREFIX + self.id)
         self.build = Path(os.environ.get("DECAMP_BUILD", ROOT / "build"))
-        self.log_dir = ROOT / "build/lab-logs" / name
+        self.log_dir = self.build / "lab-logs" / name
         self.extra_settings = settings or {}
         self.pins = traces.Pins()
         self.cuts = set()
@@ -139,6 +140,13 @@ class Lab:
             if time.monotonic() > end:
                 raise LabError("the lab left something behind: " + "; ".join(left))
             time.sleep(0.05)
+
+    def assert_sound(self):
+        """After close(): fail if a sanitizer has spoken in a log."""
+        for log in sorted(self.log_dir.glob("*.log")):
+            for line in log.read_text(errors="replace").splitlines():
+                if re.search(r"ERROR: \w+Sanitizer|: runtime error: ", line):
+                    raise LabError(f"{log}: {line}")
 
     def save(self):
         """For lab.py exec: who is where."""
