@@ -83,6 +83,8 @@ ARCHIVES := $(if $(LIB)$(PROTO),$(B)/libdecamp.a) $(if $(CORE),$(B)/liboverlay-c
 PROGRAMS := $(if $(wildcard agent/main.c),$(B)/decampd) $(if $(CLI),$(B)/decamp) \
 	$(if $(wildcard agent/keeper/main.c),$(B)/decamp-keeper) \
 	$(if $(wildcard agent/native/main.c),$(B)/decamp-capture)
+PLUGIN := $(wildcard agent/image/plugin/*.c) agent/util/deadlines.c
+PROGRAMS += $(B)/criu/decamp.so
 TESTS := $(UNIT:tests/unit/%.c=$(B)/tests/%)
 OBJECTS := $(call obj,$(LIB) $(CORE) $(CLI) $(KEEPER) $(PB_C) $(UNIT) $(UNIT_COMMON) $(FUZZERS) \
 	agent/main.c agent/native/main.c $(wildcard tests/sim/sim_*.c tests/kmod/*.c))
@@ -155,6 +157,13 @@ $(B)/decamp-keeper: FLAVOUR := -O2 -static-pie
 $(B)/decamp-keeper: $(call obj,$(KEEPER))
 	$(call say,LINK)
 	$(Q)$(link)
+# CRIU loads all that ends in .so there, whatever our flavour.
+$(B)/criu/decamp.so: FLAVOUR := -O2 -fPIC
+$(B)/criu/decamp.so: $(PLUGIN) $(wildcard agent/image/plugin/*.h) agent/util/deadlines.h \
+		agent/util/cleanup.h
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS_ALL) -fvisibility=hidden -shared -o $@ $(filter %.c,$^)
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest.a) $(ARCHIVES)
 	$(call say,LINK)
 	@mkdir -p $(@D)
@@ -252,11 +261,12 @@ install-dkms:
 		$(DESTDIR)$(prefix)/lib/modules-load.d/decamp.conf
 
 install: all
-	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp lib/systemd/system share/man/man1 \
+	install -d $(addprefix $(DESTDIR)$(prefix)/,bin sbin lib/decamp/criu lib/systemd/system share/man/man1 \
 		share/man/man5 share/man/man8 share/doc/decamp share/bash-completion/completions)
 	install $(B)/decampd $(DESTDIR)$(prefix)/sbin/
 	install $(B)/decamp $(DESTDIR)$(prefix)/bin/
 	install $(B)/decamp-keeper $(B)/decamp-capture $(DESTDIR)$(prefix)/lib/decamp/
+	install -m 644 $(B)/criu/decamp.so $(DESTDIR)$(prefix)/lib/decamp/criu/
 	$(foreach s,1 5 8,$(if $(wildcard docs/*.$s),install -m 644 $(wildcard docs/*.$s) \
 		$(DESTDIR)$(prefix)/share/man/man$s/;))
 	$(if $(wildcard packaging/decampd.conf),install -m 644 packaging/decampd.conf \

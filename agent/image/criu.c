@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -13,15 +14,18 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "agent/image/criu_text.h"
 #include "agent/image/criu_rpc.pb-c.h"
+#include "agent/util/deadlines.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
 enum {
 	CRIU_SOCK_FD = 3, /* in CRIU */
 	CRIU_IMAGES_FD = 4,
+	CRIU_PLUGIN_FD = 5,
 	CRIU_MESSAGE_MAX = 64 << 10,
 	CRIU_LOG_MAX = 16 << 20,
 	CRIU_STATS_MAX = 64 << 10,
@@ -40,7 +44,7 @@ enum {
 /* One swrk process and what we saw of it. */
 struct session {
 	struct keeper *keeper;
-	int sock, pidfd, images_fd;
+	int sock, pidfd, images_fd, plugin_fd; /* plugin_fd: its folder; -1: none */
 	uint32_t spawn_id;
 	int (*before)(void *ctx); /* at pre-dump: nothing is stopped yet */
 	int (*callback)(void *ctx);
@@ -182,11 +186,12 @@ static int serve(struct session *s)
 
 static int spawn(struct session *s, const char *criu, struct keeper_helper *helper)
 {
-	char *argv[] = { "criu", "swrk", "3", NULL };
+	char *plain[] = { "criu", "swrk", "3", NULL };
+	char *with_plugin[] = { "criu", "-L", "/proc/self/fd/5", "swrk", "3", NULL };
 	_cleanup_close_ int theirs = -1;
-	int pair[2], fds[2], r;
+	int pair[2], fds[3], r;
 
-	_Static_assert(CRIU_SOCK_FD == 3, "argument above");
+	_Static_assert(CRIU_SOCK_FD == 3 && CRIU_PLUGIN_FD == 5, "arguments above");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return -errno;
 	s->sock = pair[0];
@@ -194,9 +199,10 @@ static int spawn(struct session *s, const char *criu, struct keeper_helper *help
 	fds[CRIU_SOCK_FD - 3] = theirs;
 	fds[CRIU_IMAGES_FD - 3] = s->images_fd;
 	helper->binary = criu;
-	helper->argv = argv;
+	fds[CRIU_PLUGIN_FD - 3] = s->plugin_fd;
+	helper->argv = s->plugin_fd < 0 ? plain : with_plugin;
 	helper->fds = fds;
-	helper->fd_count = 2;
+	helper->fd_count = s->plugin_fd < 0 ? 2 : 3;
 	helper->stdio_fd = -1;
 	r = keeper_spawn_helper(s->keeper, helper, &s->pidfd, &s->spawn_id);
 	return r;
@@ -300,6 +306,7 @@ static void session_deinit(struct session *s)
 	close_fdp(&s->sock);
 	close_fdp(&s->pidfd);
 	close_fdp(&s->images_fd);
+	close_fdp(&s->plugin_fd);
 }
 
 /* They are CRIU's, not the job's: the folder holds images only after a success. */
@@ -308,6 +315,7 @@ static void drop_side_files(int images_fd)
 	unlinkat(images_fd, LOG_FILE, 0);
 	unlinkat(images_fd, STATS_FILE, 0);
 	unlinkat(images_fd, "stats-restore", 0);
+	unlinkat(images_fd, DEADLINES_REPORT, 0);
 }
 
 static void read_times(const struct session *s, struct criu_times *ret_times)
@@ -330,6 +338,7 @@ int criu_run_dump(struct keeper *k, const struct criu_dump *dump, struct criu_ti
 			     .sock = -1,
 			     .pidfd = -1,
 			     .images_fd = -1,
+			     .plugin_fd = -1,
 			     .before = dump->before,
 			     .callback = dump->frozen,
 			     .ctx = dump->ctx,
@@ -362,13 +371,49 @@ int criu_run_dump(struct keeper *k, const struct criu_dump *dump, struct criu_ti
 	return r;
 }
 
-int criu_run_restore(struct keeper *k, const struct criu_restore *restore, pid_t *ret_pid,
-		     char reason[CRIU_REASON_MAX])
+/* Its folder; -1: there is nothing for it to do, or it is not there, which why says. */
+static int open_plugin(const struct criu_restore *restore, char why[CRIU_WHY_MAX])
+{
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/" DEADLINES_FILE, restore->images_dir);
+	if (access(path, F_OK) < 0)
+		return -1;
+	snprintf(path, sizeof(path), "%s/" DEADLINES_PLUGIN,
+		 restore->plugin_dir ? restore->plugin_dir : "");
+	fd = access(path, R_OK) < 0 ? -1 :
+				      open(restore->plugin_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		snprintf(why, CRIU_WHY_MAX, "there is no plugin: %.100s: %s", path,
+			 strerror(errno));
+	return fd;
+}
+
+/* What the plugin says; false: it was never loaded. */
+static bool read_report(int images_fd, struct criu_restored *ret)
+{
+	_cleanup_free_ char *text = NULL;
+	int n = 0;
+
+	if (read_file_at(images_fd, DEADLINES_REPORT, DEADLINES_REPORT_MAX, &text, NULL) < 0)
+		return false;
+	if (sscanf(text, "%u of %u\n%n", &ret->in_time, &ret->timed, &n) != 2 || n == 0)
+		n = 0;
+	criu_clean_text(text);
+	snprintf(ret->not_in_time, sizeof(ret->not_in_time), "%s", text + n);
+	return true;
+}
+
+/* One restore. *ret_retry: it failed before anything was made, as the plugin could not be loaded. */
+static int restore_once(struct keeper *k, const struct criu_restore *restore, int plugin_fd,
+			struct criu_restored *ret, bool *ret_retry, char reason[CRIU_REASON_MAX])
 {
 	struct session s = { .keeper = k,
 			     .sock = -1,
 			     .pidfd = -1,
 			     .images_fd = -1,
+			     .plugin_fd = plugin_fd,
 			     .callback = restore->ready,
 			     .ctx = restore->ctx,
 			     .callback_at = "post-restore",
@@ -376,6 +421,7 @@ int criu_run_restore(struct keeper *k, const struct criu_restore *restore, pid_t
 	struct keeper_helper helper = { .in_cgroup = true };
 	Swrk__Request request = SWRK__REQUEST__INIT;
 	Swrk__Options o;
+	bool loaded;
 	int r;
 
 	init_options(&o);
@@ -386,14 +432,35 @@ int criu_run_restore(struct keeper *k, const struct criu_restore *restore, pid_t
 	o.has_lazy_pages = restore->lazy;
 	o.lazy_pages = restore->lazy;
 	r = run(&s, restore->criu, restore->images_dir, &helper, &request, reason);
+	loaded = plugin_fd >= 0 && s.images_fd >= 0 && read_report(s.images_fd, ret);
+	*ret_retry = r < 0 && plugin_fd >= 0 && !loaded && s.root_pid <= 0;
 	if (r == 0)
 		r = keeper_watch(k, s.root_pid);
 	else if (s.root_pid && keeper_expect(k, 0) < 0)
 		criu_add_reason(reason, "its remains must be killed, PID", s.root_pid);
 	if (r == 0) {
 		drop_side_files(s.images_fd);
-		*ret_pid = s.root_pid;
+		ret->pid = s.root_pid;
 	}
 	session_deinit(&s);
+	return r;
+}
+
+int criu_run_restore(struct keeper *k, const struct criu_restore *restore,
+		     struct criu_restored *ret_restored, char reason[CRIU_REASON_MAX])
+{
+	struct criu_restored restored = { 0 };
+	int plugin_fd = open_plugin(restore, restored.not_in_time), r;
+	bool retry;
+
+	r = restore_once(k, restore, plugin_fd, &restored, &retry, reason);
+
+	if (r < 0 && retry) {
+		snprintf(restored.not_in_time, sizeof(restored.not_in_time),
+			 "the plugin cannot be loaded: %.150s", reason);
+		r = restore_once(k, restore, -1, &restored, &retry, reason);
+	}
+	if (r == 0)
+		*ret_restored = restored;
 	return r;
 }

@@ -15,7 +15,7 @@
 
 #include "agent/keeper/keeper.h"
 
-enum { CRIU_REASON_MAX = 512 };
+enum { CRIU_REASON_MAX = 512, CRIU_WHY_MAX = 200 };
 
 struct criu_dump {
 	const char *criu;	/* binary, as seen inside the job's root */
@@ -47,11 +47,22 @@ struct criu_restore {
 	const char *images_dir;
 	bool shell_job;
 	bool lazy; /* memory is asked for over images_dir/lazy-pages.socket */
+	/*
+	 * Folder of our plugin (agent/image/plugin), used if there are deadlines beside the images.
+	 * NULL, or it cannot be loaded: sleeps start in full.
+	 */
+	const char *plugin_dir;
 	/* Called when all is restored and nothing runs yet; < 0: CRIU kills the copy. */
 	int (*ready)(void *ctx);
 	void *ctx;
 };
 
-/* Returns with the tree running; *ret_pid is its root inside the PID namespace. */
-int criu_run_restore(struct keeper *k, const struct criu_restore *restore, pid_t *ret_pid,
-		     char reason[CRIU_REASON_MAX]) _must_check_;
+struct criu_restored {
+	pid_t pid;		     /* root of the tree inside the PID namespace */
+	unsigned int timed, in_time; /* threads asleep in timed calls; those with their deadline */
+	char not_in_time[CRIU_WHY_MAX]; /* why not all of them */
+};
+
+/* Returns with the tree running. */
+int criu_run_restore(struct keeper *k, const struct criu_restore *restore,
+		     struct criu_restored *ret_restored, char reason[CRIU_REASON_MAX]) _must_check_;

@@ -11,6 +11,7 @@
 #include "agent/restore/internal.h"
 #include "agent/restore/lazy_images.h"
 #include "agent/restore/maps.h"
+#include "agent/util/deadlines.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -64,24 +65,46 @@ static int start_keeper(const struct restore_request *q, const struct notes *n,
 	return 0;
 }
 
+static void tell_sleeps(const struct restore_request *q, const struct criu_restored *r)
+{
+	char text[RESTORE_SLEEPS_MAX] = "";
+
+	if (r->timed && r->in_time == r->timed)
+		snprintf(text, sizeof(text), "all %u go on until their deadlines", r->timed);
+	else if (r->timed)
+		snprintf(text, sizeof(text), "%u of %u go on until their deadlines: %s", r->in_time,
+			 r->timed, r->not_in_time);
+	else if (r->not_in_time[0])
+		snprintf(text, sizeof(text), "begun in full: %s", r->not_in_time);
+	if (text[0] && r->in_time == r->timed && r->timed)
+		log_debug("timed calls: %s", text);
+	else if (text[0])
+		log_warn("timed calls: %s", text);
+	if (q->ret_sleeps)
+		memcpy(q->ret_sleeps, text, sizeof(text));
+}
+
 static int run_criu(const struct restore_request *q, const struct notes *n, struct keeper *k,
 		    bool lazy, char *reason)
 {
-	char why[CRIU_REASON_MAX] = "";
+	char why[CRIU_REASON_MAX] = "", plugin[PATH_MAX];
 	struct readiness ready = { q, n };
 	struct criu_restore order = { .criu = q->criu,
 				      .images_dir = q->images_dir,
 				      .shell_job = n->shell_job,
 				      .lazy = lazy,
+				      .plugin_dir = plugin,
 				      .ready = call_ready,
 				      .ctx = &ready };
-	pid_t pid;
+	struct criu_restored restored;
 	int r;
 
+	deadlines_plugin_dir(q->keeper.binary, plugin);
 	show_step(q, "restoring");
-	r = criu_run_restore(k, &order, &pid, why);
+	r = criu_run_restore(k, &order, &restored, why);
 	if (r < 0)
 		return restore_fail(reason, r, "CRIU cannot restore the job (%s)", why);
+	tell_sleeps(q, &restored);
 	/* Point of no return: the job runs, and the keeper watches it since before it did. */
 	return 0;
 }

@@ -17,7 +17,7 @@
 #include "agent/pack/pack.h"
 #include "agent/restore/lazy.h"
 
-enum { RESTORE_REASON_MAX = 512, RESTORE_LAZY_BYTES = 128 << 20 };
+enum { RESTORE_REASON_MAX = 512, RESTORE_LAZY_BYTES = 128 << 20, RESTORE_SLEEPS_MAX = 256 };
 
 struct restore_request {
 	const struct manifest *manifest;
@@ -39,6 +39,8 @@ struct restore_request {
 	 */
 	struct restore_lazy **ret_lazy;
 	uint64_t lazy_min_bytes; /* 0: RESTORE_LAZY_BYTES */
+	/* Not NULL: a sentence on threads that were asleep for a time; empty if none was. */
+	char *ret_sleeps; /* RESTORE_SLEEPS_MAX */
 	struct lazy_events lazy_events;
 };
 

@@ -133,13 +133,13 @@ static int try_restore(struct scene *s, int index, int (*ready)(void *))
 	struct criu_restore restore = {
 		.criu = s->criu, .images_dir = s->images[index], .ready = ready, .ctx = s
 	};
-	pid_t pid = 0;
-	int r = criu_run_restore(s->f.k, &restore, &pid, s->reason);
+	struct criu_restored restored;
+	int r = criu_run_restore(s->f.k, &restore, &restored, s->reason);
 
 	if (r < 0)
 		print_message("restore: %s: %s\n", strerror(-r), s->reason);
 	else
-		assert_int_equal(pid, KEEPER_FIRST_PID);
+		assert_int_equal(restored.pid, KEEPER_FIRST_PID);
 	return r;
 }
 
