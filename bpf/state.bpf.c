@@ -33,7 +33,6 @@ enum {
 	FUTEX_HAS_TIMEOUT = 0x40,
 	CLOCK_REALTIME = 0,
 	CLOCK_MONOTONIC = 1,
-	/* Until 6.13, since 6.14; elsewhere either of them means something else. */
 	ERRNO_MAX = 4095,
 	OVERLAYFS_MAGIC = 0x794c7630,
 	FUSE_MAGIC = 0x65735546,
@@ -175,7 +174,8 @@ static void read_restart(struct state_thread *t, struct task_struct *task)
 	    name.word == WORD('a', 'l', 'a', 'r', 'm', '_', 't', 'i')) {
 		t->restart_clock = BPF_CORE_READ(block, nanosleep.clockid);
 		t->restart_expires_ns = BPF_CORE_READ(block, nanosleep.expires);
-	} else if (name.word == WORD('f', 'u', 't', 'e', 'x', '_', 'w', 'a')) {
+	} else if (name.word == WORD('f', 'u', 't', 'e', 'x', '_', 'w', 'a') ||
+		   name.word == WORD('d', 'o', '_', 'n', 'o', '_', 'r', 'e')) { /* in its restart */
 		flags = BPF_CORE_READ(block, futex.flags);
 		t->restart_clock = CLOCK_MONOTONIC;
 		if (flags & (flags & FUTEX_HAS_TIMEOUT ? FUTEX_REALTIME : FUTEX_REALTIME_OLD))

@@ -12,6 +12,7 @@
 #include "agent/native/freeze.h"
 #include "agent/native/freeze_internal.h"
 #include "agent/native/gentle.h"
+#include "agent/native/sleeps.h"
 
 #ifndef SYS_epoll_pwait2
 #define SYS_epoll_pwait2 441
@@ -255,6 +256,7 @@ static int fix_call(struct native_tree *tree, struct native_thread *t)
 	struct user_regs_struct *r = &t->regs;
 	long what = -(long)r->rax, nr = (long)r->orig_rax;
 
+	t->timed_call = 0;
 	if (nr < 0 || (what != FREEZE_RESTARTSYS && what != FREEZE_RESTARTNOINTR &&
 		       what != FREEZE_RESTARTNOHAND && what != FREEZE_RESTARTBLOCK))
 		return 0;
@@ -270,6 +272,7 @@ static int fix_call(struct native_tree *tree, struct native_thread *t)
 				   "thread %d of process %d goes on with a system call that cannot "
 				   "be told",
 				   t->tid, t->task->pid);
+	sleeps_note(tree, t, nr);
 	r->rax = (unsigned long long)nr;
 	r->rip -= SYSCALL_SIZE;
 	return 0;

@@ -56,7 +56,9 @@ struct native_thread {
 	size_t queued_count;
 	uint64_t rseq_ptr; /* PTRACE_GET_RSEQ_CONFIGURATION; 0: none */
 	uint32_t rseq_size, rseq_signature, rseq_flags;
-	uint64_t rseq_cs; /* as found in its area */
+	uint64_t rseq_cs;    /* as found in its area */
+	uint32_t timed_call; /* sleeps.h; 0: in none, or its time is not known */
+	uint64_t left_ns;    /* of that one's timeout */
 
 	/* state.c, in the pause */
 	const struct state_thread *state;

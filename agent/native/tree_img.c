@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "agent/native/img.h"
+#include "agent/native/sleeps.h"
 #include "agent/native/state_internal.h"
 
 enum {
@@ -174,6 +175,8 @@ int state_write(struct native_tree *tree)
 		r = write_timens(tree);
 	if (r == 0)
 		r = seccomp_write(tree);
+	if (r == 0)
+		r = sleeps_write(tree);
 	for (size_t i = 0; r == 0 && i < tree->task_count; i++) {
 		r = core_write(tree, &tree->tasks[i]);
 		if (r == 0 && !tree->tasks[i].zombie)
