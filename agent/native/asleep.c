@@ -201,10 +201,20 @@ static enum asleep in_transfer(pid_t pid, const struct user_regs_struct *r)
 	}
 }
 
-static enum asleep in_futex(uint64_t op)
+/*
+ * Taken out of its call, the kernel writes the time that is left to where the program keeps it, or
+ * the deadline to where we can read it.
+ */
+static enum asleep in_timed(uint64_t timeout)
+{
+	return timeout ? ASLEEP_WAKE : ASLEEP_AGAIN;
+}
+
+static enum asleep in_futex(uint64_t op, uint64_t timeout)
 {
 	switch ((int)op & FUTEX_CMD_MASK) {
 	case FUTEX_WAIT:
+		return in_timed(timeout);
 	case FUTEX_WAIT_BITSET:
 	case FUTEX_LOCK_PI:
 	case FUTEX_LOCK_PI2_OP:
@@ -212,12 +222,6 @@ static enum asleep in_futex(uint64_t op)
 	default:
 		return ASLEEP_UNKNOWN;
 	}
-}
-
-/* Taken out of its call, the kernel writes the time that is left to where the program keeps it. */
-static enum asleep in_timed(uint64_t timeout)
-{
-	return timeout ? ASLEEP_WAKE : ASLEEP_AGAIN;
 }
 
 static enum asleep when(bool again)
@@ -228,10 +232,7 @@ static enum asleep when(bool again)
 enum asleep asleep_in(pid_t pid, const struct user_regs_struct *r)
 {
 	switch (r->orig_rax) {
-	case SYS_nanosleep:
-	case SYS_clock_nanosleep:
-	case SYS_restart_syscall:
-	case SYS_poll:
+	case SYS_restart_syscall: /* its deadline can be read */
 	case SYS_epoll_wait:
 	case SYS_epoll_pwait:
 	case SYS_epoll_pwait2:
@@ -251,6 +252,12 @@ enum asleep asleep_in(pid_t pid, const struct user_regs_struct *r)
 	case SYS_mq_timedreceive:
 	case SYS_mq_timedsend:
 		return ASLEEP_AGAIN;
+	case SYS_nanosleep:
+		return ASLEEP_WAKE;
+	case SYS_clock_nanosleep:
+		return in_timed(!(r->rsi & TIMER_ABSTIME));
+	case SYS_poll:
+		return in_timed((int)r->rdx > 0);
 	case SYS_rt_sigsuspend: /* the mask to be put back is where nobody sees it */
 		return ASLEEP_WAKE;
 	case SYS_ppoll:
@@ -259,7 +266,7 @@ enum asleep asleep_in(pid_t pid, const struct user_regs_struct *r)
 	case SYS_pselect6:
 		return in_timed(r->r8);
 	case SYS_futex:
-		return in_futex(r->rsi);
+		return in_futex(r->rsi, r->r10);
 	case SYS_fcntl:
 		return when(r->rsi == F_SETLKW || r->rsi == F_OFD_SETLKW);
 	case SYS_io_getevents: /* events that have come are taken one by one */

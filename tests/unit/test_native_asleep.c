@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "agent/native/asleep.h"
@@ -53,8 +54,14 @@ static struct user_regs_struct regs_in(pid_t pid)
 
 static bool is_woken(const struct blocking *b)
 {
-	return !strcmp(b->name, "write") || !strcmp(b->name, "ppoll") ||
-	       !strcmp(b->name, "sigsuspend");
+	static const char *const names[] = { "write",	    "ppoll",	   "sigsuspend",
+					     "nanosleep",   "poll, timed", "clock_nanosleep",
+					     "futex, timed" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (!strcmp(b->name, names[i]))
+			return true;
+	return false;
 }
 
 /* No signal of ours may end a call before it is looked at: they wait for their releases. */
@@ -182,6 +189,14 @@ static void test_questions(void **state)
 		{ "open to create", SYS_openat, { 0, 0, O_CREAT | O_RDWR }, ASLEEP_UNKNOWN },
 		{ "select, timed", SYS_select, { 1, 1, 0, 0, 4096 }, ASLEEP_WAKE },
 		{ "ppoll, untimed", SYS_ppoll, { 4096, 1, 0 }, ASLEEP_AGAIN },
+		{ "poll, untimed", SYS_poll, { 4096, 1, 0xffffffff }, ASLEEP_AGAIN },
+		{ "poll, timed", SYS_poll, { 4096, 1, 9 }, ASLEEP_WAKE },
+		{ "sleep until", SYS_clock_nanosleep, { 0, TIMER_ABSTIME, 4096 }, ASLEEP_AGAIN },
+		{ "sleep", SYS_clock_nanosleep, { 0, 0, 4096 }, ASLEEP_WAKE },
+		{ "wait for a word", SYS_futex, { 4096, FUTEX_WAIT_PRIVATE, 0, 0 }, ASLEEP_AGAIN },
+		{ "the same, timed", SYS_futex, { 4096, FUTEX_WAIT, 0, 4096 }, ASLEEP_WAKE },
+		{ "until", SYS_futex, { 4096, FUTEX_WAIT_BITSET, 0, 4096 }, ASLEEP_AGAIN },
+		{ "a restart", SYS_restart_syscall, { 0 }, ASLEEP_AGAIN },
 	};
 
 	ask_all(questions, ARRAY_SIZE(questions));
