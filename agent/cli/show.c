@@ -171,6 +171,7 @@ static void show_cost(struct json_object *detail)
 	if (js_has(detail, "sent_bytes_median"))
 		line("sent per checkpoint", "%s",
 		     text_size(js_int(detail, "sent_bytes_median", 0)).s);
+	line("timed calls", "%s", js_text(detail, "timed_calls", ""));
 	if (js_has(detail, "moves"))
 		line("moves", "%lld", (long long)js_int(detail, "moves", 0));
 }

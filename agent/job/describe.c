@@ -326,6 +326,8 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 		pthread_mutex_lock(&local->lock);
 		add_figures(detail, local->stats, local->stat_count);
 		add_engines(detail, local);
+		if (local->sleeps[0])
+			add_text(detail, "timed_calls", local->sleeps);
 		add_int(detail, "moves", local->move_count);
 		if (local->coded_packs) {
 			add_int(detail, "coded_packs", local->coded_packs);

@@ -29,6 +29,7 @@
 #include "agent/job/interval.h"
 #include "agent/keeper/keeper.h"
 #include "agent/pack/pack.h"
+#include "agent/restore/restore.h"
 #include "overlay/ipc.h"
 
 struct sd_event;
@@ -170,6 +171,7 @@ struct job {
 	struct native_result native; /* of the last native checkpoint here; id 0: none */
 	uint32_t fallbacks;	     /* checkpoints here that native was to take and did not */
 	char fallback[CAPTURE_REASON_MAX]; /* why, the last time */
+	char sleeps[RESTORE_SLEEPS_MAX];   /* timed calls at its last restore here; may be empty */
 	uint64_t coded_packs, coded_bytes; /* kept as shards, by the newest manifest */
 	uint32_t failures;		   /* checkpoints failed in a row */
 	struct results_summary {

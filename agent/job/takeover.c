@@ -149,7 +149,7 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 					   .lazy_events = job_lazy_events(job) };
 	struct restore_lazy *lazy = NULL;
 	struct manifest *manifest;
-	char images[600];
+	char images[600], sleeps[RESTORE_SLEEPS_MAX] = "";
 	int r;
 
 	job_step(job, "fetching", 0, 0);
@@ -172,9 +172,13 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 		request.images_dir = images;
 		request.seed = job->packer;
 		request.ret_lazy = job_lazy_wanted(job) ? &lazy : NULL;
+		request.ret_sleeps = sleeps;
 		job_fill_keeper(job, &request.keeper);
 		r = restore_job(&request, &job->keeper, reason);
 	}
+	pthread_mutex_lock(&job->lock);
+	memcpy(job->sleeps, sleeps, sizeof(sleeps));
+	pthread_mutex_unlock(&job->lock);
 	if (r == 0 && lazy)
 		job_lazy_keep(job, lazy, take_ptr(manifest), take_ptr(t->fetch));
 	manifest_destroy(manifest);
