@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/magic.h>
 #include <poll.h>
@@ -17,6 +18,7 @@
 #include <systemd/sd-bus.h>
 
 #include "agent/host/probe.h"
+#include "agent/util/deadlines.h"
 #include "agent/util/io.h"
 #include "agent/util/kmod.h"
 #include "overlay/types.h"
@@ -388,6 +390,20 @@ static void examine_native(struct doctor *d)
 		     output[0] ? output : "its program does not start");
 }
 
+static void examine_plugin(struct doctor *d)
+{
+	char path[PATH_MAX + sizeof(DEADLINES_PLUGIN)];
+	bool have;
+
+	deadlines_plugin_dir(d->config->keeper_path, path);
+	strcat(path, "/" DEADLINES_PLUGIN);
+	have = access(path, R_OK) == 0;
+	feature(d, "plugin for CRIU", have,
+		have ? "timed calls go on until their deadlines" :
+		       "timed calls begin in full after a restore",
+		"sleeps, poll and futex waits of jobs that the native engine captured");
+}
+
 static void examine_bpf(struct doctor *d)
 {
 	struct host_trace *trace = NULL;
@@ -468,6 +484,7 @@ int host_doctor(const struct host_config *config, struct json_object **ret_repor
 	examine_files(&d);
 	examine_bpf(&d);
 	examine_native(&d);
+	examine_plugin(&d);
 	examine_tracking(&d);
 	examine_real_time(&d);
 	examine_logins(&d);

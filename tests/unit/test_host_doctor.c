@@ -37,6 +37,7 @@ static struct json_object *examine(const char *criu)
 
 	host_config_default(&config);
 	snprintf(config.state_dir, sizeof(config.state_dir), "%s/state/not/yet", folder);
+	snprintf(config.keeper_path, sizeof(config.keeper_path), "%s/lib/decamp-keeper", folder);
 	snprintf(config.criu_path, sizeof(config.criu_path), "%s", criu);
 	assert_int_equal(host_doctor(&config, &report), 0);
 	assert_true(now_boot_ns() - start_ns < DOCTOR_MS_MAX * UINT64_C(1000000));
@@ -98,6 +99,7 @@ static void every_feature_is_explained(void **state)
 		"userfaultfd WP_ASYNC + PAGEMAP_SCAN",
 		"soft-dirty",
 		"kernel module",
+		"plugin for CRIU",
 		"SCHED_FIFO",
 		"locked memory",
 		"logind",
@@ -122,6 +124,22 @@ static void every_feature_is_explained(void **state)
 	assert_non_null(strstr(json_object_get_string(member(find_feature(report, "criu"), "use")),
 			       "version 9.9"));
 	assert_int_equal(have(report, "kernel module"), access("/dev/decamp", R_OK) == 0);
+	json_object_put(report);
+}
+
+static void plugin_beside_the_keeper(void **state)
+{
+	struct json_object *report = examine("/no/criu");
+	char path[256];
+
+	(void)state;
+	assert_false(have(report, "plugin for CRIU"));
+	json_object_put(report);
+	snprintf(path, sizeof(path), "%s/lib/criu", folder);
+	assert_int_equal(mkdir_parents(path, 0700), 0);
+	put_script("lib/criu/decamp.so", "", path);
+	report = examine("/no/criu");
+	assert_true(have(report, "plugin for CRIU"));
 	json_object_put(report);
 }
 
@@ -213,6 +231,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_feature_is_explained),
+		cmocka_unit_test(plugin_beside_the_keeper),
 		cmocka_unit_test(criu_that_fails_its_check),
 		cmocka_unit_test(criu_that_hangs),
 		cmocka_unit_test(probes_leave_nothing),
