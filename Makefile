@@ -169,7 +169,7 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
 # One of its hosts lies.
-$(B)/tests/test_hostile: LDFLAGS += -Wl,--wrap=store_get
+$(B)/tests/test_hostile: LDFLAGS += -Wl,--wrap=store_read
 # The oracle test makes its own where there is a compiler at hand.
 $(B)/tests/mutate: $(wildcard tests/oracle/mutate*.c) $(wildcard tests/oracle/*.h) tests/unit/slow.h
 	$(call say,LINK)

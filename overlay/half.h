@@ -50,7 +50,8 @@ enum {
 	OVERLAY_PUT_CANDIDATES_MAX = 32,
 	OVERLAY_FAN_WIDTH = 16,
 	OVERLAY_LIST_MAX = 4 * OV_JOBS_MAX,
-	OVERLAY_READS_MAX = 32, /* objects being read for peers */
+	OVERLAY_READS_MAX = 32,		    /* objects being read for peers */
+	OVERLAY_LENT_BYTES_MAX = 256 << 20, /* and read, but not sent yet */
 	OVERLAY_HEARD_MAX = 128,
 	OVERLAY_TELLS_MAX = 256,
 	OVERLAY_REFUSALS_MS = 60 * 1000,

@@ -26,7 +26,8 @@ struct service {
 	struct ov_group group;
 	struct ov_object newest[STORE_NEWEST_MAX];
 	uint32_t newest_count;
-	int fd, status;
+	uint8_t *object; /* what was read */
+	int status;
 	uint32_t size;
 };
 
@@ -34,7 +35,7 @@ static void service_free(struct service *service)
 {
 	store_put_abort(service->put);
 	free(service->hashes);
-	close_fdp(&service->fd);
+	free(service->object);
 	free(service);
 }
 
@@ -61,7 +62,8 @@ static void service_run(struct store_task *task)
 
 	switch (service->op) {
 	case NET_OP_GET:
-		service->status = store_get(store, &service->hash, &service->fd, &service->size);
+		service->status =
+			store_read(store, &service->hash, &service->object, &service->size);
 		/* Not here, but a shard of it: the caller asks for the group. */
 		if (service->status == -ENOENT &&
 		    store_get_group(store, &service->hash, &service->group) == 0)
@@ -136,9 +138,11 @@ static void service_done(struct store_task *task)
 		reply_newest(service);
 	else if (!task->cancelled && service->op == NET_OP_GROUP_GET)
 		reply_group(service);
+	else if (!task->cancelled && service->object)
+		net_reply_stream(overlay->net, service->served, take_ptr(service->object),
+				 service->size);
 	else if (!task->cancelled)
-		net_reply(overlay->net, service->served, service->status, NULL, 0, service->fd,
-			  service->size);
+		net_reply(overlay->net, service->served, service->status, NULL, 0, -1, 0);
 	service_free(service);
 }
 
@@ -153,7 +157,6 @@ static struct service *service_new(struct overlay *overlay, uint64_t served, uin
 	service->overlay = overlay;
 	service->served = served;
 	service->op = op;
-	service->fd = -1;
 	return service;
 }
 
@@ -180,7 +183,8 @@ static int serve_get(struct overlay *overlay, uint64_t served, const struct net_
 	struct service *service;
 	int r;
 
-	if (overlay->reads >= OVERLAY_READS_MAX)
+	if (overlay->reads >= OVERLAY_READS_MAX ||
+	    net_lent_bytes(overlay->net) >= OVERLAY_LENT_BYTES_MAX)
 		return -EAGAIN;
 	service = service_new(overlay, served, call->op);
 	if (!service)

@@ -258,18 +258,22 @@ int conn_queue(struct conn *conn, uint16_t type, uint16_t flags, const void *hea
 	return 0;
 }
 
-int conn_add_stream(struct conn *conn, uint64_t call, int fd, uint32_t size)
+int conn_add_stream(struct conn *conn, uint64_t call, int fd, uint8_t *bytes, uint32_t size)
 {
 	struct out_stream *stream = calloc(1, sizeof(*stream));
 
-	if (!stream)
+	if (!stream) {
+		free(bytes);
 		return -ENOMEM;
-	stream->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (stream->fd < 0) {
+	}
+	stream->fd = bytes ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (!bytes && stream->fd < 0) {
 		free(stream);
 		return -errno;
 	}
 	stream->call = call;
+	stream->bytes = bytes;
+	conn->net->lent_bytes += bytes ? size : 0;
 	stream->size = size;
 	TAILQ_INSERT_TAIL(&conn->streams, stream, next);
 	return 0;
@@ -284,7 +288,9 @@ void conn_drop_stream(struct conn *conn, uint64_t call)
 		if (stream->call != call)
 			continue;
 		TAILQ_REMOVE(&conn->streams, stream, next);
-		close(stream->fd);
+		conn->net->lent_bytes -= stream->bytes ? stream->size : 0;
+		close_fdp(&stream->fd);
+		free(stream->bytes);
 		free(stream);
 		return;
 	}
@@ -321,12 +327,17 @@ static int next_chunk(struct conn *conn, struct out_frame **ret_frame)
 	uint32_t left = stream->size - stream->offset;
 	uint32_t part = left < NET_CHUNK_MAX ? left : NET_CHUNK_MAX;
 	struct out_frame *frame = new_frame(8 + part, NET_DATA, 0);
-	int r;
+	uint8_t *to;
+	int r = 0;
 
 	if (!frame)
 		return -ENOMEM;
 	net_u64_encode(stream->call, frame->bytes + NET_HEADER_SIZE);
-	r = pread_full(stream->fd, frame->bytes + NET_HEADER_SIZE + 8, part, (off_t)stream->offset);
+	to = frame->bytes + NET_HEADER_SIZE + 8;
+	if (stream->bytes)
+		memcpy(to, stream->bytes + stream->offset, part);
+	else
+		r = pread_full(stream->fd, to, part, (off_t)stream->offset);
 	if (r < 0) {
 		free(frame);
 		return r;

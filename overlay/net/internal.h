@@ -32,7 +32,8 @@ struct out_frame {
 struct out_stream {
 	TAILQ_ENTRY(out_stream) next;
 	uint64_t call;
-	int fd;
+	int fd;		/* -1: bytes */
+	uint8_t *bytes; /* owned */
 	uint32_t size, offset;
 };
 
@@ -130,6 +131,7 @@ struct net {
 	struct seed seeds[NET_SEEDS_MAX];
 	unsigned int seed_count;
 	struct invite invites[NET_INVITES_MAX];
+	uint64_t lent_bytes; /* of streams that leave from memory */
 	struct net_stats stats;
 };
 
@@ -144,7 +146,8 @@ void conn_free(struct conn *conn);
 /* Queues a frame of two parts; tail may be NULL. */
 int conn_queue(struct conn *conn, uint16_t type, uint16_t flags, const void *head, size_t head_size,
 	       const void *tail, size_t tail_size);
-int conn_add_stream(struct conn *conn, uint64_t call, int fd, uint32_t size);
+/* fd is duplicated; or it is -1, and bytes_take are sent. */
+int conn_add_stream(struct conn *conn, uint64_t call, int fd, uint8_t *bytes_take, uint32_t size);
 void conn_drop_stream(struct conn *conn, uint64_t call);
 /* Sets what the socket is watched for after something was queued. */
 void conn_kick(struct conn *conn);

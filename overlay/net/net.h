@@ -101,6 +101,10 @@ void net_call_cancel(struct net *net, uint64_t id);
 /* stream_fd as above (size 0: none). A caller that is gone is ignored. */
 void net_reply(struct net *net, uint64_t served, int status, const void *bytes, uint32_t size,
 	       int stream_fd, uint32_t stream_size);
+/* The stream is memory, which is freed when it has left, or when nobody wants it any more. */
+void net_reply_stream(struct net *net, uint64_t served, uint8_t *stream_take, uint32_t size);
+/* What such streams take by now. */
+uint64_t net_lent_bytes(const struct net *net);
 
 /* The same token again replaces the invitation. -ENOSPC beyond NET_INVITES_MAX live ones. */
 int net_invite(struct net *net, const struct ov_invite *invite) __attribute__((warn_unused_result));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "agent/util/cleanup.h"
 #include "overlay/net/internal.h"
 
 static struct pending **pending_slot(struct net *net, uint64_t id)
@@ -76,7 +77,7 @@ static int send_call(struct conn *conn, const struct net_call *call, uint64_t id
 	sent.call = id;
 	r = conn_queue(conn, NET_CALL, 0, body, net_call_encode(&sent, body), NULL, 0);
 	if (r == 0 && sent.stream_size > 0)
-		r = conn_add_stream(conn, id, stream_fd, sent.stream_size);
+		r = conn_add_stream(conn, id, stream_fd, NULL, sent.stream_size);
 	return r;
 }
 
@@ -253,40 +254,66 @@ void rpc_forget_served(struct net *net, struct served *served)
 	free(served);
 }
 
-static int send_reply(struct conn *conn, uint64_t call, int status, const void *bytes,
-		      uint32_t size, int stream_fd, uint32_t stream_size)
+/* The stream, if it is to have one, is stream_fd or stream_take. */
+static int send_reply(struct conn *conn, const struct net_reply *reply, int stream_fd,
+		      uint8_t *stream_take)
 {
-	struct net_reply reply = { .call = call, .status = status };
 	uint8_t body[NET_REPLY_MAX];
-	int r;
+	int r = conn_queue(conn, NET_REPLY, 0, body, net_reply_encode(reply, body), NULL, 0);
 
-	if (status >= 0) {
-		reply.stream_size = stream_size;
-		reply.inline_size = size;
-		reply.inline_bytes = bytes;
-	}
-	r = conn_queue(conn, NET_REPLY, 0, body, net_reply_encode(&reply, body), NULL, 0);
-	if (r == 0 && reply.stream_size > 0)
-		r = conn_add_stream(conn, call, stream_fd, stream_size);
+	if (r == 0 && reply->stream_size > 0)
+		r = conn_add_stream(conn, reply->call, stream_fd, take_ptr(stream_take),
+				    reply->stream_size);
+	free(stream_take);
 	conn_kick(conn);
 	return r;
+}
+
+/* The call is answered: to whom, if they are still there. */
+static struct conn *end_served(struct net *net, uint64_t id, uint64_t *ret_call)
+{
+	struct served *served = rpc_find_served(net, id);
+	struct conn *conn = served ? served->conn : NULL;
+
+	if (!served)
+		return NULL;
+	*ret_call = served->call;
+	rpc_forget_served(net, served);
+	return conn->state == CONN_DEAD ? NULL : conn;
 }
 
 void net_reply(struct net *net, uint64_t id, int status, const void *bytes, uint32_t size,
 	       int stream_fd, uint32_t stream_size)
 {
-	struct served *served = rpc_find_served(net, id);
+	struct net_reply reply = { .status = status };
 	struct conn *conn;
-	uint64_t call;
 
-	if (!served || size > NET_INLINE_MAX || stream_size > NET_STREAM_MAX)
+	if (size > NET_INLINE_MAX || stream_size > NET_STREAM_MAX)
 		return;
-	conn = served->conn;
-	call = served->call;
-	rpc_forget_served(net, served);
-	if (conn->state != CONN_DEAD &&
-	    send_reply(conn, call, status, bytes, size, stream_fd, stream_size) < 0)
+	if (status >= 0) {
+		reply.stream_size = stream_size;
+		reply.inline_size = size;
+		reply.inline_bytes = bytes;
+	}
+	conn = end_served(net, id, &reply.call);
+	if (conn && send_reply(conn, &reply, stream_fd, NULL) < 0)
 		net_conn_closed(conn);
+}
+
+void net_reply_stream(struct net *net, uint64_t id, uint8_t *stream, uint32_t size)
+{
+	struct net_reply reply = { .stream_size = size };
+	struct conn *conn = size <= NET_STREAM_MAX ? end_served(net, id, &reply.call) : NULL;
+
+	if (!conn)
+		free(stream);
+	else if (send_reply(conn, &reply, -1, stream) < 0)
+		net_conn_closed(conn);
+}
+
+uint64_t net_lent_bytes(const struct net *net)
+{
+	return net->lent_bytes;
 }
 
 static int on_call(struct conn *conn, const struct net_frame *frame)
@@ -303,7 +330,8 @@ static int on_call(struct conn *conn, const struct net_frame *frame)
 		return -EBADMSG;
 	served = rpc_serve(conn, call.call);
 	if (!served)
-		return send_reply(conn, call.call, -EAGAIN, NULL, 0, -1, 0);
+		return send_reply(conn, &(struct net_reply){ .call = call.call, .status = -EAGAIN },
+				  -1, NULL);
 	served->stream_size = call.stream_size;
 	served->whole = call.stream_size == 0;
 	id = served->id;

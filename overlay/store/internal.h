@@ -120,11 +120,11 @@ static inline struct extent store_row_extent(const struct object_row *row)
 	return (struct extent){ .segment = row->segment, .size = row->size, .offset = row->offset };
 }
 /*
- * One reading of what the row names, into `out` unless it is -1. -ENOENT: it had rotted and is
+ * One reading of what the row names, into `out` of row->size bytes unless it is NULL. -ENOENT: it had rotted and is
  * gone now; -EAGAIN: by now the row names something else.
  */
 int store_read_object(struct store *store, const struct object_hash *hash,
-		      const struct object_row *row, int out);
+		      const struct object_row *row, uint8_t *out);
 /* An object that was kept is not any more: its room is given back. */
 void store_release(struct store *store, const struct extent *extent);
 /*

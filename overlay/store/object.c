@@ -95,12 +95,12 @@ static int read_row(struct store *store, const struct object_hash *hash, struct 
 	return r;
 }
 
-/* Reads the extent, hashes it, and copies it to `out` if that is a file. -EBADMSG: it is not whole. */
-static int copy_checked(struct store *store, const struct extent *extent, int in, int out,
+/* Reads the extent, hashes it, and leaves it in `out` if that is given. -EBADMSG: it is not whole. */
+static int read_checked(struct store *store, const struct extent *extent, int in, uint8_t *out,
 			const struct object_hash *hash)
 {
 	EVP_MD_CTX *digest = EVP_MD_CTX_new();
-	_cleanup_free_ uint8_t *buf = malloc(IO_BYTES);
+	_cleanup_free_ uint8_t *room = out ? NULL : malloc(IO_BYTES);
 	struct object_hash found;
 	unsigned int found_size = sizeof(found.b);
 	uint32_t done = 0;
@@ -108,11 +108,13 @@ static int copy_checked(struct store *store, const struct extent *extent, int in
 
 	/* Advice only: the disk goes on while what it has read is hashed. */
 	(void)posix_fadvise(in, (off_t)extent->offset, extent->size, POSIX_FADV_WILLNEED);
-	if (!digest || !buf || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1)
+	if (!digest || (!out && !room) || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1)
 		r = -ENOMEM;
 	while (r == 0 && done < extent->size) {
 		size_t left = extent->size - done, part = left < IO_BYTES ? left : IO_BYTES;
+		uint8_t *buf = out ? out + done : room;
 
+		/* Piece by piece: what was just read is hashed while the cache has it. */
 		r = store_io_read(store->io, in, buf, part, extent->offset + done);
 		/* A sector that cannot be read twice is rot, too; once may be the cable. */
 		if (r == -EIO)
@@ -121,8 +123,6 @@ static int copy_checked(struct store *store, const struct extent *extent, int in
 			r = -EBADMSG;
 		if (r == 0 && EVP_DigestUpdate(digest, buf, part) != 1)
 			r = -ENOMEM;
-		if (r == 0 && out >= 0)
-			r = write_full(out, buf, part);
 		done += (uint32_t)part;
 	}
 	if (r == 0 && EVP_DigestFinal_ex(digest, found.b, &found_size) != 1)
@@ -157,7 +157,7 @@ static void note_checked(struct store *store, const struct object_hash *hash,
 }
 
 int store_read_object(struct store *store, const struct object_hash *hash,
-		      const struct object_row *row, int out)
+		      const struct object_row *row, uint8_t *out)
 {
 	const struct extent extent = store_row_extent(row);
 	_cleanup_close_ int in = -1;
@@ -165,7 +165,7 @@ int store_read_object(struct store *store, const struct object_hash *hash,
 
 	r = r == -ENOENT ? -EBADMSG : r;
 	if (r == 0)
-		r = copy_checked(store, &extent, in, out, hash);
+		r = read_checked(store, &extent, in, out, hash);
 	if (r == -EBADMSG) {
 		r = drop_rotten(store, hash, row);
 		if (r == 0)
@@ -177,29 +177,50 @@ int store_read_object(struct store *store, const struct object_hash *hash,
 	return r;
 }
 
-int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
-	      uint32_t *ret_size)
+int store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+	       uint32_t *ret_size)
 {
 	for (int i = 0; i < TRIES; i++) {
-		_cleanup_close_ int out = -1;
+		_cleanup_free_ uint8_t *bytes = NULL;
 		struct object_row row;
 		int r = read_row(store, hash, &row);
 
 		if (r < 0)
 			return r;
-		out = memfd_new("object");
-		if (out < 0)
-			return out;
-		r = store_read_object(store, hash, &row, out);
+		bytes = malloc(row.size);
+		if (!bytes)
+			return -ENOMEM;
+		r = store_read_object(store, hash, &row, bytes);
 		if (r == -EAGAIN)
 			continue;
-		if (r == 0)
-			r = memfd_seal(out);
 		if (r < 0)
 			return r;
 		*ret_size = row.size;
-		*ret_memfd = take_fd(out);
+		*ret_bytes = take_ptr(bytes);
 		return 0;
 	}
 	return -EAGAIN;
+}
+
+int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
+	      uint32_t *ret_size)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	_cleanup_close_ int out = -1;
+	uint32_t size;
+	int r = store_read(store, hash, &bytes, &size);
+
+	if (r < 0)
+		return r;
+	out = memfd_new("object");
+	if (out < 0)
+		return out;
+	r = write_full(out, bytes, size);
+	if (r == 0)
+		r = memfd_seal(out);
+	if (r < 0)
+		return r;
+	*ret_size = size;
+	*ret_memfd = take_fd(out);
+	return 0;
 }

@@ -82,6 +82,9 @@ void store_put_abort(struct store_put *put);
  */
 void store_puts_commit(struct store_put *const *puts, uint32_t count, int *status);
 
+/* Into memory that the caller frees, once its hash was found right. */
+int store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+	       uint32_t *ret_size) __attribute__((warn_unused_result));
 /* Into a sealed memfd that the caller owns. */
 int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
 	      uint32_t *ret_size) __attribute__((warn_unused_result));

@@ -10,6 +10,7 @@
  * the kernel's. Rounds of all subjects take turns, and the median round counts. Wall times are worth
  * something only on a machine that does nothing else; CPU times always are, nearly.
  *
+ * get: as a peer gets it, in memory; get-file: as the own agent does, in a sealed file.
  * raw: the object's bytes at the end of a file, and fdatasync() after as many as are in flight.
  * raw-index: and two small writes with a sync each to another file, as a transaction of LMDB does.
  */
@@ -169,7 +170,20 @@ static void forget_cache(const char *folder, const char *prefix)
 	}
 }
 
-static struct span get_round(struct bench *b, bool cold)
+static void get_one(struct bench *b, uint32_t i, bool file)
+{
+	uint8_t *bytes = NULL;
+	int fd = -1;
+	uint32_t size;
+
+	check(file ? store_get(b->store, &b->hashes[i], &fd, &size) :
+		     store_read(b->store, &b->hashes[i], &bytes, &size),
+	      "get");
+	close_fdp(&fd);
+	free(bytes);
+}
+
+static struct span get_round(struct bench *b, bool cold, bool file)
 {
 	char folder[PATH_MAX_BYTES + 20];
 	struct span span = { .count = b->count };
@@ -178,13 +192,8 @@ static struct span get_round(struct bench *b, bool cold)
 	if (cold)
 		forget_cache(folder, "0");
 	span_start(&span);
-	for (uint32_t i = 0; i < b->count; i++) {
-		uint32_t size;
-		int fd;
-
-		check(store_get(b->store, &b->hashes[i], &fd, &size), "get");
-		close(fd);
-	}
+	for (uint32_t i = 0; i < b->count; i++)
+		get_one(b, i, file);
 	span_stop(&span);
 	return span;
 }
@@ -401,6 +410,8 @@ enum subject {
 	SAME = RAW + WAYS,
 	GET = SAME + WAYS,
 	GET_COLD,
+	FILE_GET,
+	FILE_COLD,
 	RAW_GET,
 	RAW_COLD,
 	LOOPBACK,
@@ -428,9 +439,11 @@ static void run(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX])
 			spans[RAW + way][round] = raw_put_round(b, in_flight[way], false);
 			spans[SAME + way][round] = raw_put_round(b, in_flight[way], true);
 		}
-		spans[GET][round] = get_round(b, false);
+		spans[GET][round] = get_round(b, false, false);
+		spans[FILE_GET][round] = get_round(b, false, true);
 		spans[RAW_GET][round] = raw_get_round(b, false);
-		spans[GET_COLD][round] = get_round(b, true);
+		spans[GET_COLD][round] = get_round(b, true, false);
+		spans[FILE_COLD][round] = get_round(b, true, true);
 		spans[RAW_COLD][round] = raw_get_round(b, true);
 		spans[LOOPBACK][round] = loopback_round(b);
 		spans[HASH][round] = hash_round(b);
@@ -479,10 +492,12 @@ static void report(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX])
 	row(b, "get-cold", m[GET_COLD], slower(&m[RAW_COLD], &m[LOOPBACK]),
 	    "the slower of raw, loopback", 0.8);
 	limit_row(b, "get-cold", m[GET_COLD], &m[RAW_COLD], &m[HASH]);
+	row(b, "get-file-cold", m[FILE_COLD], NULL, "", 0);
 	row(b, "raw-get-cached", m[RAW_GET], NULL, "", 0);
 	row(b, "get-cached", m[GET], slower(&m[RAW_GET], &m[LOOPBACK]),
 	    "the slower of raw, loopback", 0.8);
 	limit_row(b, "get-cached", m[GET], &m[RAW_GET], &m[HASH]);
+	row(b, "get-file-cached", m[FILE_GET], NULL, "", 0);
 	row(b, "delete", m[DELETE], NULL, "", 0);
 	row(b, "room-by-copy", m[COPY], NULL, "", 0);
 	row(b, "room-by-punch", m[PUNCH], &m[COPY], "room-by-copy", 0);

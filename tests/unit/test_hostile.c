@@ -4,7 +4,7 @@
  * three returns other bytes than it was given: flipped, truncated, swapped, replayed, oversized,
  * none, or nothing at all. A fetch names the liar in its log and is served by the others.
  *
- * The liar is a real overlay half whose store_get() is ours (-Wl,--wrap=store_get): its disk is
+ * The liar is a real overlay half whose store_read() is ours (-Wl,--wrap=store_read): its disk is
  * honest, so that what it says is a lie to the wire alone.
  */
 #include <errno.h>
@@ -44,37 +44,36 @@ struct shared {
 static struct shared *shared;
 static bool is_liar; /* in the liar's process */
 
-int __real_store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
-		     uint32_t *ret_size);
-int __wrap_store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
-		     uint32_t *ret_size);
+int __real_store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+		      uint32_t *ret_size);
+int __wrap_store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+		      uint32_t *ret_size);
 
-static int forge(int fd, uint32_t size, enum lie lie, int *ret_memfd, uint32_t *ret_size)
+static int forge(const uint8_t *bytes, uint32_t size, enum lie lie, uint8_t **ret_bytes,
+		 uint32_t *ret_size)
 {
 	uint32_t wrong = lie == LIE_TRUNCATE ? size / 2 :
 			 lie == LIE_OVERSIZE ? size + (1 << 20) :
 			 lie == LIE_HUGE     ? OV_PACK_MAX + 1 :
 			 lie == LIE_EMPTY    ? 0 :
 					       size;
-	_cleanup_free_ uint8_t *bytes = calloc(1, (size_t)wrong + size);
-	_cleanup_close_ int out = memfd_new("lie");
+	uint8_t *out = calloc(1, (size_t)wrong + size);
 
-	if (!bytes || out < 0 || pread_full(fd, bytes, size, 0) < 0)
-		return -EIO;
+	if (!out)
+		return -ENOMEM;
+	memcpy(out, bytes, size);
 	if (lie == LIE_FLIP)
-		bytes[(uint32_t)rand() % size] ^= (uint8_t)(1 << rand() % 8);
-	if (write_full(out, bytes, wrong) < 0 || memfd_seal(out) < 0)
-		return -EIO;
-	*ret_memfd = take_fd(out);
+		out[(uint32_t)rand() % size] ^= (uint8_t)(1 << rand() % 8);
+	*ret_bytes = out;
 	*ret_size = wrong;
 	return 0;
 }
 
-int __wrap_store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
-		     uint32_t *ret_size)
+int __wrap_store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+		      uint32_t *ret_size)
 {
 	enum lie lie = is_liar ? (enum lie)shared->lie : LIE_NONE;
-	_cleanup_close_ int fd = -1;
+	_cleanup_free_ uint8_t *bytes = NULL;
 	uint32_t size;
 	int r;
 
@@ -82,17 +81,17 @@ int __wrap_store_get(struct store *store, const struct object_hash *hash, int *r
 		hash = &shared->other;
 	if (lie == LIE_DAWDLE)
 		host_sleep_ms(DAWDLE_S * 1000);
-	r = __real_store_get(store, hash, &fd, &size);
+	r = __real_store_read(store, hash, &bytes, &size);
 	if (r < 0)
 		return r;
 	if (lie != LIE_NONE)
 		shared->told++;
 	if (lie == LIE_NONE || lie == LIE_SWAP || lie == LIE_DAWDLE) {
-		*ret_memfd = take_fd(fd);
+		*ret_bytes = take_ptr(bytes);
 		*ret_size = size;
 		return 0;
 	}
-	return forge(fd, size, lie, ret_memfd, ret_size);
+	return forge(bytes, size, lie, ret_bytes, ret_size);
 }
 
 struct fixture {
