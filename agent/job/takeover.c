@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "agent/host/probe.h"
 #include "agent/job/job.h"
 #include "agent/restore/restore.h"
 #include "agent/util/io.h"
@@ -173,6 +174,7 @@ static int restore_from(struct takeover *t, const struct ckpt_ref *ref, char *re
 		request.seed = job->packer;
 		request.ret_lazy = job_lazy_wanted(job) ? &lazy : NULL;
 		request.ret_sleeps = sleeps;
+		request.direct = !request.ret_lazy && probe_lazy_memory();
 		job_fill_keeper(job, &request.keeper);
 		r = restore_job(&request, &job->keeper, reason);
 	}

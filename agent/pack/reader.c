@@ -307,12 +307,15 @@ static void pass_over(struct pack_reader *r, struct work *w)
 
 static int fetch_patiently(struct pack_reader *r, struct worker *me, struct work *w)
 {
+	unsigned int tries_max = r->c.tries_max;
 	bool starving = false;
 	int e;
 
-	for (int tries = 1;; tries++) {
+	if (tries_max == 0 && !r->on_demand)
+		tries_max = READER_TRIES;
+	for (unsigned int tries = 1;; tries++) {
 		e = reader_fetch(r, me, w->pack);
-		if (e == 0 || (!r->on_demand && (tries == READER_TRIES || !may_come_back(e))))
+		if (e == 0 || (tries_max > 0 && (tries >= tries_max || !may_come_back(e))))
 			break;
 		if (!starving && r->on_demand) {
 			pass_over(r, w);

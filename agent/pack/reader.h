@@ -14,7 +14,7 @@
  * the first error; a pack that nobody gives is asked for READER_TRIES times. On demand:
  * reader_start(), then packs that reader_urge() asks for come first, the rest follows after
  * reader_let_go(), newest checkpoint first, for what changed lately is needed soon. Then a pack that
- * nobody can give is no error: it is asked for again until it comes.
+ * nobody can give is no error, unless tries_max says so: it is asked for again until it comes.
  *
  * Threading: fetch and sink are called from the reader's threads, several at a time; the other
  * functions belong to any thread, create and destroy to one.
@@ -47,7 +47,8 @@ struct reader_config {
 	 * yet, the pack will be read once more. Other errors end it all.
 	 */
 	int (*sink)(void *ctx, uint32_t file, uint64_t block, uint32_t count, const uint8_t *bytes);
-	uint64_t wants_max; /* 0: READER_WANTS_MAX */
+	uint64_t wants_max;	/* 0: READER_WANTS_MAX */
+	unsigned int tries_max; /* for one pack; 0: READER_TRIES, on demand until it comes */
 	/* Optional; one call at a time. */
 	void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 	/* On demand: nobody gives a pack (error < 0); they do again (0). One call at a time. */

@@ -116,6 +116,8 @@ int lazy_make(const struct restore_request *q, struct recent *recent, int images
 bool lazy_is_needed(const struct restore_lazy *lazy);
 /* Before CRIU starts; the keeper runs. */
 int lazy_start(struct restore_lazy *lazy, const char *run_dir) _must_check_;
+/* All of its memory, which the processes have registered, before they run. */
+int lazy_fill(struct restore_lazy *lazy, const struct restore_request *q) _must_check_;
 /* The restore failed, and all of the job is dead. NULL is allowed. */
 void lazy_abandon(struct restore_lazy *lazy);
 

@@ -19,6 +19,7 @@
 enum {
 	RESTORE_FINISHED = 0x52535446, /* CRIU's word for "nothing more to come" */
 	ZERO_RETRY_MS = 1,
+	SHOW_MS = 500,
 	UFFD_WAIT_MS = 5000,
 };
 
@@ -173,6 +174,7 @@ static int make_reader(const struct restore_request *q, struct restore_lazy *laz
 					.fetch_ctx = q->fetch_ctx,
 					.seed = q->seed,
 					.sink = lazy_put,
+					.tries_max = q->ret_lazy ? 0 : READER_TRIES,
 					.starved = on_starved,
 					.progress = on_reader_progress,
 					.ctx = lazy };
@@ -273,7 +275,8 @@ int lazy_make(const struct restore_request *q, struct recent *recent, int images
 	lazy->listen = lazy->sock = lazy->stop_fd = -1;
 	lazy->seed = q->seed;
 	lazy->manifest = q->manifest;
-	lazy->events = q->lazy_events;
+	if (q->ret_lazy)
+		lazy->events = q->lazy_events;
 	pthread_rwlock_init(&lazy->lock, NULL);
 	r = lazy_plan_make(images_fd, q->manifest, &lazy->plan);
 	if (r == 0)
@@ -444,6 +447,22 @@ int lazy_start(struct restore_lazy *lazy, const char *run_dir)
 		lazy->threaded = r == 0;
 	}
 	return r;
+}
+
+int lazy_fill(struct restore_lazy *lazy, const struct restore_request *q)
+{
+	int r = 0;
+
+	lazy->filling = true;
+	reader_let_go(lazy->reader);
+	while (r == 0) {
+		if (q->progress)
+			q->progress(q->ctx, "memory", lazy->there,
+				    lazy->plan.later_pages * PACK_BLOCK);
+		r = restore_lazy_wait(lazy, SHOW_MS);
+	}
+	lazy->filling = false;
+	return r < 0 ? r : 0;
 }
 
 bool lazy_is_needed(const struct restore_lazy *lazy)

@@ -72,6 +72,8 @@ static int refused(struct restore_lazy *lazy, struct space *s, uint64_t page, ui
 			*n = 0;
 			return 0;
 		}
+		if (lazy->filling)
+			return -EBADMSG;
 		return lazy->complete ? 0 : 1;
 	case ESRCH: /* no memory is left of it: nothing else may count as its end */
 		s->gone = true;

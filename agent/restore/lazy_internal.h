@@ -36,6 +36,7 @@ struct restore_lazy {
 	char *marker;
 	int listen, sock, stop_fd;
 	atomic_bool complete; /* CRIU is through: all mappings are registered */
+	atomic_bool filling;  /* so they are, and nobody can have unmapped any */
 	atomic_int error;
 	atomic_ullong there;
 	pthread_t thread;

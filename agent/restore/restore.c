@@ -26,13 +26,19 @@ static void show_step(const struct restore_request *q, const char *step)
 struct readiness {
 	const struct restore_request *q;
 	const struct notes *notes;
+	struct restore_lazy *fill; /* whose memory must be there first; or NULL */
+	int fill_result;
 };
 
 static int call_ready(void *ctx)
 {
-	const struct readiness *ready = ctx;
+	struct readiness *ready = ctx;
 	const struct restore_request *q = ready->q;
 
+	if (ready->fill)
+		ready->fill_result = lazy_fill(ready->fill, q);
+	if (ready->fill_result < 0)
+		return ready->fill_result;
 	affinity_restore(ready->notes, q->keeper.cgroup_dir);
 	return q->ready ? q->ready(q->ctx) : 0;
 }
@@ -85,14 +91,14 @@ static void tell_sleeps(const struct restore_request *q, const struct criu_resto
 }
 
 static int run_criu(const struct restore_request *q, const struct notes *n, struct keeper *k,
-		    bool lazy, char *reason)
+		    struct restore_lazy *lazy, char *reason)
 {
 	char why[CRIU_REASON_MAX] = "", plugin[PATH_MAX];
-	struct readiness ready = { q, n };
+	struct readiness ready = { .q = q, .notes = n, .fill = q->ret_lazy ? NULL : lazy };
 	struct criu_restore order = { .criu = q->criu,
 				      .images_dir = q->images_dir,
 				      .shell_job = n->shell_job,
-				      .lazy = lazy,
+				      .lazy = lazy != NULL,
 				      .plugin_dir = plugin,
 				      .ready = call_ready,
 				      .ctx = &ready };
@@ -102,6 +108,9 @@ static int run_criu(const struct restore_request *q, const struct notes *n, stru
 	deadlines_plugin_dir(q->keeper.binary, plugin);
 	show_step(q, "restoring");
 	r = criu_run_restore(k, &order, &restored, why);
+	if (ready.fill_result < 0)
+		return restore_fail(reason, ready.fill_result,
+				    "the job's memory cannot be fetched");
 	if (r < 0)
 		return restore_fail(reason, r, "CRIU cannot restore the job (%s)", why);
 	tell_sleeps(q, &restored);
@@ -123,14 +132,15 @@ static bool wants_lazy(const struct restore_request *q)
 {
 	uint64_t bytes = 0, min = q->lazy_min_bytes ? q->lazy_min_bytes : RESTORE_LAZY_BYTES;
 
-	for (size_t i = 0; q->ret_lazy && i < manifest_file_count(q->manifest); i++) {
+	for (size_t i = 0; (q->ret_lazy || q->direct) && i < manifest_file_count(q->manifest);
+	     i++) {
 		struct manifest_file f;
 
 		manifest_file(q->manifest, i, &f);
 		if (f.kind == FILE_IMAGE && lazy_is_pages_image(f.path))
 			bytes += (uint64_t)f.st.st_size;
 	}
-	return q->ret_lazy && bytes >= min;
+	return (q->ret_lazy || q->direct) && bytes >= min;
 }
 
 /* One restore on its way. */
@@ -210,7 +220,7 @@ static int start_job(struct attempt *a, struct keeper **ret_keeper, char *reason
 	if (r == 0 && !maps_have_droppable())
 		r = adapt_maps(a->l, reason);
 	if (r == 0)
-		r = run_criu(&a->q, a->notes, k, a->lazy != NULL, reason);
+		r = run_criu(&a->q, a->notes, k, a->lazy, reason);
 	if (r < 0) {
 		end_keeper(k);
 		return r;
@@ -237,8 +247,10 @@ static int lay_out_and_start(struct attempt *a, struct keeper **ret_keeper, char
 	}
 	if (a->l->lazy && !a->lazy && a->q.seed && packer_seed_end(a->q.seed, a->q.manifest) < 0)
 		log_warn("the next checkpoint sends everything");
-	if (a->lazy)
+	if (a->lazy && a->q.ret_lazy)
 		*a->q.ret_lazy = a->lazy;
+	else
+		restore_lazy_end(a->lazy); /* it is all there */
 	return 0;
 }
 

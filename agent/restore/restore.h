@@ -38,6 +38,12 @@ struct restore_request {
 	 * restore_lazy_end(), and seed is not to be used before.
 	 */
 	struct restore_lazy **ret_lazy;
+	/*
+	 * Not to be run before all of its memory is there, yet that may go where it belongs, through
+	 * userfaultfds, instead of into images first: if it is more than lazy_min_bytes. Not with
+	 * ret_lazy.
+	 */
+	bool direct;
 	uint64_t lazy_min_bytes; /* 0: RESTORE_LAZY_BYTES */
 	/* Not NULL: a sentence on threads that were asleep for a time; empty if none was. */
 	char *ret_sleeps; /* RESTORE_SLEEPS_MAX */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * bench-restore: a job of 1 GiB comes back from three peers, all at once and lazily.
+ * bench-restore: a job of 1 GiB comes back from three peers: all of it before it runs, through
+ * images and put where it belongs at once, and lazily.
  *
  *   restore [--mib N] [--takes N] FOLDER
  *
@@ -10,11 +11,12 @@
  * lazily, also to the last page. FOLDER holds restore_load and gets restore.json.
  *
  * Measured in the same run: the same packs fetched and thrown away; unpacked from memory; as much
- * memory written to a tmpfs once; the packs through TLS on loopback, hashed on both sides. CPU: of
- * this process, of the halves, of all peers together.
+ * memory written to a tmpfs once, and copied to fresh anonymous memory once; the packs through TLS
+ * on loopback, hashed on both sides. CPU: of this process, of the halves, of all peers together.
  *
- * The limit of restore-full: the CPU time of the last three, shared by all processors, and what CRIU
- * takes by itself. Of restore-lazy: what CRIU takes, which gets no memory then.
+ * The limit of restore-images: the CPU time of unpacked, written, through TLS, shared by all
+ * processors, and what CRIU takes by itself. Of restore-full: unpacked, copied, through TLS, shared
+ * likewise, and what CRIU takes, which gets no memory then. Of restore-lazy: what CRIU takes.
  */
 #include "tests/unit/capture_lab.h"
 
@@ -22,6 +24,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -35,6 +38,8 @@
 #include "tests/unit/overlay_host.h"
 #include "tests/unit/place_lab.h"
 
+enum way { IMAGES, DIRECT, LAZY };
+
 enum { HOSTS = 4, OBJECTS_MAX = CAPTURE_LAB_OBJECTS_MAX, STEPS = 8, WAIT_MS = 600000 };
 
 struct bench {
@@ -46,7 +51,8 @@ struct bench {
 	struct capture_lab lab;
 	struct ov_object objects[OBJECTS_MAX];
 	uint64_t stored_bytes;
-	double shared_ms; /* CPU time that no full restore can do without, but for CRIU's */
+	/* CPU time that no full restore can do without, but for CRIU's, and of that its memory's. */
+	double shared_ms, write_ms, copy_ms;
 	FILE *json;
 };
 
@@ -309,7 +315,7 @@ static void clear_images(const struct bench *b)
 	MUST(mount("bench", b->p.images, "tmpfs", 0, "mode=0700"));
 }
 
-static void restore(struct bench *b, bool lazily, struct take *t)
+static void restore(struct bench *b, enum way way, struct take *t)
 {
 	struct restore_lazy *lazy = NULL;
 	char reason[RESTORE_REASON_MAX] = "";
@@ -323,7 +329,8 @@ static void restore(struct bench *b, bool lazily, struct take *t)
 					   .progress = note_step,
 					   .ready = note_ready,
 					   .ctx = t,
-					   .ret_lazy = lazily ? &lazy : NULL,
+					   .ret_lazy = way == LAZY ? &lazy : NULL,
+					   .direct = way == DIRECT,
 					   .lazy_min_bytes = 1 };
 	struct manifest *m;
 	uint64_t last = 0;
@@ -440,6 +447,30 @@ static double only_write(struct bench *b, struct take *t)
 	return ms_since(began);
 }
 
+/* The least that memory costs: no page of it was there before. */
+static double only_copy(struct bench *b, struct take *t)
+{
+	_cleanup_free_ uint8_t *mib = malloc(1 << 20);
+	size_t size = (size_t)b->mib << 20;
+	uint64_t began;
+	uint8_t *to;
+	double ms;
+
+	memset(mib, 5, 1 << 20);
+	clear_images(b);
+	*t = (struct take){ 0 };
+	add_cpu(b, t, -1);
+	began = now_boot_ns();
+	to = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	MUST(to == MAP_FAILED ? -errno : 0);
+	for (size_t at = 0; at < size; at += 1 << 20)
+		memcpy(to + at, mib, 1 << 20);
+	add_cpu(b, t, 1);
+	ms = ms_since(began);
+	munmap(to, size);
+	return ms;
+}
+
 static double only_wire(struct bench *b, struct take *t)
 {
 	struct store_wire *wire = store_wire_open(NULL);
@@ -469,11 +500,12 @@ static double at_ms(const struct take *t, const char *step)
 	return 0;
 }
 
-static double limit_of(const struct bench *b, const struct take *t, bool lazily)
+static double limit_of(const struct bench *b, const struct take *t, enum way way)
 {
-	double criu_ms = at_ms(t, "ready") - at_ms(t, "restoring");
+	double criu_ms = at_ms(t, way == DIRECT ? "memory" : "ready") - at_ms(t, "restoring");
+	double shared_ms = b->shared_ms + (way == DIRECT ? b->copy_ms : b->write_ms);
 
-	return lazily ? criu_ms : criu_ms + b->shared_ms / (double)sysconf(_SC_NPROCESSORS_ONLN);
+	return way == LAZY ? criu_ms : criu_ms + shared_ms / (double)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
 /* target_ms 0: a limit, which has none. */
@@ -521,16 +553,30 @@ static int compare_takes(const void *a, const void *c)
 	return x->total_ms < y->total_ms ? -1 : x->total_ms > y->total_ms;
 }
 
-static void bench_restore(struct bench *b, const char *name, bool lazily, unsigned int takes,
-			  double target_ms, bool last)
+/* The ways take turns, so that what else the machine does meets all of them. */
+static void bench_restore(struct bench *b, unsigned int takes)
 {
-	struct take *t = calloc(takes, sizeof(*t));
+	static const struct {
+		const char *name;
+		double target_ms;
+	} ways[] = { [IMAGES] = { "restore-images", 1200 },
+		     [DIRECT] = { "restore-full", 1200 },
+		     [LAZY] = { "restore-lazy", 250 } };
+	struct take *t[ARRAY_SIZE(ways)];
 
+	for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
+		t[way] = calloc(takes, sizeof(*t[way]));
 	for (unsigned int i = 0; i < takes; i++)
-		restore(b, lazily, &t[i]);
-	qsort(t, takes, sizeof(*t), compare_takes);
-	show(b, name, &t[takes / 2], target_ms, limit_of(b, &t[takes / 2], lazily), last);
-	free(t);
+		for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
+			restore(b, (enum way)way, &t[way][i]);
+	for (size_t way = 0; way < ARRAY_SIZE(ways); way++) {
+		const struct take *median = &t[way][takes / 2];
+
+		qsort(t[way], takes, sizeof(*t[way]), compare_takes);
+		show(b, ways[way].name, median, ways[way].target_ms,
+		     limit_of(b, median, (enum way)way), way == LAZY);
+		free(t[way]);
+	}
 }
 
 int main(int argc, char **argv)
@@ -574,11 +620,12 @@ int main(int argc, char **argv)
 	show_limit(&b, "limit-open", only_open(&b, &t), &t);
 	b.shared_ms += t.own_cpu_ms;
 	show_limit(&b, "limit-write", only_write(&b, &t), &t);
-	b.shared_ms += t.own_cpu_ms;
+	b.write_ms = t.own_cpu_ms;
+	show_limit(&b, "limit-copy", only_copy(&b, &t), &t);
+	b.copy_ms = t.own_cpu_ms;
 	show_limit(&b, "limit-wire", only_wire(&b, &t), &t);
 	b.shared_ms += t.own_cpu_ms;
-	bench_restore(&b, "restore-full", false, takes, 1200, false);
-	bench_restore(&b, "restore-lazy", true, takes, 250, true);
+	bench_restore(&b, takes);
 	fprintf(b.json, "]\n");
 	fclose(b.json);
 	umount2(b.p.images, MNT_DETACH);

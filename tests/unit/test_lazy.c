@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * A job that runs before its memory is there: addresses (no rights needed); then a program that is
- * captured, killed and restored lazily, while those who have its memory are slow, dead or lie. Needs
- * root, a keeper, a CRIU, userfaultfd.
+ * captured, killed and restored lazily, while those who have its memory are slow, dead or lie; and
+ * the same with all of it there before it runs, put in by the same means. Needs root, a keeper, a
+ * CRIU, userfaultfd.
  */
 #include "tests/unit/capture_lab.h"
 
@@ -129,6 +130,8 @@ struct world {
 	struct restore_lazy *lazy;
 	atomic_int starved, fed, finished;
 	int then; /* so many packs come after the job was made ready; 0: all */
+	bool direct;
+	int ready_count, ready_fetched;
 };
 
 static char criu[PATH_MAX];
@@ -264,9 +267,21 @@ static int on_ready(void *ctx)
 {
 	struct world *w = ctx;
 
-	if (w->then)
+	if (w->then && !w->direct)
 		w->source.good = w->source.fetched + w->then;
+	w->ready_count++;
+	w->ready_fetched = w->source.fetched;
 	return 0;
+}
+
+/* The processes are there, and nothing of what comes later is. */
+static void on_progress(void *ctx, const char *step, uint64_t done, uint64_t total)
+{
+	struct world *w = ctx;
+
+	(void)total;
+	if (w->then && w->direct && !strcmp(step, "memory") && done == 0)
+		w->source.good = w->source.fetched + w->then;
 }
 
 static struct packer_counts checkpoint(struct world *w, struct fixture *f)
@@ -331,9 +346,11 @@ static int restore(struct world *w)
 					   .fetch = fetch,
 					   .fetch_ctx = &w->source,
 					   .seed = w->lab.packer,
+					   .progress = on_progress,
 					   .ready = on_ready,
 					   .ctx = w,
-					   .ret_lazy = &w->lazy,
+					   .ret_lazy = w->direct ? NULL : &w->lazy,
+					   .direct = w->direct,
 					   .lazy_min_bytes = 1,
 					   .lazy_events = { on_starved, on_finished, w } };
 	uint64_t began = now_boot_ns();
@@ -369,20 +386,25 @@ static void say_go(struct world *w)
 	close(fd);
 }
 
-static void end_whole(struct world *w)
+static void end_job(struct world *w)
 {
 	char *text;
 
-	assert_int_equal(restore_lazy_wait(w->lazy, WHOLE_MS), 1);
-	assert_true(w->finished >= 1);
-	restore_lazy_end(w->lazy);
-	w->lazy = NULL;
 	assert_false(restore_is_partial(w->g.state_dir));
 	assert_int_equal(fixture_wait_exit(&w->g, JOB_MS), 0);
 	text = place_output(&w->g, &w->p, "out");
 	assert_non_null(text);
 	assert_string_equal(text, expected);
 	free(text);
+}
+
+static void end_whole(struct world *w)
+{
+	assert_int_equal(restore_lazy_wait(w->lazy, WHOLE_MS), 1);
+	assert_true(w->finished >= 1);
+	restore_lazy_end(w->lazy);
+	w->lazy = NULL;
+	end_job(w);
 }
 
 static void test_comes_later(void **state)
@@ -404,18 +426,11 @@ static void test_comes_later(void **state)
 	assert_int_equal(w->starved, 0);
 }
 
-/* The next checkpoint is an increment: the packer has learned what came later, too. */
-static void test_seeds(void **state)
+/* The next checkpoint is an increment: the packer has learned all that came. */
+static void assert_seeded(struct world *w)
 {
-	struct world *w = *state;
 	struct packer_counts counts;
 
-	SKIP_IF_MISSING();
-	capture_job(w);
-	assert_int_equal(restore(w), 0);
-	assert_int_equal(restore_lazy_wait(w->lazy, WHOLE_MS), 1);
-	restore_lazy_end(w->lazy);
-	w->lazy = NULL;
 	w->c = make_capture(w, &w->g);
 	assert_int_equal(capture_learn_restored(w->c), 0);
 	counts = checkpoint(w, &w->g);
@@ -424,6 +439,77 @@ static void test_seeds(void **state)
 	assert_true(counts.raw_bytes > 48 * MIB);
 	/* The program and its libraries lay here already: they were not fetched, so they are new. */
 	assert_true(counts.new_bytes < 24 * MIB);
+}
+
+static void test_seeds(void **state)
+{
+	struct world *w = *state;
+
+	SKIP_IF_MISSING();
+	capture_job(w);
+	assert_int_equal(restore(w), 0);
+	assert_int_equal(restore_lazy_wait(w->lazy, WHOLE_MS), 1);
+	restore_lazy_end(w->lazy);
+	w->lazy = NULL;
+	assert_seeded(w);
+}
+
+/* Once it may run, nothing more has to come. */
+static void test_direct(void **state)
+{
+	struct world *w = *state;
+
+	SKIP_IF_MISSING();
+	w->direct = true;
+	capture_job(w);
+	assert_int_equal(restore(w), 0);
+	assert_int_equal(w->ready_count, 1);
+	assert_int_equal(w->source.fetched, w->ready_fetched);
+	w->source.good = 0;
+	say_go(w);
+	end_job(w);
+	assert_int_equal(w->source.fetched, w->ready_fetched);
+}
+
+static void test_direct_seeds(void **state)
+{
+	struct world *w = *state;
+
+	SKIP_IF_MISSING();
+	w->direct = true;
+	capture_job(w);
+	assert_int_equal(restore(w), 0);
+	assert_seeded(w);
+}
+
+/* A part of it never comes: nothing has run, and nothing is left. */
+static void fail_direct(struct world *w, bool lies, int error)
+{
+	char upper[PATH_MAX + 8];
+
+	capture_job(w);
+	w->direct = true;
+	w->source.lies = lies;
+	w->then = 2;
+	assert_int_equal(restore(w), error);
+	assert_int_equal(w->ready_count, 0);
+	assert_true(w->source.fetched > w->source.good);
+	assert_null(w->g.k);
+	assert_false(restore_is_partial(w->g.state_dir));
+	snprintf(upper, sizeof(upper), "%s/upper", w->g.state_dir);
+	assert_int_equal(access(upper, F_OK), -1);
+}
+
+static void test_direct_holders_away(void **state)
+{
+	SKIP_IF_MISSING();
+	fail_direct(*state, false, -EHOSTUNREACH);
+}
+
+static void test_direct_holders_lie(void **state)
+{
+	SKIP_IF_MISSING();
+	fail_direct(*state, true, -EBADMSG);
 }
 
 static void starve(struct world *w, bool lies)
@@ -514,6 +600,10 @@ int main(void)
 		cmocka_unit_test(test_map_move),
 		cmocka_unit_test_setup_teardown(test_comes_later, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_seeds, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_seeds, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_holders_away, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_holders_lie, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_holders_away, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_holders_lie, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_left, setup, teardown),
