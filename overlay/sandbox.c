@@ -150,6 +150,7 @@ static const int allowed[] = {
 	SCMP_SYS(statfs),
 	SCMP_SYS(fsync),
 	SCMP_SYS(fdatasync),
+	SCMP_SYS(sync_file_range),
 	SCMP_SYS(msync),
 	SCMP_SYS(ftruncate),
 	SCMP_SYS(fallocate),

@@ -10,8 +10,9 @@
 #include <sys/stat.h>
 
 #include "agent/util/cleanup.h"
+#include "overlay/store/ahead.h"
 
-enum { NAME_SIZE = 8 + 1 };
+enum { NAME_SIZE = 8 + 1, AHEAD_BYTES = 256 << 10 };
 
 struct segment {
 	uint32_t id;
@@ -27,6 +28,7 @@ struct segment {
 struct segments {
 	const struct store_io *io;
 	int fd;
+	struct ahead *ahead;
 	bool cannot_punch;
 	pthread_mutex_t lock; /* all below */
 	struct segment *rows; /* by id */
@@ -194,6 +196,8 @@ int segments_open(const struct store_io *io, int state_fd, struct segments **ret
 		r = segments->fd < 0 ? segments->fd : 0;
 	}
 	if (r == 0)
+		r = ahead_create(&segments->ahead);
+	if (r == 0)
 		r = probe_punch(segments);
 	if (r == 0)
 		r = list_files(segments);
@@ -209,6 +213,7 @@ void segments_close(struct segments *segments)
 {
 	if (!segments)
 		return;
+	ahead_destroy(segments->ahead);
 	for (uint32_t i = 0; i < segments->count; i++)
 		close_fdp(&segments->rows[i].fd);
 	close_fdp(&segments->fd);
@@ -401,11 +406,16 @@ static int fd_of(struct segments *segments, uint32_t id)
 int segments_write(struct segments *segments, const struct extent *extent, uint32_t at,
 		   const void *bytes, size_t size)
 {
-	int fd = fd_of(segments, extent->segment);
+	uint64_t from = at / AHEAD_BYTES * AHEAD_BYTES,
+		 to = (at + (uint64_t)size) / AHEAD_BYTES * AHEAD_BYTES;
+	int fd = fd_of(segments, extent->segment), r;
 
 	if (fd < 0)
 		return fd;
-	return store_io_write(segments->io, fd, bytes, size, extent->offset + at);
+	r = store_io_write(segments->io, fd, bytes, size, extent->offset + at);
+	if (r == 0 && to > from)
+		ahead_write(segments->ahead, fd, extent->offset + from, to - from);
+	return r;
 }
 
 static int sync_name(struct segments *segments, uint32_t id)
