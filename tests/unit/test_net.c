@@ -454,6 +454,132 @@ static void test_member_garbage(void **state)
 	host_end(&member);
 }
 
+/* --- a member that asks and does not read ----------------------------------------------- */
+
+enum { GREEDY_CALLS = 20, GREEDY_BYTES = 16 << 20 };
+
+static uint64_t resident_bytes(pid_t pid)
+{
+	unsigned long pages = 0;
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%*u %lu", &pages), 1);
+	fclose(f);
+	return (uint64_t)pages * 4096;
+}
+
+static void ask(SSL *ssl, const struct ov_object *object, uint64_t first_call, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct net_call call = { .op = NET_OP_GET,
+					 .call = first_call + i,
+					 .object = *object };
+		uint8_t bytes[NET_HEADER_SIZE + NET_CALL_MAX];
+		size_t size = net_call_encode(&call, bytes + NET_HEADER_SIZE);
+
+		net_frame_header(bytes, (uint32_t)size, NET_CALL, 0);
+		size += NET_HEADER_SIZE;
+		assert_int_equal(SSL_write(ssl, bytes, (int)size), size);
+	}
+}
+
+/* What comes back to it. */
+struct taker {
+	SSL *ssl;
+	uint8_t in[NET_HEADER_SIZE + NET_BODY_MAX];
+	size_t have;
+	uint32_t replies, refused;
+};
+
+static void take_some(struct taker *t)
+{
+	int n = SSL_read(t->ssl, t->in + t->have, (int)(sizeof(t->in) - t->have));
+	struct net_frame frame;
+
+	assert_true(n > 0);
+	t->have += (size_t)n;
+	while (net_frame_decode(NET_PHASE_CALLING, t->in, t->have, &frame) > 0) {
+		struct net_reply reply = { 0 };
+
+		if (frame.type == NET_REPLY) {
+			assert_int_equal(net_reply_decode(frame.body, frame.size, &reply), 0);
+			t->replies++;
+		}
+		t->refused += reply.status == -EAGAIN;
+		t->have -= NET_HEADER_SIZE + frame.size;
+		memmove(t->in, t->in + NET_HEADER_SIZE + frame.size, t->have);
+	}
+}
+
+/* As a member that opens a bulk connection. */
+static void taker_open(struct taker *t, struct fixture *f, const struct test_host *member)
+{
+	uint8_t frame[NET_HEADER_SIZE + sizeof(struct node_card)];
+	size_t size = hello_of(&member->identity.card, NET_BULK, frame);
+	SSL_CTX *context = NULL;
+
+	assert_int_equal(net_tls_member_context(member->identity.tls_secret, false, &context), 0);
+	*t = (struct taker){ .ssl = SSL_new(context) };
+	SSL_CTX_free(context);
+	assert_non_null(t->ssl);
+	assert_int_equal(SSL_set_fd(t->ssl, dial(f->host.port)), 1);
+	assert_int_equal(SSL_connect(t->ssl), 1);
+	assert_int_equal(SSL_write(t->ssl, frame, (int)size), size);
+	assert_int_equal(SSL_read(t->ssl, frame, sizeof(frame)), sizeof(frame));
+}
+
+static void taker_close(struct taker *t)
+{
+	close(SSL_get_fd(t->ssl));
+	SSL_free(t->ssl);
+}
+
+/* What was read for it takes memory; beyond a limit others are to be asked. */
+static void test_greedy(void **state)
+{
+	struct fixture *f = *state;
+	struct test_host member;
+	struct ov_object object;
+	int fd = object_make(GREEDY_BYTES, 1, &object);
+	static struct taker t;
+	uint64_t before;
+
+	assert_int_equal(host_put(&f->host, fd, &object, 1), 0);
+	close(fd);
+	host_make(&member, &f->cluster, 10);
+	taker_open(&t, f, &member);
+	before = resident_bytes(f->host.pid);
+	ask(t.ssl, &object, 1, GREEDY_CALLS);
+	for (int i = 0; i < 600; i++) {
+		if (resident_bytes(f->host.pid) > before + (GREEDY_CALLS - 1) * GREEDY_BYTES)
+			break;
+		/* Just enough that the host does not take it for dead. */
+		for (int k = 0; k < 4; k++)
+			take_some(&t);
+		host_sleep_ms(50);
+	}
+	ask(t.ssl, &object, 1 + GREEDY_CALLS, GREEDY_CALLS);
+	while (t.replies < 2 * GREEDY_CALLS)
+		take_some(&t);
+	assert_int_equal(t.refused, GREEDY_CALLS);
+	taker_close(&t);
+	/* It is gone, and what was kept for it does not count any more. */
+	for (int i = 0; i == 0 || t.refused > 0; i++) {
+		assert_true(i < 200);
+		host_sleep_ms(50);
+		taker_open(&t, f, &member);
+		ask(t.ssl, &object, 1, 1);
+		while (t.replies < 1)
+			take_some(&t);
+		taker_close(&t);
+	}
+	host_end(&member);
+}
+
 static void test_cards(void **state)
 {
 	struct fixture *f = *state;
@@ -600,6 +726,7 @@ int main(void)
 		cmocka_unit_test(test_join),
 		cmocka_unit_test(test_joiner_is_no_member),
 		cmocka_unit_test(test_wrong_cluster_host),
+		cmocka_unit_test(test_greedy),
 	};
 	int failed;
 
