@@ -62,6 +62,26 @@ def test_daemon_killed(lab):
     check_counter(job, STEPS, MEGABYTES)
 
 
+def test_whole(lab):
+    """Where nothing runs before all is there: moved, checkpointed; its result is undisturbed."""
+    target = lab[4]
+    target.configure(lazy_restore="off")
+    target.restart_daemon()
+    job = submit(lab, lab[1], "whole", counter_argv("mark-4", STEPS, 0.05, MEGABYTES), "--every",
+                 "3")
+    job.wait_seq(2, seconds=120)
+    seq = job.show()["seq"]
+    job.ask("migrate", job.name, target.name)
+    job.wait_host([target], seconds=120)
+    job.wait_seq(seq + 2, seconds=120)
+    check(not said(lab, target, "whole: all of its memory is here"), "its memory came before it ran")
+    job.wait_collected(seconds=300)
+    check_counter(job, STEPS, MEGABYTES)
+    target.configure(lazy_restore="auto")
+    target.restart_daemon()
+    target.wait_daemon()
+
+
 def test_holder_dies(lab):
     """A host that holds the job's memory loses power while it comes: the others serve."""
     home, target = lab[1], lab[3]
