@@ -5,6 +5,7 @@
  * A block's last version is the block at the same place of the file in the last checkpoint. Two
  * contents are tried: that version, and the whole block at the end of its chain. The whole block is
  * taken unless the version is clearly nearer: then a restore needs one more block, not up to sixteen.
+ * While the difference to the whole block is a few words, versions between are not even kept.
  */
 #include <errno.h>
 #include <string.h>
@@ -205,7 +206,8 @@ void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file 
 		}
 		try_base(p, block, whole_pack, whole_slot, 1, &p->deltas[0], c);
 	}
-	try_base(p, block, pack, slot, d ? d->depth + 1 : 1, &p->deltas[1], c);
+	if (!c->delta || c->delta->count > PACK_DELTA_NEAR)
+		try_base(p, block, pack, slot, d ? d->depth + 1 : 1, &p->deltas[1], c);
 	if (c->delta && !delta_pays(c->delta->count, block))
 		c->delta = NULL;
 }

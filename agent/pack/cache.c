@@ -2,8 +2,9 @@
 /*
  * Contents of blocks that deltas may be made against: a tier in memory and, behind it, one in a file
  * without a name, sealed with a key that nobody but this cache has. Both are bounded; a full tier
- * evicts by the clock algorithm, memory into the file. Only a hit marks an entry, so that blocks
- * which come once (a first checkpoint) do not drive out those that change again and again.
+ * evicts by the clock algorithm, memory into the file. What comes once goes into the file at once
+ * when memory is full, so that a first checkpoint does not drive out what changes again and again,
+ * and costs one copy less.
  * Whatever is not here is sent whole: a lost cache costs bytes, never correctness.
  */
 #include <errno.h>
@@ -18,6 +19,7 @@ enum {
 	PLACES_MIN = 256,
 	POPULATE = 64,
 	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK + AEAD_TAG,
+	AHEAD_BYTES = CACHE_AHEAD_MAX * PACK_BLOCK,
 };
 
 struct cache_place {
@@ -102,6 +104,11 @@ static uint32_t tier_evict(struct cache_tier *t)
 	}
 }
 
+static bool tier_full(const struct cache_tier *t)
+{
+	return t->free == 0 && t->high == t->limit;
+}
+
 /* A place for a key that has none; *ret_victim: the key that had it until now, or 0. */
 static uint32_t tier_add(struct cache_tier *t, uint64_t key, uint64_t *ret_victim)
 {
@@ -151,8 +158,9 @@ static int file_open(struct block_cache *c)
 	c->seals = calloc(c->disk.limit, sizeof(*c->seals));
 	c->plain = malloc(PACK_BLOCK + AEAD_TAG);
 	c->pending = malloc(PENDING_BYTES);
-	c->pending_count = 0;
-	return c->seals && c->plain && c->pending ? tier_allocate(&c->disk) : -ENOMEM;
+	c->ahead = malloc(AHEAD_BYTES);
+	c->pending_count = c->ahead_count = 0;
+	return c->seals && c->plain && c->pending && c->ahead ? tier_allocate(&c->disk) : -ENOMEM;
 }
 
 static void file_close(struct block_cache *c)
@@ -162,6 +170,7 @@ static void file_close(struct block_cache *c)
 	c->fd = -1;
 	free(take_ptr(c->seals));
 	free(take_ptr(c->pending));
+	free(take_ptr(c->ahead));
 	if (c->plain)
 		key_wipe(c->plain, PACK_BLOCK + AEAD_TAG);
 	free(take_ptr(c->plain));
@@ -177,6 +186,7 @@ static int pending_slot(struct block_cache *c, uint64_t place, uint8_t **ret_slo
 	if (c->pending_count == CACHE_PENDING_MAX || place != c->pending_first + c->pending_count) {
 		r = pwrite_full(c->fd, c->pending, c->pending_count * PACK_BLOCK,
 				(off_t)(c->pending_first * PACK_BLOCK));
+		c->ahead_count = 0; /* may be of those */
 		c->pending_first = place;
 		c->pending_count = 0;
 	}
@@ -210,18 +220,42 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 	memcpy(seal->tag, sealed + PACK_BLOCK, AEAD_TAG);
 }
 
+/* Sealed contents of a place. Neighbours change together, so some are read ahead. */
+static const uint8_t *file_read(struct block_cache *c, uint64_t place)
+{
+	uint64_t count = CACHE_AHEAD_MAX, left = c->disk.high - place;
+
+	if (place >= c->pending_first && place - c->pending_first < c->pending_count)
+		return c->pending + (place - c->pending_first) * PACK_BLOCK;
+	if (place >= c->ahead_first && place - c->ahead_first < c->ahead_count)
+		return c->ahead + (place - c->ahead_first) * PACK_BLOCK;
+	/* Not in order: no more than that one. */
+	if (place != c->ahead_first + c->ahead_count)
+		count = 1;
+	/* What is pending may lie beyond the file's end. */
+	if (c->pending_first > place && c->pending_first - place < left)
+		left = c->pending_first - place;
+	count = count < left ? count : left;
+	c->ahead_first = place;
+	c->ahead_count = 0;
+	if (pread_full(c->fd, c->ahead, count * PACK_BLOCK, (off_t)(place * PACK_BLOCK)) < 0)
+		return NULL;
+	c->ahead_count = count;
+	return c->ahead;
+}
+
 static const uint8_t *file_get(struct block_cache *c, uint64_t key)
 {
 	uint32_t place = tier_find(&c->disk, key);
 	uint8_t sealed[PACK_BLOCK + AEAD_TAG];
-	uint64_t pending = (uint64_t)place - 1 - c->pending_first;
+	const uint8_t *from;
 
 	if (place == 0)
 		return NULL;
-	if (place - 1 >= c->pending_first && pending < c->pending_count)
-		memcpy(sealed, c->pending + pending * PACK_BLOCK, PACK_BLOCK);
-	else if (pread_full(c->fd, sealed, PACK_BLOCK, (off_t)(place - 1) * PACK_BLOCK) < 0)
+	from = file_read(c, place - 1);
+	if (!from)
 		goto bad;
+	memcpy(sealed, from, PACK_BLOCK);
 	memcpy(sealed + PACK_BLOCK, c->seals[place - 1].tag, AEAD_TAG);
 	if (aead_open_next(c->aead, c->seals[place - 1].number, &key, sizeof(key), sealed,
 			   sizeof(sealed), c->plain) < 0)
@@ -310,7 +344,7 @@ static void populate(const struct block_cache *c, uint64_t place)
 #endif
 }
 
-void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block)
+void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool again)
 {
 	uint8_t *bytes;
 	uint32_t place;
@@ -319,8 +353,13 @@ void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 	if (c->memory.limit == 0 || (!c->bytes && allocate(c) < 0))
 		return; /* then there are no deltas */
 	place = tier_find(&c->memory, key);
+	if (place == 0 && !again && c->disk.places && tier_full(&c->memory)) {
+		file_put(c, key, block);
+		return;
+	}
 	if (place == 0)
 		place = tier_add(&c->memory, key, &victim);
+	c->memory.places[place - 1].used |= again;
 	bytes = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
 	if (c->memory.high > high)
 		populate(c, high);

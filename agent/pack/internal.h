@@ -46,6 +46,7 @@ enum {
 	/* Of a mixed frame before compression: no delta is larger than a block. */
 	PACK_BODY_MAX = MIXED_HEADER + PACK_FRAME_RAW,
 	PACK_DELTA_WORDS_MAX = 384,
+	PACK_DELTA_NEAR = 16,		      /* words: no nearer base is looked for, or kept */
 	PACK_BASES_MAX = 256,		      /* packs that the deltas of one pack refer to */
 	PACK_CHAIN_MAX = 16,		      /* deltas one upon the other */
 	PACK_SEALED_FLUSH = PACK_RAW_MAX / 4, /* a pack is closed when its frames reach this */
@@ -390,6 +391,7 @@ enum {
 	CACHE_OVERHEAD = 48,
 	CACHE_PLACES_MAX = 1 << 26,
 	CACHE_PENDING_MAX = 32, /* places that are written to the file at once */
+	CACHE_AHEAD_MAX = 8,	/* that are read from it at once */
 };
 
 struct cache_place;
@@ -414,6 +416,8 @@ struct block_cache {
 	uint8_t *plain;	  /* of the block that was read last */
 	uint8_t *pending; /* sealed, of pending_count places from pending_first on: not in the file */
 	uint64_t pending_first, pending_count;
+	uint8_t *ahead; /* sealed, as read from the file */
+	uint64_t ahead_first, ahead_count;
 };
 /* dir: of the file, which has no name; NULL: no file. Nothing is allocated before the first put. */
 void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t disk_bytes,
@@ -422,7 +426,8 @@ void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t dis
 void block_cache_deinit(struct block_cache *c);
 /* NULL or the content, valid until the next call. */
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
-void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block);
+/* again: it has changed before, and stays in memory; what has not goes to the file if that is full. */
+void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool again);
 void block_cache_drop(struct block_cache *c, uint64_t key);
 
 /* ---- packer.c, files.c ---- */

@@ -388,9 +388,10 @@ static void keep_content(struct packer *p, const uint8_t *block, const struct ba
 				 pack_delta_find(&p->packs[choice->last_pack], choice->last_slot)))
 		block_cache_drop(&p->cache,
 				 pack_cache_key(p, choice->last_pack, choice->last_slot));
-	block_cache_put(&p->cache, pack_cache_key(p, p->open_pack, slot), block);
-	if (choice->delta) /* it changes again and again: a hit, for the cache */
-		(void)block_cache_get(&p->cache, pack_cache_key(p, p->open_pack, slot));
+	/* The whole block is near enough to be the next version's base, too. */
+	if (choice->delta && choice->info.depth == 1 && choice->delta->count <= PACK_DELTA_NEAR)
+		return;
+	block_cache_put(&p->cache, pack_cache_key(p, p->open_pack, slot), block, choice->delta);
 }
 
 static int new_block(struct packer *p, const uint8_t *block, struct block_hash hash,

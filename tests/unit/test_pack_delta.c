@@ -103,6 +103,36 @@ static void test_chains_are_bounded(void **state)
 	free_image(m);
 }
 
+static struct packer_counts change_word(struct lab *lab, struct image *m, size_t word)
+{
+	lab_fill_random(m->bytes + 5 * PACK_BLOCK + word * 8, 8);
+	assert_int_equal(pwrite_full(m->fd, m->bytes, SIZE, 0), 0);
+	return checkpoint(lab, m);
+}
+
+/* A few words more each time: the whole block stays the base, and nothing else is kept. */
+static void test_near_blocks_make_no_chain(void **state)
+{
+	struct lab *lab = *state;
+	struct image *m = new_image();
+
+	checkpoint(lab, m);
+	for (size_t i = 0; i < PACK_DELTA_NEAR; i++) {
+		struct packer_counts counts = change_word(lab, m, i * 16);
+
+		assert_int_equal(counts.delta_bytes, PACK_BLOCK);
+		assert_int_equal(longest_chain(lab->packer), 1);
+		lab_check_file(lab, "a", m->bytes, SIZE);
+	}
+	assert_int_equal(lab->packer->cache.memory.high, BLOCKS);
+	/* One word too many: that version is kept, and is the next one's base. */
+	change_word(lab, m, PACK_DELTA_NEAR * 16);
+	change_word(lab, m, PACK_DELTA_NEAR * 16);
+	assert_int_equal(longest_chain(lab->packer), 2);
+	lab_check_file(lab, "a", m->bytes, SIZE);
+	free_image(m);
+}
+
 static void test_chains_are_as_short_as_told(void **state)
 {
 	struct lab *lab = *state;
@@ -307,7 +337,7 @@ static void test_cache_is_bounded(void **state)
 	block_cache_init(&c, (uint64_t)PLACES * (PACK_BLOCK + CACHE_OVERHEAD), 0, NULL);
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block);
+		block_cache_put(&c, key, block, false);
 		/* The first hundred are asked for all the time. */
 		if (key % 100 == 0)
 			for (uint64_t i = 1; i <= 100; i++)
@@ -328,7 +358,7 @@ static void test_cache_is_bounded(void **state)
 		block_cache_drop(&c, key);
 	for (uint64_t key = 1; key <= KEYS; key++)
 		assert_null(block_cache_get(&c, key));
-	block_cache_put(&c, 7, block);
+	block_cache_put(&c, 7, block, false);
 	assert_memory_equal(block_cache_get(&c, 7), block, sizeof(block));
 	block_cache_deinit(&c);
 }
@@ -348,7 +378,7 @@ static void test_cache_has_a_file(void **state)
 	block_cache_init(&c, PLACES * place, ON_DISK * place, "/tmp");
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block);
+		block_cache_put(&c, key, block, false);
 	}
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		const uint8_t *there = block_cache_get(&c, key);
@@ -379,10 +409,87 @@ static void test_cache_has_a_file(void **state)
 	/* A folder that is none: memory only. */
 	block_cache_init(&c, PLACES * place, ON_DISK * place, "/nowhere");
 	for (uint64_t key = 1; key <= KEYS; key++)
-		block_cache_put(&c, key, block);
+		block_cache_put(&c, key, block, false);
 	for (uint64_t key = found = 1; key <= KEYS; key++)
 		found += block_cache_get(&c, key) != NULL;
 	assert_int_equal(found - 1, PLACES);
+	block_cache_deinit(&c);
+}
+
+static size_t in_memory(struct block_cache *c, uint64_t from, uint64_t to)
+{
+	size_t found = 0;
+
+	/* Without its file. */
+	assert_int_equal(ftruncate(c->fd, 0), 0);
+	c->ahead_count = c->pending_count = 0;
+	for (uint64_t key = from; key <= to; key++)
+		found += block_cache_get(c, key) != NULL;
+	return found;
+}
+
+/* What comes once does not push out what changes again and again, nor what came before. */
+static void test_once_goes_to_the_file(void **state)
+{
+	enum { PLACES = 300, AGAIN = 100, KEYS = 1000 };
+	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
+	uint8_t block[PACK_BLOCK] = { 1 };
+	struct block_cache c;
+
+	(void)state;
+	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
+	for (uint64_t key = 1; key <= KEYS - AGAIN; key++)
+		block_cache_put(&c, key, block, false);
+	for (uint64_t key = KEYS - AGAIN + 1; key <= KEYS; key++)
+		block_cache_put(&c, key, block, true);
+	assert_int_equal(in_memory(&c, KEYS - AGAIN + 1, KEYS), AGAIN);
+	assert_int_equal(in_memory(&c, 1, PLACES), PLACES - AGAIN);
+	assert_int_equal(in_memory(&c, PLACES + 1, KEYS - AGAIN), 0);
+	block_cache_deinit(&c);
+}
+
+static void put_keys(struct block_cache *c, uint64_t from, uint64_t to, uint8_t content)
+{
+	uint8_t block[PACK_BLOCK];
+
+	for (uint64_t key = from; key <= to; key++) {
+		memset(block, (int)(uint8_t)(key + content), sizeof(block));
+		block_cache_put(c, key, block, false);
+	}
+}
+
+static void check_keys(struct block_cache *c, uint64_t from, uint64_t to, uint8_t content)
+{
+	for (uint64_t key = from; key <= to; key++) {
+		const uint8_t *there = block_cache_get(c, key);
+
+		assert_non_null(there);
+		assert_int_equal(there[5], (uint8_t)(key + content));
+	}
+}
+
+/* What was read ahead is not what is there once its place has another content. */
+static void test_read_ahead_is_never_old(void **state)
+{
+	enum { PLACES = 300, LAST = 600, CHANGED = 380, FLUSHED = CHANGED + CACHE_PENDING_MAX };
+	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
+	struct block_cache c;
+
+	(void)state;
+	block_cache_init(&c, PLACES * place, PLACES * place, "/tmp");
+	put_keys(&c, 1, LAST, 0);
+	check_keys(&c, 350, CHANGED, 0);
+	assert_true(c.ahead_count > 1);
+	for (uint8_t content = 1; content < 100; content += 33) {
+		/* Waiting, then written. */
+		put_keys(&c, 350, CHANGED, content);
+		check_keys(&c, 350, CHANGED, content);
+		put_keys(&c, 350, FLUSHED, content + 1);
+		check_keys(&c, CHANGED, CHANGED, content + 1);
+		check_keys(&c, 350, FLUSHED, content + 1);
+		check_keys(&c, FLUSHED + 1, LAST, 0);
+		check_keys(&c, 350, CHANGED, content + 1);
+	}
 	block_cache_deinit(&c);
 }
 
@@ -510,6 +617,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_small_changes_cost_little),
 		TEST(test_chains_are_bounded),
+		TEST(test_near_blocks_make_no_chain),
 		TEST(test_chains_are_as_short_as_told),
 		TEST(test_base_stays_as_long_as_it_is_needed),
 		TEST(test_delta_without_base_counts_as_new),
@@ -518,6 +626,8 @@ int main(void)
 		TEST(test_without_cache_there_are_no_deltas),
 		TEST(test_cache_is_bounded),
 		TEST(test_cache_has_a_file),
+		TEST(test_once_goes_to_the_file),
+		TEST(test_read_ahead_is_never_old),
 		TEST(test_every_bit_of_a_delta_pack_counts),
 		TEST(test_bodies_are_checked),
 		TEST(test_version_1_is_read),
