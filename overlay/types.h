@@ -89,7 +89,12 @@ enum kernel_feature {
 	KERNEL_OVERLAY = 1 << 1,    /* an overlay over the root, which is none itself */
 	KERNEL_FREEZER = 1 << 2,    /* cgroup v2 with its freezer: what fence=strict relies on */
 	KERNEL_RSEQ = 1 << 3,	    /* a C library that registered rseq does so for good */
-	KERNEL_FEATURES = (1 << 4) - 1,
+	KERNEL_GUARDS = 1 << 4,	    /* guarded pages inside a mapping (Linux 6.13) */
+	KERNEL_EXEC_SEAL = 1 << 5,  /* a memfd that can never become a program (6.3) */
+	KERNEL_RSEQ_LONG = 1 << 6,  /* rseq areas above 32 bytes (6.3) */
+	KERNEL_SHADOW_STACK = 1 << 7,
+	KERNEL_PIDS = 1 << 8, /* PIDs above 32767 */
+	KERNEL_FEATURES = (1 << 9) - 1,
 };
 
 /* As in KERNEL_VERSION, without the last part: patches change nothing that a job relies on. */

@@ -277,6 +277,16 @@ uint32_t host_kernel_features(const struct host_config *config)
 		features |= KERNEL_FREEZER;
 	if (probe_rseq())
 		features |= KERNEL_RSEQ;
+	if (probe_guards())
+		features |= KERNEL_GUARDS;
+	if (probe_exec_seal())
+		features |= KERNEL_EXEC_SEAL;
+	if (probe_rseq_long())
+		features |= KERNEL_RSEQ_LONG;
+	if (probe_shadow_stack())
+		features |= KERNEL_SHADOW_STACK;
+	if (probe_high_pids())
+		features |= KERNEL_PIDS;
 	return features;
 }
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
@@ -10,6 +11,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -19,8 +21,13 @@
 
 #include "agent/util/io.h"
 
-/* Of newer kernels' headers than the build host may have (linux/userfaultfd.h, linux/fs.h). */
+/* Of newer kernels' headers than the build host may have. */
 enum {
+	AT_RSEQ_FEATURE_SIZE_ = 27,
+	MADV_GUARD_INSTALL_ = 102,
+	F_SEAL_EXEC_ = 0x20,
+	ARCH_SHSTK_STATUS_ = 0x5005,
+	PID_HIGHEST = (1 << 22) - 1,
 	UFFD_FEATURE_WP_ASYNC_ = 1 << 15,
 	UFFD_USER_MODE_ONLY_ = 1,
 	PAGE_IS_WRITTEN_ = 1 << 1,
@@ -230,6 +237,68 @@ bool probe_rseq(void)
 {
 	/* No thread registers an area of this size: it is refused, or unknown. */
 	return syscall(SYS_rseq, NULL, 0, 0, 0) == 0 || errno != ENOSYS;
+}
+
+bool probe_rseq_long(void)
+{
+	return getauxval(AT_RSEQ_FEATURE_SIZE_) != 0;
+}
+
+bool probe_guards(void)
+{
+	struct pages p;
+	bool have;
+
+	if (!pages_init(&p))
+		return false;
+	/* Refused in locked memory, which all of a process's may be. */
+	have = munlock(p.start, p.size) == 0 && madvise(p.start, p.page, MADV_GUARD_INSTALL_) == 0;
+	pages_deinit(&p);
+	return have;
+}
+
+bool probe_exec_seal(void)
+{
+	_cleanup_close_ int fd = memfd_create("decamp-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	return fd >= 0 && fchmod(fd, 0600) == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_EXEC_) == 0;
+}
+
+bool probe_shadow_stack(void)
+{
+#ifdef __x86_64__
+	uint64_t features;
+
+	return syscall(SYS_arch_prctl, ARCH_SHSTK_STATUS_, &features) == 0;
+#else
+	return false;
+#endif
+}
+
+/* The first process of a namespace has to be number 1, the second one may choose. */
+static int take_high_pid(void *arg)
+{
+	pid_t wanted = PID_HIGHEST, pid;
+	struct clone_args args = { .exit_signal = SIGCHLD,
+				   .set_tid = (uint64_t)(uintptr_t)&wanted,
+				   .set_tid_size = 1 };
+
+	(void)arg;
+	pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+	if (pid == 0)
+		_exit(0);
+	return pid == PID_HIGHEST ? 0 : -1;
+}
+
+static int unshare_pids(void *arg)
+{
+	(void)arg;
+	return unshare(CLONE_NEWPID) == 0 && in_child(take_high_pid, NULL) ? 0 : -1;
+}
+
+bool probe_high_pids(void)
+{
+	return in_child(unshare_pids, NULL);
 }
 
 struct overlay_place {

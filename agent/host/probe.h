@@ -33,5 +33,15 @@ bool probe_namespaces(void);
 bool probe_overlay(const char *dir, const char *lower);
 /* Restartable sequences: rseq(2) is there. */
 bool probe_rseq(void);
+/* Areas of more than 32 bytes for it. */
+bool probe_rseq_long(void);
+/* Pages inside a mapping that nobody may touch: MADV_GUARD_INSTALL. */
+bool probe_guards(void);
+/* F_SEAL_EXEC. */
+bool probe_exec_seal(void);
+/* Shadow stacks of programs, if the CPU has them, too. */
+bool probe_shadow_stack(void);
+/* The highest PID there is, in a fresh namespace. */
+bool probe_high_pids(void);
 /* Freeze and thaw of an empty cgroup below base. */
 bool probe_cgroup_freeze(const char *base);

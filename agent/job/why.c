@@ -17,8 +17,15 @@
 
 enum { REASON_MAX = 200, CPU_NAMES_MAX = 3 };
 
-static const char *const kernel_names[] = { "namespaces", "an overlay over the root",
-					    "the freezer of cgroup v2", "rseq" };
+static const char *const kernel_names[] = { "namespaces",
+					    "an overlay over the root",
+					    "the freezer of cgroup v2",
+					    "rseq",
+					    "guarded pages",
+					    "memfds sealed against execution",
+					    "long rseq areas",
+					    "shadow stacks",
+					    "PIDs above 32767" };
 
 static void _printf_(2, 3) say(struct json_object *reasons, const char *fmt, ...)
 {
@@ -127,7 +134,7 @@ static void say_cpu(struct json_object *reasons, const uint64_t lacks[4])
 
 static void say_kernel(struct json_object *reasons, uint32_t lacks)
 {
-	char names[120] = "";
+	char names[REASON_MAX] = "";
 	size_t used = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(kernel_names); i++)

@@ -76,7 +76,7 @@ static void hosts_are_told_in_plain_words(void **state)
 {
 	struct job_value value = { .fence = FENCE_STRICT, .mem_bytes = UINT64_C(8) << 30 };
 	struct member_info host = lab7;
-	char expect[100], clock[8];
+	char expect[100], clock[8], text[WHY_TEXT_MAX];
 	time_t now = time(NULL);
 	struct tm tm;
 
@@ -89,6 +89,13 @@ static void hosts_are_told_in_plain_words(void **state)
 	value.kernel_need = KERNEL_FREEZER | KERNEL_RSEQ;
 	check(&host, &value,
 	      "has not what a restore of the job uses: the freezer of cgroup v2, rseq");
+	value.kernel_need = KERNEL_GUARDS | KERNEL_EXEC_SEAL | KERNEL_PIDS;
+	check(&host, &value,
+	      "has not what a restore of the job uses: guarded pages, memfds sealed against "
+	      "execution, PIDs above 32767");
+	value.kernel_need = KERNEL_FEATURES; /* each has a name, and all fit */
+	assert_true(why_not(&host, &value, UINT32_MAX, text));
+	assert_non_null(strstr(text, "shadow stacks, PIDs above 32767"));
 	value.kernel_need = 0;
 	value.cpu_need[0] = 3;
 	check(&host, &value, "its CPU lacks 1 feature that the job may use");
