@@ -454,6 +454,10 @@ static int complete(struct take *t)
 	if (r < 0)
 		return capture_fail(t->reason, r, "the images in %s cannot be read",
 				    t->request->spool_dir);
+	r = capture_kernel_need(t->s->images, &t->s->info.kernel_need);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the images in %s cannot be read",
+				    t->request->spool_dir);
 	r = snapshot_make_meta(t->s, &t->view, t->hostname, t->c->cwd);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the notes for restore");

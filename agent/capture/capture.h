@@ -82,6 +82,7 @@ struct snapshot_info {
 	uint64_t mem_bytes;
 	uint64_t wall_ms; /* of the frozen instant */
 	uint32_t tasks;
+	uint32_t kernel_need; /* enum kernel_feature: what these images ask of a kernel */
 	char engine[16];
 	char fallback[CAPTURE_REASON_MAX]; /* why not native; empty if native, or not tried */
 	struct native_result native;	   /* all 0 with another engine */

@@ -8,6 +8,7 @@
  *   closure.c lower layers -> entries                  paths.c    (kind, path) -> index
  *   snapshot.c entries -> caller; notes for restore    capture.c  the order of it all
  *   native.c   the native engine                   ready.c    what a pause finds prepared
+ *   kernel.c   what images ask of a kernel
  *
  * Threading: none of it is shared between threads.
  */
@@ -369,6 +370,8 @@ void capture_native_stop(struct capture *c);
 
 /* List of the images, their sizes into info. */
 int snapshot_add_images(struct snapshot *s) _must_check_;
+/* kernel.c: enum kernel_feature. */
+int capture_kernel_need(int images_fd, uint32_t *ret_need) _must_check_;
 int snapshot_make_meta(struct snapshot *s, const struct proc_view *view, const char *hostname,
 		       const char *cwd) _must_check_;
 

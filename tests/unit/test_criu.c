@@ -18,9 +18,12 @@
 
 #include <cmocka.h>
 
+#include "agent/capture/internal.h"
+#include "agent/host/probe.h"
 #include "agent/image/criu.h"
 #include "agent/image/criu_text.h"
 #include "agent/util/io.h"
+#include "overlay/types.h"
 #include "tests/unit/keeper_fixture.h"
 
 enum { USER = 1234, KILLS = 20 };
@@ -349,6 +352,37 @@ static void test_ipc(void **state)
 	free(text);
 }
 
+static uint32_t kernel_need(const struct scene *s, int index)
+{
+	_cleanup_close_ int fd = open(s->images[index], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	uint32_t need;
+
+	assert_true(fd >= 0);
+	assert_int_equal(capture_kernel_need(fd, &need), 0);
+	return need;
+}
+
+/* What older kernels have not, in images of CRIU's, comes back where it is. */
+static void test_newer_kernel(void **state)
+{
+	static const char script[] =
+		"exec python3 -uc 'import ctypes as c, time\n"
+		"libc = c.CDLL(None); libc.mmap.restype = c.c_void_p\n"
+		"libc.memfd_create(b\"sealed\", 8) < 0 and libc.memfd_create(b\"plain\", 0)\n"
+		"libc.madvise(c.c_void_p(libc.mmap(None, 65536, 3, 34, -1, 0)), 4096, 102)\n"
+		"while True: print(1); time.sleep(0.05)'";
+	struct scene *s = started(state);
+
+	fixture_run_shell(&s->f, 0, script);
+	assert_true(fixture_wait_lines(&s->f, 5, 20000));
+	assert_int_equal(try_dump(s, 0, 0, copy_upper, s), 0);
+	assert_int_equal(kernel_need(s, 0), (probe_exec_seal() ? KERNEL_EXEC_SEAL : 0) |
+						    (probe_guards() ? KERNEL_GUARDS : 0));
+	move(s);
+	assert_int_equal(try_restore(s, 0, NULL), 0);
+	wait_more_lines(&s->f, 5);
+}
+
 static int refuse(void *ctx)
 {
 	(void)ctx;
@@ -535,6 +569,7 @@ int main(void)
 		CASE(test_later_children),
 		CASE(test_threads),
 		CASE(test_ipc),
+		CASE(test_newer_kernel),
 		CASE(test_called_off),
 		CASE(test_no_images),
 		CASE(test_criu_killed),

@@ -13,18 +13,34 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "agent/capture/internal.h"
+#include "agent/host/probe.h"
 #include "agent/native/oneshot.h"
 #include "agent/native/take.h"
 #include "agent/util/io.h"
+#include "overlay/types.h"
+
+enum { NOEXEC_SEAL = 8, GUARD_INSTALL = 102 };
 
 struct lab {
 	char folder[64];
 	int fd;
 	pid_t child;
 };
+
+/* What older kernels have not. */
+static void make_newer(void)
+{
+	void *p = mmap(NULL, 4 * NATIVE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
+
+	(void)!memfd_create("sealed", NOEXEC_SEAL);
+	(void)!madvise(p, NATIVE_PAGE, GUARD_INSTALL);
+}
 
 /* A process of its own session, without any descriptor from outside. */
 static pid_t start_child(int unshared)
@@ -44,6 +60,7 @@ static pid_t start_child(int unshared)
 		if (open("/dev/null", O_RDWR) != 1 || write(0, "r", 1) != 1)
 			_exit(1);
 		dup2(1, 0);
+		make_newer();
 		for (;;)
 			pause();
 	}
@@ -169,6 +186,7 @@ static void test_leave_running(void **state)
 	static const char *const names[] = { "inventory.img", "pstree.img", "files.img",
 					     "pages-1.img" };
 	struct lab *l = *state;
+	uint32_t need;
 	char name[32];
 
 	need_engine();
@@ -182,6 +200,10 @@ static void test_leave_running(void **state)
 	assert_false(exists(l, "pages.new"));
 	assert_false(exists(l, "pages-1.runs"));
 	assert_false(exists(l, ".native"));
+	assert_int_equal(capture_kernel_need(l->fd, &need), 0);
+	assert_int_equal(need & ~(uint32_t)KERNEL_PIDS,
+			 (probe_exec_seal() ? KERNEL_EXEC_SEAL : 0) |
+				 (probe_guards() ? KERNEL_GUARDS : 0));
 }
 
 static void test_end(void **state)
