@@ -202,9 +202,9 @@ static void remember_objects(struct job *job, uint64_t seq)
 }
 
 /* What it may rely on from now on is what it has found here. */
-static uint32_t kernel_need(const struct job *job)
+static uint32_t kernel_need(const struct job *job, const struct snapshot_info *info)
 {
-	uint32_t use = KERNEL_NAMESPACES | KERNEL_OVERLAY | KERNEL_RSEQ;
+	uint32_t use = KERNEL_NAMESPACES | KERNEL_OVERLAY | KERNEL_RSEQ | info->kernel_need;
 
 	if (job->value.fence == FENCE_STRICT)
 		use |= KERNEL_FREEZER;
@@ -213,7 +213,7 @@ static uint32_t kernel_need(const struct job *job)
 
 /* ADVANCE (or DONE): the register's history gets ref in front. */
 static int commit(struct job *job, const struct ckpt_ref *ref, uint32_t state, int exit_status,
-		  uint64_t mem_bytes)
+		  const struct snapshot_info *info)
 {
 	struct job_value value = job->value;
 	struct host_resources res;
@@ -229,12 +229,12 @@ static int commit(struct job *job, const struct ckpt_ref *ref, uint32_t state, i
 	memset(value.avoid, 0, sizeof(value.avoid));
 	memset(value.avoid_wall_ms, 0, sizeof(value.avoid_wall_ms));
 	memset(value.avoid_why, 0, sizeof(value.avoid_why));
-	if (mem_bytes)
-		value.mem_bytes = mem_bytes + mem_bytes / 4 + (64 << 20);
+	if (info->mem_bytes)
+		value.mem_bytes = info->mem_bytes + info->mem_bytes / 4 + (64 << 20);
 	if (host_resources(&res) == 0 && state == JOB_STATE_HELD) {
 		memcpy(value.cpu_need, res.cpu_features, sizeof(value.cpu_need));
 		value.arch = needs_arch_of(res.arch, strlen(res.arch));
-		value.kernel_need = kernel_need(job);
+		value.kernel_need = kernel_need(job, info);
 	}
 	return job_cas(job, &value, COMMIT_PATIENCE_MS);
 }
@@ -308,7 +308,7 @@ static int publish(struct job *job, struct snapshot *snap, struct ckpt_stat *sta
 		return not_stale(r);
 	ref.wall_ms = stat->wall_ms;
 	job_step(job, "committing", 0, 0);
-	r = commit(job, &ref, state, exit_status, info->mem_bytes);
+	r = commit(job, &ref, state, exit_status, info);
 	if (r < 0)
 		return r;
 	packer_counts(job->packer, &counts);

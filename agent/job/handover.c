@@ -114,6 +114,24 @@ static int pick_target(struct job *job, struct node_id *ret_target)
 	return 0;
 }
 
+/* The checkpoint just taken may ask for more than the one by which the host was chosen. */
+static bool still_fits(struct job *job, const struct node_id *target)
+{
+	_cleanup_free_ struct member_info *members = NULL;
+	struct core_match match;
+	size_t count;
+
+	if (agent_members(job->channel, &members, &count) < 0)
+		return true;
+	for (size_t i = 0; i < count; i++) {
+		if (!node_id_equal(&members[i].id, target))
+			continue;
+		core_match(&members[i], &job->value, 0, &match);
+		return !(match.bars & MATCH_CANNOT);
+	}
+	return true;
+}
+
 int job_handover(struct job *job, const struct action *action)
 {
 	bool must_go = strcmp(action->reason, "migrate") != 0;
@@ -140,6 +158,12 @@ int job_handover(struct job *job, const struct action *action)
 	r = job_checkpoint(job, action->reason, CAPTURE_STAY_FROZEN, &stat);
 	if (r == -ESTALE && !job_is_lost(job))
 		r = -EAGAIN;
+	if (r == 0 && !still_fits(job, &target)) {
+		if (!must_go)
+			job_say(job, "it has come to need what that host lacks: it runs on here");
+		r = must_go ? 0 : -EHOSTUNREACH;
+		memset(&target, 0, sizeof(target));
+	}
 	if (r == 0)
 		r = release(job, &target);
 	if (r == -ESTALE) {
