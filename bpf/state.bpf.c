@@ -3,7 +3,6 @@
  * What the kernel knows of a stopped process and procfs does not tell, or tells slowly: one record
  * of bpf/state.h per thread, process, VMA and descriptor. Each program runs over one process that
  * the iterator's link names. Values are raw where the agent can compute: expiry times are absolute.
- *
  * A field that some kernels lack is guarded by bpf_core_field_exists(); a field that no kernel
  * should lack is not, and the load fails.
  */
@@ -705,6 +704,7 @@ int state_vmas(struct bpf_iter__task_vma *ctx)
 	vma.start = v->vm_start;
 	vma.end = v->vm_end;
 	vma.offset = file ? v->vm_pgoff << PAGE_SHIFT : 0;
+	vma.moved = file ? 0 : v->vm_start - (v->vm_pgoff << PAGE_SHIFT);
 	vma.vm_flags = BPF_CORE_READ(v, vm_flags);
 	vma.file = (__u64)file;
 	vma.ino = vma.size = vma.dev = vma.mode = vma.nlink = 0;

@@ -129,7 +129,8 @@ enum state_vma_traits {
 struct state_vma {
 	__u64 start, end, offset; /* bytes */
 	__u64 vm_flags;
-	__u64 file; /* identity; 0: anonymous */
+	__u64 file;  /* identity; 0: anonymous */
+	__u64 moved; /* anonymous: bytes from where it was written first, by mremap(2) */
 	__u64 ino, size;
 	__u32 dev;  /* as stat(2) shows it, major << 20 | minor */
 	__u32 mode; /* of the inode */

@@ -127,6 +127,8 @@ void mem_bury(struct native_mem *m)
 		if (mm->memory >= 0)
 			close(mm->memory);
 		runs_deinit(&mm->covered);
+		runs_deinit(&mm->stayed);
+		runs_deinit(&mm->moved);
 		runs_deinit(&mm->guards);
 		runs_deinit(&mm->listed);
 		space_deinit(&mm->space);

@@ -93,7 +93,8 @@ struct mem_mm {
 	struct runs covered;	     /* VMAs that the tracker follows */
 	bool full;   /* nothing is known to be stored: all that is populated is to be copied */
 	bool direct; /* pages may be written behind our back: O_DIRECT files, writers from outside */
-	bool cleared; /* soft-dirty: bits were cleared since it was attached */
+	bool cleared;		   /* soft-dirty: bits were cleared since it was attached */
+	struct runs stayed, moved; /* soft-dirty: VMAs then; of moved ones the first place */
 	/* Of this snapshot: */
 	bool seen;
 	struct mem_proxy proxy;

@@ -427,6 +427,8 @@ int mem_settle(struct native_mem *m, const struct native_tree *tree)
 		m->settled = true;
 		cleared = 1;
 		r = mm->ops->settled(m, mm);
+		if (r == 0 && mm->ops->listed)
+			r = mm->ops->listed(mm, task->vmas, task->vma_count);
 	}
 	if (r == -ENOENT) /* killed, and waited for */
 		r = -ESRCH;

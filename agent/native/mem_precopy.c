@@ -319,7 +319,7 @@ static int private_ranges(const struct look *l, struct runs *ret_ranges)
 	for (size_t i = 0; i < l->vma_count && r == 0; i++)
 		/* The pause reads whole what the tracker does not follow. */
 		if (vma_has_pages(&l->vmas[i]) &&
-		    !(l->mm->ops == &track_uffd && vma_reverts(&l->vmas[i])))
+		    !(!l->mm->ops->compare && vma_reverts(&l->vmas[i])))
 			r = runs_push(ret_ranges, l->vmas[i].start / NATIVE_PAGE,
 				      (l->vmas[i].end - l->vmas[i].start) / NATIVE_PAGE);
 	return r;
@@ -365,6 +365,11 @@ static int precopy_mm(struct look *l, struct native_state *s, struct native_tree
 		r = check_width(l, tree);
 	if (r == 0)
 		r = mm->ops->cover(m, mm, l->vmas, l->vma_count, &fresh);
+	/* What was mapped since that list may have been written, and its marks be cleared. */
+	if (r == 0 && mm->full)
+		r = state_read_vmas(s, tree, mm->pid, &l->vmas, &l->vma_count);
+	if (r == 0 && mm->full && mm->ops->listed)
+		r = mm->ops->listed(mm, l->vmas, l->vma_count);
 	m->kinds.count = 0;
 	if (r == 0)
 		r = scan_written(l);

@@ -28,6 +28,8 @@ struct track_ops {
 		       struct regions *out);
 	/* The pause has read all that written() named: the next interval begins. May be NULL. */
 	int (*settled)(struct native_mem *m, struct mem_mm *mm);
+	/* All VMAs, listed after the first cover() and after settled(). May be NULL. */
+	int (*listed)(struct mem_mm *mm, const struct state_vma *vmas, size_t count);
 	void (*detach)(struct mem_mm *mm);
 };
 

@@ -2,15 +2,18 @@
 /*
  * Write tracking by the kernel's soft-dirty bits. Reading and clearing them are two steps, so they
  * are cleared only while the job stands, or before all of it is copied: no rounds of pre-copy. New
- * and moved VMAs read as dirty; pages that were given back do not, hence "hollow".
+ * VMAs read as dirty; pages that were given back do not, hence "hollow".
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "agent/native/track.h"
 #include "agent/util/io.h"
+
+#define NO_DISTANCE UINT64_MAX /* distances are whole pages */
 
 static int clear_bits(pid_t pid)
 {
@@ -72,10 +75,77 @@ static int soft_cover(struct native_mem *m, struct mem_mm *mm, const struct stat
 	return clear_bits(mm->pid);
 }
 
+/*
+ * mremap(2) of 2 MiB and more moves whole page tables, which leaves the bits in them as they were
+ * (commit 2c91bd4a4e2e, Linux 5.0): a clean page is the one that was stored for its place only if
+ * what lies there now lay nowhere else when the bits were cleared. Where memory was written first
+ * tells one piece from another, as the kernel keeps that through all moves.
+ */
 static bool soft_tracks(const struct mem_mm *mm, const struct state_vma *vma)
 {
-	(void)vma;
-	return mm->cleared;
+	uint64_t first = (vma->start - vma->moved) / NATIVE_PAGE;
+	uint64_t end = first + (vma->end - vma->start) / NATIVE_PAGE;
+
+	if (!mm->cleared || vma_reverts(vma))
+		return false;
+	if (vma->moved && runs_touch(&mm->stayed, first, end - first))
+		return false;
+	for (size_t i = runs_find(&mm->moved, first); i < mm->moved.count; i++) {
+		if (mm->moved.v[i].start >= end)
+			break;
+		if (mm->moved.v[i].from != vma->moved)
+			return false;
+	}
+	return true;
+}
+
+static int compare_runs(const void *a, const void *b)
+{
+	const struct run *x = a, *y = b;
+
+	return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* What two VMAs had been at first is one run that matches none. */
+static void part_moved(struct runs *moved)
+{
+	size_t kept = 0;
+
+	if (moved->count)
+		qsort(moved->v, moved->count, sizeof(*moved->v), compare_runs);
+	for (size_t i = 0; i < moved->count; i++) {
+		struct run *run = &moved->v[i], *last = kept ? &moved->v[kept - 1] : NULL;
+		uint64_t end = run->start + run->count;
+
+		if (!last || last->start + last->count <= run->start) {
+			moved->v[kept++] = *run;
+			continue;
+		}
+		if (end > last->start + last->count)
+			last->count = end - last->start;
+		last->from = NO_DISTANCE;
+	}
+	moved->count = kept;
+}
+
+static int soft_listed(struct mem_mm *mm, const struct state_vma *vmas, size_t count)
+{
+	int r = 0;
+
+	mm->stayed.count = mm->moved.count = 0;
+	for (size_t i = 0; i < count && r == 0; i++) {
+		const struct state_vma *v = &vmas[i];
+		struct runs *to = v->moved ? &mm->moved : &mm->stayed;
+
+		if (!vma_has_pages(v) || vma_reverts(v))
+			continue;
+		r = runs_push(to, (v->start - v->moved) / NATIVE_PAGE,
+			      (v->end - v->start) / NATIVE_PAGE);
+		if (r == 0)
+			to->v[to->count - 1].from = v->moved;
+	}
+	part_moved(&mm->moved);
+	return r;
 }
 
 /* PAGEMAP_SCAN does not tell every zero page from others: it only says where words are worth it. */
@@ -127,5 +197,6 @@ const struct track_ops track_soft = {
 	.tracks = soft_tracks,
 	.written = soft_written,
 	.settled = soft_settled,
+	.listed = soft_listed,
 	.detach = soft_detach,
 };

@@ -30,6 +30,7 @@ enum victim_op {
 	OP_MAP_OVER,	     /* munmap, mmap at the same place, some of it written */
 	OP_UNMAP,	     /* a map made before */
 	OP_MOVE,	     /* mremap to another place and back over something */
+	OP_MOVE_TABLES,	     /* so much that the kernel moves the page tables */
 	OP_GROW,	     /* mremap to a larger size */
 	OP_BRK,		     /* up and down */
 	OP_STACK,	     /* deeper than before */

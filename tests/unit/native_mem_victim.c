@@ -30,6 +30,7 @@ enum {
 	EXTRA_MAPS = 8,
 	MANY_PAGES = 8192,
 	HUGE_BYTES = 4 << 20,
+	TABLE_BYTES = 2 << 20,
 	LIFE_S = 300,
 	ANSWER_TIMEOUT_MS = 60000,
 	ADVICE_GUARD_INSTALL = 102,
@@ -47,6 +48,7 @@ const char *const victim_op_names[OP_COUNT] = {
 	[OP_MAP_OVER] = "map-over",
 	[OP_UNMAP] = "unmap",
 	[OP_MOVE] = "move",
+	[OP_MOVE_TABLES] = "move-tables",
 	[OP_GROW] = "grow",
 	[OP_BRK] = "brk",
 	[OP_STACK] = "stack",
@@ -70,7 +72,7 @@ const char *const victim_op_names[OP_COUNT] = {
 };
 
 static struct {
-	char *anon, *file, *shared, *many, *huge, *over, *moving, *growing, *bulk;
+	char *anon, *file, *shared, *many, *huge, *over, *moving, *growing, *bulk, *tables;
 	size_t growing_pages, bulk_pages;
 	struct {
 		char *at;
@@ -169,6 +171,9 @@ static void map_all(void)
 	it.huge = (char *)(((uintptr_t)map_pages(2 * HUGE_BYTES / PAGE) + HUGE_BYTES - 1) &
 			   ~(uintptr_t)(HUGE_BYTES - 1));
 	madvise(it.huge, HUGE_BYTES, MADV_HUGEPAGE);
+	it.tables = (char *)(((uintptr_t)map_pages(4 * TABLE_BYTES / PAGE) + TABLE_BYTES - 1) &
+			     ~(uintptr_t)(TABLE_BYTES - 1));
+	madvise(it.tables, 2 * TABLE_BYTES, MADV_NOHUGEPAGE);
 	it.file = mmap(NULL, FILE_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, FD_FILE, 0);
 	it.shared =
 		mmap(NULL, SHARED_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, FD_MEMFD, 0);
@@ -178,6 +183,7 @@ static void map_all(void)
 	scribble(it.over, 16, 16);
 	scribble(it.moving, 16, 16);
 	scribble(it.growing, 4, 4);
+	scribble(it.tables, 2 * TABLE_BYTES / PAGE, 60);
 	scribble(it.file, FILE_PAGES, 8);
 	scribble(it.shared, SHARED_PAGES, 100);
 }
@@ -218,6 +224,20 @@ static void do_maps(enum victim_op op)
 		assert(p != MAP_FAILED);
 		it.moving = p;
 		scribble(it.moving, 16, 2);
+		break;
+	case OP_MOVE_TABLES:
+		/* Two by turns: what lay there before has the same bits. */
+		p = mremap(it.tables, TABLE_BYTES, TABLE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   it.tables + 2 * TABLE_BYTES);
+		assert(p != MAP_FAILED);
+		assert(mremap(it.tables + TABLE_BYTES, TABLE_BYTES, TABLE_BYTES,
+			      MREMAP_MAYMOVE | MREMAP_FIXED, it.tables) == it.tables);
+		assert(mremap(p, TABLE_BYTES, TABLE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
+			      it.tables + TABLE_BYTES) == it.tables + TABLE_BYTES);
+		p = mmap(it.tables + 2 * TABLE_BYTES, TABLE_BYTES, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		assert(p != MAP_FAILED);
+		scribble(it.tables, 2 * TABLE_BYTES / PAGE, 3);
 		break;
 	case OP_GROW:
 		p = mremap(it.growing, it.growing_pages * PAGE, (it.growing_pages + 3) * PAGE,
