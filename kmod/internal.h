@@ -66,5 +66,6 @@ void state_count(struct session *s, struct decamp_counts *ret_counts);
 int state_threads(struct session *s, struct decamp_threads *args);
 int state_xstate(struct session *s, struct decamp_xstate *args);
 
-/* uffd.c */
+/* uffd.c; flags: of these only */
+#define DECAMP_UFFD_FLAGS (O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
 int uffd_create(const struct decamp_uffd *args);

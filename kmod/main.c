@@ -10,6 +10,7 @@
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/userfaultfd.h>
 
 #ifndef CONFIG_X86_64
 #error "decamp.ko knows the registers of x86-64 only"
@@ -22,9 +23,15 @@ static bool is_allowed(void)
 	return capable(CAP_SYS_PTRACE) && capable(CAP_CHECKPOINT_RESTORE);
 }
 
-/* All structures begin with their size; what the caller said of it is kept for put_args(). */
-static int get_args(void __user *from, void *to, size_t known)
+/* How all structures begin. */
+struct args_head {
+	u32 size; /* as the caller said */
+	u32 flags;
+};
+
+static int get_args(void __user *from, void *to, size_t known, u32 flags)
 {
+	struct args_head *head = to;
 	u32 size;
 	int r;
 
@@ -35,33 +42,28 @@ static int get_args(void __user *from, void *to, size_t known)
 	if (size > ARGS_MAX)
 		return -E2BIG;
 	r = copy_struct_from_user(to, known, from, size);
-	*(u32 *)to = size;
-	return r;
-}
-
-static int put_args(void __user *to, const void *from, size_t known)
-{
-	return copy_to_user(to, from, known) ? -EFAULT : 0;
+	if (r)
+		return r;
+	head->size = size;
+	return head->flags & ~flags ? -EINVAL : 0;
 }
 
 static long call_version(void __user *arg)
 {
 	struct decamp_version args;
-	int r = get_args(arg, &args, sizeof(args));
+	int r = get_args(arg, &args, sizeof(args), 0);
 
 	if (r)
 		return r;
-	if (args.flags)
-		return -EINVAL;
 	args.abi = DECAMP_ABI;
 	args.pending = session_pending();
-	return put_args(arg, &args, sizeof(args));
+	return copy_to_user(arg, &args, sizeof(args)) ? -EFAULT : 0;
 }
 
 static long call_uffd(void __user *arg)
 {
 	struct decamp_uffd args;
-	int r = get_args(arg, &args, sizeof(args));
+	int r = get_args(arg, &args, sizeof(args), DECAMP_UFFD_FLAGS);
 
 	return r ? r : uffd_create(&args);
 }
@@ -69,40 +71,39 @@ static long call_uffd(void __user *arg)
 static long call_threads(struct session *s, void __user *arg)
 {
 	struct decamp_threads args;
-	int r = get_args(arg, &args, sizeof(args));
+	int r = get_args(arg, &args, sizeof(args), 0);
 
 	if (r)
 		return r;
-	if (args.flags || args.missed || args.thread_size != sizeof(struct decamp_thread))
+	if (args.missed || args.thread_size != sizeof(struct decamp_thread))
 		return -EINVAL;
 	r = state_threads(s, &args);
-	return r ? r : put_args(arg, &args, sizeof(args));
+	if (!r && copy_to_user(arg, &args, sizeof(args)))
+		r = -EFAULT;
+	return r;
 }
 
 static long call_xstate(struct session *s, void __user *arg)
 {
 	struct decamp_xstate args;
-	int r = get_args(arg, &args, sizeof(args)), put;
+	int r = get_args(arg, &args, sizeof(args), 0);
 
 	if (r)
 		return r;
-	if (args.flags)
-		return -EINVAL;
 	r = state_xstate(s, &args);
-	if (r && r != -EMSGSIZE)
-		return r;
-	put = put_args(arg, &args, sizeof(args));
-	return put ? put : r;
+	if ((!r || r == -EMSGSIZE) && copy_to_user(arg, &args, sizeof(args)))
+		r = -EFAULT;
+	return r;
 }
 
 static long call_park(struct session *s, void __user *arg)
 {
 	struct decamp_park args;
-	int r = get_args(arg, &args, sizeof(args));
+	int r = get_args(arg, &args, sizeof(args), 0);
 
 	if (r)
 		return r;
-	if (args.flags || args.timeout_ms > DECAMP_TIMEOUT_MS_MAX)
+	if (args.timeout_ms > DECAMP_TIMEOUT_MS_MAX)
 		return -EINVAL;
 	return session_park(s, args.tid, args.timeout_ms);
 }
@@ -115,11 +116,11 @@ static bool is_lease(u32 lease_ms)
 static long call_renew(struct session *s, void __user *arg)
 {
 	struct decamp_renew args;
-	int r = get_args(arg, &args, sizeof(args));
+	int r = get_args(arg, &args, sizeof(args), 0);
 
 	if (r)
 		return r;
-	if (args.flags || args.reserved || !is_lease(args.lease_ms))
+	if (args.reserved || !is_lease(args.lease_ms))
 		return -EINVAL;
 	session_lease(s, args.lease_ms);
 	return 0;
@@ -183,9 +184,8 @@ static struct file *open_session(const struct decamp_freeze *args)
 
 static int check_freeze(const struct decamp_freeze *args, s32 *roots)
 {
-	if (args->flags & ~DECAMP_FREEZE_PLAIN || args->passes || !args->roots_count ||
-	    args->roots_count > DECAMP_ROOTS_MAX || !is_lease(args->lease_ms) ||
-	    args->timeout_ms > DECAMP_TIMEOUT_MS_MAX)
+	if (args->passes || !args->roots_count || args->roots_count > DECAMP_ROOTS_MAX ||
+	    !is_lease(args->lease_ms) || args->timeout_ms > DECAMP_TIMEOUT_MS_MAX)
 		return -EINVAL;
 	if (copy_from_user(roots, u64_to_user_ptr(args->roots), args->roots_count * sizeof(*roots)))
 		return -EFAULT;
@@ -202,7 +202,7 @@ static long call_freeze(void __user *arg)
 	struct file *file;
 	int fd, r;
 
-	r = get_args(arg, &args, sizeof(args));
+	r = get_args(arg, &args, sizeof(args), DECAMP_FREEZE_PLAIN);
 	if (!r)
 		r = check_freeze(&args, roots);
 	if (r)
@@ -216,8 +216,8 @@ static long call_freeze(void __user *arg)
 		goto put_fd;
 	}
 	r = session_freeze(file->private_data, roots, &args);
-	if (!r)
-		r = put_args(arg, &args, sizeof(args));
+	if (!r && copy_to_user(arg, &args, sizeof(args)))
+		r = -EFAULT;
 	if (r)
 		goto thaw;
 	fd_install(fd, file);

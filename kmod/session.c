@@ -312,39 +312,49 @@ static int scan(struct session *s)
 	return added;
 }
 
-/* 1: all stand still, 0: not in time. Who falls asleep in the kernel tells nobody: so we look. */
+/* Who falls asleep in the kernel tells nobody: so we look, less and less often. */
+static int wait_to_look(struct session *s, ktime_t end, unsigned int *us)
+{
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	if (READ_ONCE(s->over))
+		return -EOWNERDEAD;
+	if (ktime_after(ktime_get(), end))
+		return -ETIMEDOUT;
+	usleep_range(*us, 2 * *us);
+	*us = min(*us * 2, 500U);
+	return 0;
+}
+
+/* 0: all stand still. */
 static int settle(struct session *s, ktime_t end, struct decamp_counts *counts)
 {
-	for (unsigned int us = 10;; us = min(us * 2, 500U)) {
+	unsigned int us = 10;
+	int r;
+
+	do {
 		state_count(s, counts);
 		if (!counts->running && !counts->blocked)
-			return 1;
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (READ_ONCE(s->over))
-			return -EOWNERDEAD;
-		if (ktime_after(ktime_get(), end))
 			return 0;
-		usleep_range(us, 2 * us);
-	}
+		r = wait_to_look(s, end, &us);
+	} while (!r);
+	return r;
 }
 
 int session_freeze(struct session *s, const s32 *roots, struct decamp_freeze *args)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), args->timeout_ms);
-	int settled = 0, r;
+	int r = add_roots(s, roots, args->roots_count);
 
-	r = add_roots(s, roots, args->roots_count);
 	while (r >= 0) {
 		r = scan(s);
 		args->passes++;
-		if (r < 0 || (!r && settled))
+		if (r < 0 || (!r && args->passes > 1))
 			break;
-		settled = settle(s, end, &args->counts);
-		if (settled <= 0)
-			return settled;
+		r = settle(s, end, &args->counts);
 	}
-	return min(r, 0);
+	/* At the end of the time the caller decides, by the counts. */
+	return r == -ETIMEDOUT ? 0 : r;
 }
 
 struct member *session_find(struct session *s, pid_t tid)
@@ -368,6 +378,7 @@ int session_park(struct session *s, pid_t tid, u32 timeout_ms)
 	ktime_t end = ktime_add_ms(ktime_get(), timeout_ms);
 	struct member *m = session_find(s, tid);
 	enum decamp_state state;
+	unsigned int us = 10;
 	int r;
 
 	if (!m)
@@ -375,20 +386,11 @@ int session_park(struct session *s, pid_t tid, u32 timeout_ms)
 	if (m->worker)
 		return -EINVAL;
 	r = state_of(m) == DECAMP_PARKED ? 0 : nudge(m->task, GFP_KERNEL);
-	for (unsigned int us = 10; !r; us = min(us * 2, 500U)) {
+	while (!r) {
 		state = state_of(m);
-		if (READ_ONCE(s->over))
-			r = -EOWNERDEAD;
-		else if (state == DECAMP_PARKED)
+		if (state == DECAMP_PARKED)
 			break;
-		else if (state == DECAMP_GONE)
-			r = -ESRCH;
-		else if (fatal_signal_pending(current))
-			r = -EINTR;
-		else if (ktime_after(ktime_get(), end))
-			r = -ETIMEDOUT;
-		else
-			usleep_range(us, 2 * us);
+		r = state == DECAMP_GONE ? -ESRCH : wait_to_look(s, end, &us);
 	}
 	return r;
 }

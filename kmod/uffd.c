@@ -15,7 +15,6 @@
 #include <linux/sched/signal.h>
 #include <linux/userfaultfd.h>
 
-#define UFFD_FLAGS (O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
 #define UFFD_NAME "[userfaultfd]"
 
 struct uffd_call {
@@ -91,8 +90,6 @@ int uffd_create(const struct decamp_uffd *args)
 	struct uffd_call c = { .flags = args->flags & ~O_CLOEXEC };
 	int r = -EBADF;
 
-	if (args->flags & ~UFFD_FLAGS)
-		return -EINVAL;
 	c.device = fget(args->device);
 	if (!c.device)
 		return r;
