@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
 
 # pylint: disable=wrong-import-position
 import common                                                              # noqa: E402
-from common import (SKIP_CODE, Skipped, check_equal, counter_argv, counter_output,  # noqa: E402
-                    home_of, make_folder, note, refused, submit, wait_for)
+from common import (SKIP_CODE, Skipped, check, check_equal, counter_argv,  # noqa: E402
+                    counter_output, home_of, make_folder, note, refused, submit, wait_for)
 import test_languages as languages                                         # noqa: E402
 import qemu                                                                # noqa: E402
 from vmlab import VmLab                                                    # noqa: E402
@@ -35,6 +35,13 @@ def hurry(*_):
     global pause
     pause = 0
 signal.signal(signal.SIGUSR1, hurry)
+"""
+SEAL = """\
+import os
+def seal(*_):
+    global sealed
+    sealed = os.memfd_create("sealed", 8)  # MFD_NOEXEC_SEAL, Linux 6.3
+signal.signal(signal.SIGUSR2, seal)
 """
 THREADED = r"""
 #include <atomic>
@@ -187,6 +194,29 @@ def test_go(lab):
     there_and_back(lab, job)
     check_equal(out_of(job), languages.expected(8 * STEPS),
                 "its output is that of an undisturbed run")
+
+
+def reasons_of(job):
+    """Why each host may not take it."""
+    return {host["host"]: host["reasons"] for host in job.ask("why", job.name)["hosts"]}
+
+
+def test_refused_newer(lab):
+    """What the older kernel lacks comes to light by the move's own checkpoint: the job stays."""
+    home, argv = lab[2], python_argv("mark-sealed")
+    argv[2] = argv[2].replace(HURRY, HURRY + SEAL)
+    job = submit(lab, home, "sealed", argv, "--every", "3600")
+    job.ask("ckpt", job.name, timeout=300)
+    check("memfds" not in str(reasons_of(job)), "nothing bars the older kernel")
+    home.run(["kill", "-USR2", *home.pids("mark-sealed")])
+    note(refused(lambda: job.ask("migrate", job.name, lab[1].name, timeout=300), "has come to need"))
+    note(refused(lambda: job.ask("migrate", job.name, lab[1].name, timeout=300),
+                 "memfds sealed against execution"))
+    check("memfds sealed against execution" in str(reasons_of(job)), "decamp why says the same")
+    check_equal(job.history()["moves"], [], "it has not moved")
+    check_equal(lab.where("mark-sealed"), [home], "it runs where it was")
+    finish(lab, job)
+    check_equal(out_of(job), counter_output(STEPS, 2), "its output is that of an undisturbed run")
 
 
 def test_refused(lab):
