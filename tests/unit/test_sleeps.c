@@ -125,6 +125,7 @@ static volatile uint32_t word;
 static struct pollfd polled;
 static uint64_t total_ns; /* of all of them */
 
+static pid_t living; /* 0: none */
 static char folder[] = "/tmp/test-sleeps-XXXXXX", criu[PATH_MAX], plugins[PATH_MAX];
 
 /* ---- the victim ---- */
@@ -227,6 +228,7 @@ static pid_t start_victim(int seconds)
 	assert_true(pid >= 0);
 	if (pid == 0)
 		run_victim();
+	living = pid;
 	for (int ms = 0; begun < SLEEPERS; ms++) {
 		assert_true(ms < slow(AWAIT_S * 1000));
 		usleep(1000);
@@ -249,6 +251,7 @@ static void sleep_until(uint64_t ns)
 /* Ours, or one that CRIU left to our reaper. */
 static void end_victim(pid_t pid)
 {
+	living = 0;
 	kill(pid, SIGKILL);
 	if (waitpid(pid, NULL, 0) == pid)
 		return;
@@ -518,6 +521,7 @@ static void test_useless(void **state)
 		print_message("deadlines: %s\n", spoils[k].name);
 		spoil(images, &spoils[k], good, size);
 		restore(images);
+		living = pid;
 		check_report(images, spoils[k].report);
 		await_ends(pid, seen, slow(AWAIT_S));
 		for (size_t i = 0; i < SLEEPERS; i++) {
@@ -575,6 +579,7 @@ static void test_stopped(void **state)
 	file.entry.pid = file.entry.tid = pid;
 	write_deadlines(images, &file, sizeof(file));
 	restore(images);
+	living = pid;
 	check_report(images, "0 of 1\n");
 	usleep(100000);
 	assert_int_equal(state_of(pid), 'T');
@@ -629,6 +634,7 @@ static void test_in_time(void **state)
 			fail_msg("this machine is too slow: %s has ended", then[i].name);
 	restore(images);
 	restored_ns = mono_ns();
+	living = pid;
 	check_report(images, "8 of 8");
 	await_ends(pid, now, stretched(LONG_S) + slow(AWAIT_S));
 	for (size_t i = 0; i < SLEEPERS; i++)
@@ -645,6 +651,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
+	if (living) /* a test failed */
+		kill(living, SIGKILL);
 	return remove_tree_at(AT_FDCWD, folder);
 }
 
