@@ -120,8 +120,8 @@ static inline struct extent store_row_extent(const struct object_row *row)
 	return (struct extent){ .segment = row->segment, .size = row->size, .offset = row->offset };
 }
 /*
- * One reading of what the row names, into `out` of row->size bytes unless it is NULL. -ENOENT: it had rotted and is
- * gone now; -EAGAIN: by now the row names something else.
+ * One reading of what the row names, into `out` of row->size bytes unless it is NULL. -ENOENT: it
+ * had rotted and is gone now; -EAGAIN: by now the row names something else.
  */
 int store_read_object(struct store *store, const struct object_hash *hash,
 		      const struct object_row *row, uint8_t *out);

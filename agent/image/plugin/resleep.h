@@ -6,8 +6,8 @@
  *   kernel has the deadline -> registers and memory as they were, but as if just interrupted
  *
  * The thread and all others that see its memory are stopped by this process' ptrace, with
- * PTRACE_O_TRACESYSGOOD, before and after. If it does not work out, the thread is as it was. No signal is
- * lost. Threading: the tracer's thread.
+ * PTRACE_O_TRACESYSGOOD, before and after. If it does not work out, the thread is as it was. No
+ * signal is lost. Threading: the tracer's thread.
  */
 #pragma once
 
