@@ -357,8 +357,10 @@ static int dump_criu(struct take *t)
 				   .before = on_before,
 				   .frozen = on_frozen,
 				   .ctx = t };
-	int r;
+	int r = capture_check_objects(&t->view, t->reason);
 
+	if (r < 0)
+		return r;
 	if (snprintf(images, sizeof(images), "%s/images", t->request->spool_dir) >=
 	    (int)sizeof(images))
 		return capture_fail(t->reason, -ENAMETOOLONG, "spool folder");

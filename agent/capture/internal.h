@@ -375,4 +375,7 @@ int capture_kernel_need(int images_fd, uint32_t *ret_need) _must_check_;
 int snapshot_make_meta(struct snapshot *s, const struct proc_view *view, const char *hostname,
 		       const char *cwd) _must_check_;
 
+/* objects.c, of the job while it runs. -EOPNOTSUPP: somebody has open what neither engine can take. */
+int capture_check_objects(const struct proc_view *v, char reason[CAPTURE_REASON_MAX]) _must_check_;
+
 int capture_fail(char reason[CAPTURE_REASON_MAX], int r, const char *fmt, ...) _printf_(3, 4);

@@ -11,6 +11,7 @@
 #include <sys/sysmacros.h>
 
 #include "agent/util/io.h"
+#include "agent/util/objects.h"
 
 enum { MAPS_BYTES_MAX = 32 << 20, MOUNTINFO_BYTES_MAX = 4 << 20, GHOST_NOTE_BYTES = 64 << 20 };
 
@@ -105,19 +106,6 @@ static void check_anon(const struct fd_walk *walk, int fd, const char *target)
 {
 	static const char *const saved[] = { "[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]",
 					     "inotify",	  "[fanotify]",	 "[pidfd]" };
-	static const struct {
-		const char *name, *reason, *next;
-	} refused[] = {
-		{ "[io_uring]", "is an io_uring, which cannot be saved",
-		  "switch io_uring off (UV_USE_IO_URING=0 for Node.js; many programs have an "
-		  "option for another I/O engine)" },
-		{ "[userfaultfd]", "is a userfaultfd, which cannot be saved",
-		  "switch off the program's own page-fault handling" },
-		{ "[perf_event]", "is a performance counter, which cannot be saved",
-		  "run it without perf or its own profiler" },
-		{ "kvm-", "is part of a virtual machine",
-		  "checkpoint the virtual machine by its own means" },
-	};
 	const char *name = target + strlen("anon_inode:");
 	char object[320];
 
@@ -126,12 +114,6 @@ static void check_anon(const struct fd_walk *walk, int fd, const char *target)
 			return;
 	}
 	describe(walk, fd, target, object, sizeof(object));
-	for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
-		if (!strncmp(name, refused[i].name, strlen(refused[i].name))) {
-			check_problem(walk->c, object, refused[i].reason, refused[i].next);
-			return;
-		}
-	}
 	check_problem(walk->c, object, "is a kernel object that cannot be saved",
 		      "run the program without the feature that needs it");
 }
@@ -244,6 +226,7 @@ static void check_fdinfo(struct fd_walk *walk, int fd, const char *target)
 static void check_fd(struct fd_walk *walk, int fd)
 {
 	char path[64], target[PATH_MAX], object[320];
+	const struct unsaved_object *o;
 	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", walk->task->pid, fd);
@@ -259,16 +242,16 @@ static void check_fd(struct fd_walk *walk, int fd)
 		add_socket(walk, fd, target);
 		return;
 	}
+	o = unsaved_object(target);
+	if (o) {
+		describe(walk, fd, target, object, sizeof(object));
+		check_problem(walk->c, object, o->reason, o->next);
+		return;
+	}
 	if (!strncmp(target, "anon_inode:", 11))
 		check_anon(walk, fd, target);
 	else if (!strncmp(target, "/dev/", 5) && strncmp(target, "/dev/shm/", 9))
 		check_device(walk, fd, target);
-	else if (!strncmp(target, "/secretmem", 10) || !strncmp(target, "/dmabuf:", 8)) {
-		describe(walk, fd, target, object, sizeof(object));
-		check_problem(walk->c, object, "is memory that nobody else may read",
-			      "run the program without it");
-		return;
-	}
 	check_fdinfo(walk, fd, target);
 }
 
