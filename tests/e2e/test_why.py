@@ -94,6 +94,26 @@ def test_nobody_fits(lab):
     check_counter(job, STEPS)
 
 
+def test_no_engine(lab):
+    """What nobody can checkpoint is named before anything is stopped; the job goes on."""
+    code = ("import ctypes, time\n"
+            "fd = ctypes.CDLL(None).syscall(323, 1)\n"
+            "for i in range(600): print(fd, i, flush=True) or time.sleep(0.1)\n")
+    job = submit(lab, lab[1], "faults", ["python3", "-I", "-c", code], "--every", "1000")
+    wait_for(lambda: lab[1].pids("syscall(323"), 10, "the job")
+    text = wait_for(lambda: said(lambda: job.ask("ckpt", job.name), "userfaultfd"), 20,
+                    "that its userfaultfd is named")
+    check("CRIU" not in text, text.splitlines()[0])
+    refused(lambda: job.ask("migrate", job.name, "host2"), "userfaultfd")
+    check(lab[1].pids("syscall(323"), "it runs on")
+    job.ask("kill", job.name)
+
+
+def said(call, word):
+    text = refused(call)
+    return text if word in text else ""
+
+
 def the_same(lab):
     """The job of the test before, as another host knows it."""
     job = Job(lab, lab[1], "picky", lab.user)
