@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "agent/capture/internal.h"
+#include "agent/util/deadlines.h"
 #include "agent/util/io.h"
 
 enum { RUNS_MAX = 512 << 20 };
@@ -122,14 +123,14 @@ int snapshot_add_images(struct snapshot *s)
 		struct stat st;
 		int r;
 
-		/* Logs and statistics are of this run only; all that restore reads is *.img. */
+		/* Logs and statistics are of this run only; all that CRIU reads is *.img. */
 		if (ends_with(item->d_name, ".runs")) {
 			r = add_runs(s, item->d_name);
 			if (r < 0)
 				return r;
 			continue;
 		}
-		if (!ends_with(item->d_name, ".img"))
+		if (!ends_with(item->d_name, ".img") && strcmp(item->d_name, DEADLINES_FILE))
 			continue;
 		if (fstatat(s->images, item->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 			return -errno;

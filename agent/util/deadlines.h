@@ -19,7 +19,7 @@
 
 /* In the folder that deadlines_plugin_dir() gives. */
 #define DEADLINES_PLUGIN "decamp.so"
-#define DEADLINES_FILE "deadlines.img"
+#define DEADLINES_FILE "deadlines.decamp" /* no image: CRIU's tools would not know it */
 /* Written beside it by the plugin: "DONE of TOTAL", and why the first of the others is not done. */
 #define DEADLINES_REPORT "deadlines.report"
 
