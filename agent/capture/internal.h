@@ -8,7 +8,7 @@
  *   closure.c lower layers -> entries                  paths.c    (kind, path) -> index
  *   snapshot.c entries -> caller; notes for restore    capture.c  the order of it all
  *   native.c   the native engine                   ready.c    what a pause finds prepared
- *   kernel.c   what images ask of a kernel
+ *   kernel.c   what images ask of a kernel         objects.c  what no engine can take
  *
  * Threading: none of it is shared between threads.
  */

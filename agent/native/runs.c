@@ -61,12 +61,17 @@ static int compare_start(const void *a, const void *b)
 	return x->start < y->start ? -1 : x->start > y->start;
 }
 
+void runs_sort(struct runs *r)
+{
+	if (r->count)
+		qsort(r->v, r->count, sizeof(*r->v), compare_start);
+}
+
 void runs_normalise(struct runs *r)
 {
 	size_t out = 0;
 
-	if (r->count)
-		qsort(r->v, r->count, sizeof(*r->v), compare_start);
+	runs_sort(r);
 	for (size_t i = 0; i < r->count; i++) {
 		struct run *last = out ? &r->v[out - 1] : NULL, next = r->v[i];
 

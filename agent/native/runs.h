@@ -57,6 +57,8 @@ void runs_deinit(struct runs *r);
 int runs_add(struct runs *r, uint64_t start, uint64_t count, uint64_t from) _must_check_;
 /* What lies in top replaces what base had there; RUN_KIND_NONE takes it away if drop is set. */
 int runs_overlay(struct runs *base, const struct runs *top, bool drop) _must_check_;
+/* By start; runs stay as they are. */
+void runs_sort(struct runs *r);
 /* Sorts runs that were added out of order (not by runs_add) and joins them; kinds do not matter. */
 void runs_normalise(struct runs *r);
 /* Any order; call runs_normalise() before anything else. */

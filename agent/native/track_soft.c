@@ -6,7 +6,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -99,20 +98,12 @@ static bool soft_tracks(const struct mem_mm *mm, const struct state_vma *vma)
 	return true;
 }
 
-static int compare_runs(const void *a, const void *b)
-{
-	const struct run *x = a, *y = b;
-
-	return x->start < y->start ? -1 : x->start > y->start;
-}
-
 /* What two VMAs had been at first is one run that matches none. */
 static void part_moved(struct runs *moved)
 {
 	size_t kept = 0;
 
-	if (moved->count)
-		qsort(moved->v, moved->count, sizeof(*moved->v), compare_runs);
+	runs_sort(moved);
 	for (size_t i = 0; i < moved->count; i++) {
 		struct run *run = &moved->v[i], *last = kept ? &moved->v[kept - 1] : NULL;
 		uint64_t end = run->start + run->count;
