@@ -19,6 +19,7 @@ enum {
 	SIGNAL_GROUP_EXIT = 4,
 	JOBCTL_STOP_SIGMASK = 0xffff,
 	NO_NEW_PRIVS = 1,
+	PF_EXITING = 4,
 	HRTIMER_ENQUEUED = 1,
 	REQUEUE_PENDING = 1,
 	THREAD_ID = 4, /* SIGEV_THREAD_ID */
@@ -493,8 +494,7 @@ static void read_terminal(struct state_process *p, struct signal_struct *signal,
 {
 	struct tty_struct *tty = BPF_CORE_READ(signal, tty);
 
-	p->tty_nr = 0;
-	p->tty_pgrp = 0;
+	p->tty_nr = p->tty_pgrp = 0;
 	if (!tty)
 		return;
 	p->tty_nr = BPF_CORE_READ(tty, driver, major) << 20 |
@@ -561,8 +561,7 @@ static void read_namespaces(struct state_process *p, struct task_struct *task, s
 	p->ipc_objects = count_ipc(BPF_CORE_READ(ns, ipc_ns));
 	p->ns_cgroup = BPF_CORE_READ(ns, cgroup_ns, ns.inum);
 	p->ns_pid_children = BPF_CORE_READ(ns, pid_ns_for_children, ns.inum);
-	p->ns_time = p->ns_time_children = 0;
-	p->timens_monotonic_ns = p->timens_boot_ns = 0;
+	p->ns_time = p->ns_time_children = p->timens_monotonic_ns = p->timens_boot_ns = 0;
 	if (!bpf_core_field_exists(ns->time_ns))
 		return;
 	time = BPF_CORE_READ(ns, time_ns);
@@ -612,8 +611,7 @@ static void read_process(struct state_process *p, struct task_struct *task)
 	p->loginuid = ~0u;
 	if (bpf_core_field_exists(task->loginuid))
 		p->loginuid = BPF_CORE_READ(task, loginuid.val);
-	p->umask = 0;
-	p->aio_contexts = 0;
+	p->umask = p->aio_contexts = 0;
 	if (task->mm) {
 		read_mm(p, task->mm);
 		p->aio_contexts = count_aio((__u64)BPF_CORE_READ(task, mm));
@@ -623,6 +621,8 @@ static void read_process(struct state_process *p, struct task_struct *task)
 	read_group(p, task, own);
 	read_namespaces(p, task, own);
 	read_paths(p, task);
+	if ((p->ending = !!(task->flags & PF_EXITING)))
+		p->ending += !BPF_CORE_READ(task, signal, pids[PIDTYPE_SID]);
 }
 
 /*

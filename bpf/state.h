@@ -117,7 +117,8 @@ struct state_process {
 	__u64 ldt;				   /* identity; 0: none */
 	__u64 task_size;   /* end of its address space: 32-bit programs have less than 4 GiB */
 	__u32 ipc_objects; /* System V ones, in its IPC namespace; ~0: not known */
-	__u32 reserved;
+	/* Read last; not 0: some of the above may be gone already; 2: the process has been reaped. */
+	__u32 ending;
 };
 
 /* Zero if not known. */

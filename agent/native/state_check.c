@@ -175,13 +175,31 @@ static int check_label(struct native_tree *tree, const struct native_task *task)
 	return REFUSE(tree, "process %d is confined by a security module (%s)", task->pid, label);
 }
 
+/* Whole, not its first thread alone: it can be left out, of a look while the job runs. */
+static bool is_ending(const struct native_task *task)
+{
+	const struct state_process *p = task->state;
+
+	return p->ending && (task->zombie || p->group_exit || p->thread_count <= 1);
+}
+
+static int check_zombie(struct native_tree *tree, const struct native_task *task)
+{
+	if (task->state->ending > 1)
+		return native_fail(tree, -EAGAIN, "process %d has been reaped", task->pid);
+	return check_session(tree, task);
+}
+
 static int check_task(struct native_tree *tree, const struct native_task *task)
 {
 	const struct state_process *p = task->state;
+	bool stopped = tree->tasks[0].thread_count > 0 && tree->tasks[0].threads[0].stopped;
 	int r;
 
+	if (!stopped && is_ending(task))
+		return 0;
 	if (task->zombie)
-		return check_session(tree, task);
+		return check_zombie(tree, task);
 	if (task->inner_pid == 1)
 		return REFUSE(tree, "process %d is the init of its PID namespace", task->pid);
 	if (p->task_size && p->task_size <= UINT32_MAX)
@@ -195,7 +213,7 @@ static int check_task(struct native_tree *tree, const struct native_task *task)
 		r = check_namespaces(tree, task);
 	if (r == 0)
 		r = check_session(tree, task);
-	if (r == 0 && task->thread_count > 0 && !task->threads[0].stopped)
+	if (r == 0 && !stopped)
 		r = check_label(tree, task);
 	return r;
 }

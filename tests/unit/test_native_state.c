@@ -22,7 +22,7 @@
 #include "agent/native/state_internal.h"
 #include "tests/unit/state_lab.h"
 
-enum { SLACK_MS = 5000, THREADS = 3, SLEEP_S = 1000 };
+enum { SLACK_MS = 5000, THREADS = 3, SLEEP_S = 1000, CHURN_S = 3 };
 
 static void assert_near(uint64_t got_ns, uint64_t want_ns)
 {
@@ -670,13 +670,67 @@ static void test_gone(void **state)
 	assert_non_null(strstr(s->reason, "has ended"));
 }
 
+/* Processes that come and go: one reaps them, the kernel reaps the other's. */
+static void churn(bool reap)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	syscall(SYS_close_range, 0, ~0u, 0);
+	signal(SIGCHLD, reap ? SIG_DFL : SIG_IGN);
+	for (;;) {
+		pid_t pid = fork();
+
+		if (pid == 0)
+			_exit(0);
+		if (reap && pid > 0)
+			waitpid(pid, NULL, 0);
+		if (!reap)
+			usleep(50);
+	}
+}
+
+static void child_churns(void)
+{
+	setsid();
+	for (int i = 0; i < 4; i++) {
+		if (fork() == 0)
+			churn(i % 2);
+	}
+}
+
+/* What has let go of its things, or is no more, when it is looked at, is no reason to refuse a job. */
+static void test_ending(void **state)
+{
+	struct state_lab *s = state_lab(state);
+	uint64_t end = now_boot_ns() + CHURN_S * 1000000000ull;
+	struct state_report report;
+	int looks = 0;
+
+	state_lab_start(s, child_churns);
+	state_lab_ask(s, &report, true);
+	for (; now_boot_ns() < end; looks++) {
+		int r = state_lab_look(s);
+
+		if (r == 0)
+			r = state_check(&s->tree);
+		if (r == -EOPNOTSUPP)
+			fail_msg("after %d looks: %s", looks, s->reason);
+	}
+	print_message("%d looks\n", looks);
+	state_lab_kill(s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_truth),	   cmocka_unit_test(test_files),
-		cmocka_unit_test(test_long_lists), cmocka_unit_test(test_tree),
-		cmocka_unit_test(test_restarts),   cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_gone),	   cmocka_unit_test(test_vmas_of_two_instants),
+		cmocka_unit_test(test_truth),
+		cmocka_unit_test(test_files),
+		cmocka_unit_test(test_long_lists),
+		cmocka_unit_test(test_tree),
+		cmocka_unit_test(test_restarts),
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_gone),
+		cmocka_unit_test(test_ending),
+		cmocka_unit_test(test_vmas_of_two_instants),
 	};
 
 	return cmocka_run_group_tests(tests, state_lab_setup, state_lab_teardown);
