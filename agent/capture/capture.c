@@ -2,6 +2,8 @@
 #define LOG_TAG "capture"
 #include "agent/capture/capture.h"
 
+enum { CRIU_TRIES = 5 };
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -342,6 +344,38 @@ static int prepare(struct take *t)
 	return collect_inputs(t);
 }
 
+static int look_anew(struct take *t)
+{
+	int r;
+
+	proc_view_deinit(&t->view);
+	r = proc_view_read(&t->view, t->status.main_pid, false);
+	if (r < 0)
+		return capture_fail(t->reason, r, "the job's process %d cannot be read",
+				    t->status.main_pid);
+	return capture_empty_images(t);
+}
+
+/* Who ends while CRIU comes makes it give up: then anew, without him. */
+static int run_criu(struct take *t, const struct criu_dump *order, struct criu_times *times,
+		    char why[CRIU_REASON_MAX])
+{
+	int r = 0;
+
+	for (int i = 0; i < CRIU_TRIES; i++) {
+		r = i ? look_anew(t) : 0;
+		if (r == 0)
+			r = capture_await_whole(&t->view, t->reason);
+		proc_view_deinit(&t->view);
+		if (r < 0)
+			return r;
+		r = criu_run_dump(t->request->keeper, order, times, why);
+		if (r == 0 || t->reason[0] || !strstr(why, "Zombies with threads"))
+			break;
+	}
+	return r;
+}
+
 static int dump_criu(struct take *t)
 {
 	struct criu_times times = { 0 };
@@ -364,8 +398,7 @@ static int dump_criu(struct take *t)
 	if (snprintf(images, sizeof(images), "%s/images", t->request->spool_dir) >=
 	    (int)sizeof(images))
 		return capture_fail(t->reason, -ENAMETOOLONG, "spool folder");
-	proc_view_deinit(&t->view);
-	r = criu_run_dump(t->request->keeper, &order, &times, why);
+	r = run_criu(t, &order, &times, why);
 	if (r < 0 && !t->reason[0]) {
 		if (strstr(why, strerror(ENOSPC)))
 			return capture_fail(t->reason, -ENOSPC,
@@ -392,15 +425,10 @@ static int begin_anew(struct take *t)
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's cgroup cannot be thawed");
 	t->froze = false;
-	proc_view_deinit(&t->view);
 	entries_deinit(&t->walked);
 	ready_drop(&t->ready);
 	free(take_ptr(t->shared));
-	r = proc_view_read(&t->view, t->status.main_pid, false);
-	if (r < 0)
-		return capture_fail(t->reason, r, "the job's process %d cannot be read",
-				    t->status.main_pid);
-	return capture_empty_images(t);
+	return look_anew(t);
 }
 
 /* Native first; whatever it does not cover, or fails at, is CRIU's. */

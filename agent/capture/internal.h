@@ -169,6 +169,8 @@ int proc_open_children(pid_t init_pid) _must_check_;
 pid_t proc_find_orphan_in(int children, pid_t init_pid, pid_t main_pid);
 /* Dead, or waiting for its parent to notice. */
 bool proc_is_gone(pid_t pid);
+/* Its first thread has ended, others have not: for good, or for the moment in which all end. */
+bool proc_is_headless(pid_t pid);
 int proc_inner_pid(pid_t pid, pid_t *ret_inner) _must_check_;
 /* Host name in the UTS namespace of a process. */
 int proc_hostname(pid_t pid, char *name, size_t size) _must_check_;
@@ -377,5 +379,10 @@ int snapshot_make_meta(struct snapshot *s, const struct proc_view *view, const c
 
 /* objects.c, of the job while it runs. -EOPNOTSUPP: somebody has open what neither engine can take. */
 int capture_check_objects(const struct proc_view *v, char reason[CAPTURE_REASON_MAX]) _must_check_;
+/*
+ * Waits for those who are ending, which CRIU cannot take while some of their threads are left.
+ * -EOPNOTSUPP: somebody's first thread has ended for good, and others go on.
+ */
+int capture_await_whole(const struct proc_view *v, char reason[CAPTURE_REASON_MAX]) _must_check_;
 
 int capture_fail(char reason[CAPTURE_REASON_MAX], int r, const char *fmt, ...) _printf_(3, 4);

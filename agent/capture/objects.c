@@ -9,7 +9,10 @@
 #include <unistd.h>
 
 #include "agent/capture/internal.h"
+#include "agent/util/io.h"
 #include "agent/util/objects.h"
+
+enum { ENDING_MS = 2000 };
 
 static const struct unsaved_object *look_at(const char *fd_link)
 {
@@ -53,4 +56,21 @@ int capture_check_objects(const struct proc_view *v, char reason[CAPTURE_REASON_
 	for (size_t i = 0; i < v->pid_count && r == 0; i++)
 		r = check_process(v->pids[i], reason);
 	return r;
+}
+
+int capture_await_whole(const struct proc_view *v, char reason[CAPTURE_REASON_MAX])
+{
+	uint64_t end_ns = now_boot_ns() + ENDING_MS * 1000000ull;
+
+	for (size_t i = 0; i < v->pid_count; i++) {
+		while (proc_is_headless(v->pids[i])) {
+			if (now_boot_ns() > end_ns)
+				return capture_fail(reason, -EOPNOTSUPP,
+						    "the first thread of process %d has ended, "
+						    "others have not",
+						    v->pids[i]);
+			usleep(1000);
+		}
+	}
+	return 0;
 }

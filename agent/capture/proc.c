@@ -344,15 +344,27 @@ static bool is_zombie(pid_t pid)
 	return p && (!strncmp(p, ") Z", 3) || !strncmp(p, ") X", 3));
 }
 
-bool proc_is_gone(pid_t pid)
+bool proc_is_headless(pid_t pid)
 {
-	return (kill(pid, 0) < 0 && errno == ESRCH) || is_zombie(pid);
+	_cleanup_free_ char *text = NULL;
+	pid_t threads = 0;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	return read_file_at(AT_FDCWD, path, 1 << 16, &text, NULL) == 0 &&
+	       strstr(text, "\nState:\tZ") && status_last(text, "\nThreads:", &threads) == 0 &&
+	       threads > 1;
 }
 
-/* Members of a tree that runs come and go while it is looked at. */
+bool proc_is_gone(pid_t pid)
+{
+	return (kill(pid, 0) < 0 && errno == ESRCH) || (is_zombie(pid) && !proc_is_headless(pid));
+}
+
+/* Members of a tree that runs come and go while it is looked at; -ENODATA: its number was gone. */
 static int unless_gone(int r, bool is_root)
 {
-	return !is_root && (r == -ENOENT || r == -ESRCH) ? 0 : r;
+	return !is_root && (r == -ENOENT || r == -ESRCH || r == -ENODATA) ? 0 : r;
 }
 
 int proc_view_read(struct proc_view *v, pid_t root, bool files)

@@ -2,6 +2,7 @@
 /* What no engine can take is found before CRIU is started, and so before the job is stopped. */
 #include <errno.h>
 #include <linux/perf_event.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -144,11 +145,62 @@ static void test_gone(void **state)
 	proc_view_deinit(&view);
 }
 
+static void *end_all(void *arg)
+{
+	usleep(*(useconds_t *)arg);
+	_exit(0);
+}
+
+/* Its first thread ends at once, its other one, and it, after a while. */
+static pid_t start_headless(useconds_t us)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		pthread_t thread;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pthread_create(&thread, NULL, end_all, &us);
+		syscall(SYS_exit, 0);
+	}
+	while (!proc_is_headless(pid))
+		usleep(1000);
+	return pid;
+}
+
+static void test_headless(void **state)
+{
+	static const struct {
+		useconds_t us;
+		int error;
+	} cases[] = { { 300000, 0 }, { 600000000, -EOPNOTSUPP } };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		char reason[CAPTURE_REASON_MAX] = "";
+		struct proc_view view = { 0 };
+		pid_t pid = start_headless(cases[i].us);
+
+		assert_false(proc_is_gone(pid));
+		assert_int_equal(proc_view_read(&view, pid, false), 0);
+		assert_int_equal(capture_await_whole(&view, reason), cases[i].error);
+		proc_view_deinit(&view);
+		if (cases[i].error)
+			assert_non_null(strstr(reason, "first thread"));
+		else
+			assert_true(proc_is_gone(pid));
+		kill(pid, SIGKILL);
+		assert_int_equal(waitpid(pid, NULL, 0), pid);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_named),
 		cmocka_unit_test(test_gone),
+		cmocka_unit_test(test_headless),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
