@@ -56,7 +56,9 @@ static struct hold *find_hold(const struct task_struct *t)
 {
 	struct hold *h;
 
-	hash_for_each_possible(holds, h, node, (unsigned long)t) if (h->task == t) return h;
+	hash_for_each_possible(holds, h, node, (unsigned long)t)
+		if (h->task == t)
+			return h;
 	return NULL;
 }
 
@@ -64,7 +66,9 @@ static struct member *find_member(struct session *s, const struct task_struct *t
 {
 	struct member *m;
 
-	hash_for_each_possible(s->by_task, m, by_task, (unsigned long)t) if (m->task == t) return m;
+	hash_for_each_possible(s->by_task, m, by_task, (unsigned long)t)
+		if (m->task == t)
+			return m;
 	return NULL;
 }
 
@@ -72,8 +76,9 @@ static bool has_group(struct session *s, const struct signal_struct *group)
 {
 	struct member *m;
 
-	hash_for_each_possible(s->by_group, m, by_group,
-			       (unsigned long)group) if (m->task->signal == group) return true;
+	hash_for_each_possible(s->by_group, m, by_group, (unsigned long)group)
+		if (m->task->signal == group)
+			return true;
 	return false;
 }
 
@@ -250,8 +255,7 @@ static int add_process(struct session *s, struct task_struct *p)
 		return -EINVAL;
 	if (same_thread_group(p, current))
 		return -EDEADLK;
-	for_each_thread(p, t)
-	{
+	for_each_thread(p, t) {
 		r = add_thread(s, t);
 		if (r < 0)
 			return r;
@@ -297,8 +301,7 @@ static int scan(struct session *s)
 	int added = 0, r;
 
 	rcu_read_lock();
-	for_each_process(p)
-	{
+	for_each_process(p) {
 		if (!is_below(s, p))
 			continue;
 		r = add_process(s, p);

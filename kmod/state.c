@@ -76,7 +76,8 @@ void state_count(struct session *s, struct decamp_counts *ret_counts)
 	struct member *m;
 
 	memset(ret_counts, 0, sizeof(*ret_counts));
-	list_for_each_entry_rcu(m, &s->members, node, true)((u32 *)ret_counts)[state_of(m)]++;
+	list_for_each_entry_rcu(m, &s->members, node, true)
+		((u32 *)ret_counts)[state_of(m)]++;
 }
 
 static bool is_off_cpu(enum decamp_state state)
@@ -203,8 +204,7 @@ int state_threads(struct session *s, struct decamp_threads *args)
 
 	args->total = 0;
 	memset(&args->counts, 0, sizeof(args->counts));
-	list_for_each_entry_rcu(m, &s->members, node, true)
-	{
+	list_for_each_entry_rcu(m, &s->members, node, true) {
 		read_thread(m, &thread);
 		((u32 *)&args->counts)[thread.state]++;
 		if (args->total < args->room &&

@@ -63,8 +63,7 @@ static struct mm_struct *get_mm(pid_t tgid)
 	if (!p)
 		return NULL;
 	rcu_read_lock();
-	for_each_thread(p, t)
-	{ /* the main thread may have ended before others */
+	for_each_thread(p, t) { /* the main thread may have ended before others */
 		mm = get_task_mm(t);
 		if (mm)
 			break;
