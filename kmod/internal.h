@@ -2,47 +2,38 @@
 /*
  * What the files of the module share.
  *
- *   session --> member (one per thread) <--> hold (its callback in the thread) --> thread
+ *   session --> member, one per thread, with the callback that is queued in it --> thread
  *
- * A member lives as long as its session's file. A hold lives as long as its callback is queued in
- * the thread or runs there: nothing exported takes a callback back, so the hold of a thread that goes on
- * sleeping outlives its session, and the next session takes it over.
+ * A member belongs to its session until the session's file is released, and to its callback until that
+ * has run; the later of the two frees it. Nothing exported takes a callback back, so that of a thread
+ * that goes on sleeping outlives its session, and the next session takes the member over.
  *
- * decamp_lock guards the links between members and holds and the tables; it is innermost but for the
- * scheduler's own. While member->hold is set, its thread can neither end nor reach user mode: on its way
- * it must pass through the callback, which takes the lock.
+ * decamp_lock guards the members and their table; it is innermost but for the scheduler's own. While
+ * member->queued is set, its thread can neither end nor reach user mode: on its way it must pass through
+ * the callback, which takes the lock.
  */
 #pragma once
 
-#include <linux/hashtable.h>
-#include <linux/kref.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
-#include <linux/wait.h>
+#include <linux/task_work.h>
 #include <linux/workqueue.h>
 
 #include "uapi/decamp.h"
 
-struct hold;
-
-struct member {
-	struct list_head node; /* session->members */
-	struct hlist_node by_task, by_group;
-	struct session *session;
-	struct task_struct *task; /* a reference */
-	struct hold *hold;	  /* under decamp_lock */
-	bool parked, worker, dying;
+struct session {
+	struct list_head members; /* grows only, until the file is released */
+	struct delayed_work lease;
+	bool over, missed;
 };
 
-struct session {
-	struct kref ref;	  /* the file, and threads parked in it */
-	struct list_head members; /* grows only, until the file is released */
-	unsigned int members_count;
-	bool plain, over, missed;
-	wait_queue_head_t thaw;
-	struct delayed_work lease;
-	DECLARE_HASHTABLE(by_task, 8);
-	DECLARE_HASHTABLE(by_group, 6); /* one member for each process */
+struct member {
+	struct callback_head callback;
+	struct hlist_node by_task;
+	struct list_head node;	  /* session->members */
+	struct session *session;  /* NULL: released */
+	struct task_struct *task; /* a reference */
+	bool queued, parked;
 };
 
 extern spinlock_t decamp_lock;
@@ -50,22 +41,17 @@ extern spinlock_t decamp_lock;
 /* session.c */
 int session_init(void);
 void session_exit(void);
-unsigned int session_pending(void);
-struct session *session_create(u32 flags);
+struct session *session_freeze(const struct decamp_freeze *args);
 /* Thaws, frees; for the file's release. */
 void session_release(struct session *s);
-void session_lease(struct session *s, u32 lease_ms);
-int session_freeze(struct session *s, const s32 *roots, struct decamp_freeze *args);
-int session_park(struct session *s, pid_t tid, u32 timeout_ms);
+int session_park(struct session *s, const struct decamp_park *args);
 /* Valid until the session is released; NULL: none such. */
 struct member *session_find(struct session *s, pid_t tid);
 
 /* state.c */
 enum decamp_state state_of(const struct member *m);
-void state_count(struct session *s, struct decamp_counts *ret_counts);
-int state_threads(struct session *s, struct decamp_threads *args);
-int state_xstate(struct session *s, struct decamp_xstate *args);
+int state_threads(struct session *s, const struct decamp_threads *args);
+int state_xstate(struct session *s, const struct decamp_xstate *args);
 
-/* uffd.c; flags: of these only */
-#define DECAMP_UFFD_FLAGS (O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
+/* uffd.c */
 int uffd_create(const struct decamp_uffd *args);

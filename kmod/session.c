@@ -2,30 +2,32 @@
 /*
  * The freeze. Each thread gets a callback that runs before its next return to user mode (task_work),
  * and there it waits. TWA_RESUME leaves alone who sleeps: his callback runs when he has woken up by
- * himself. TWA_SIGNAL, for plain freezes and PARK, wakes him as a signal would.
+ * himself, or when PARK wakes him as a signal would.
  *
  * The tree is walked again and again until nobody new was found after all stood still. Who is born
  * meanwhile gets his callback before he first runs, in the tracepoint of fork(2).
  */
 #include "internal.h"
 
-#ifdef CONFIG_PREEMPT_RT
-#error "decamp.ko takes sleeping locks in a tracepoint: not for real-time kernels"
-#endif
-/* Without it synchronize_rcu_tasks() waits for nobody who was preempted in a callback. */
-#if defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU)
-#error "decamp.ko cannot be unloaded safely from a preemptible kernel without CONFIG_TASKS_RCU"
+/*
+ * Real-time kernels would sleep on our lock in the tracepoint. Without CONFIG_TASKS_RCU
+ * synchronize_rcu_tasks() waits for nobody who was preempted in a callback.
+ */
+#if !defined(CONFIG_X86_64) || !defined(CONFIG_SMP) || defined(CONFIG_PREEMPT_RT) || \
+	(defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU))
+#error "decamp.ko is for x86-64 with several processors, not real-time, with CONFIG_TASKS_RCU if preemptible"
 #endif
 
 #include <linux/delay.h>
+#include <linux/hashtable.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/pid.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
-#include <linux/task_work.h>
 #include <linux/tracepoint.h>
+#include <linux/wait.h>
 
 /* "I" in /proc: killable, no load, no hung task. Suspend may come and go meanwhile. */
 #define STATE_PARKED (TASK_KILLABLE | TASK_NOLOAD | TASK_FREEZABLE)
@@ -33,58 +35,30 @@
 #ifndef PF_USER_WORKER /* since 6.4 */
 #define PF_USER_WORKER 0
 #endif
-
-struct hold {
-	struct callback_head callback;
-	struct hlist_node node;	  /* in holds */
-	struct task_struct *task; /* no reference: the callback runs before it can end */
-	struct member *member;	  /* NULL: its session is over */
-};
-
-/* Does nothing; queued with TWA_SIGNAL it makes a sleeper come and find the other one. */
-struct nudge {
-	struct callback_head callback;
-};
+#define NO_USER_MODE (PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)
 
 DEFINE_SPINLOCK(decamp_lock);
-static DEFINE_HASHTABLE(holds, 10); /* by thread, under decamp_lock */
-static unsigned int holds_count;
+static DEFINE_HASHTABLE(members, 12); /* by thread, under decamp_lock */
 static atomic_t sessions_count = ATOMIC_INIT(0);
 static struct tracepoint *fork_tracepoint;
 
-static struct hold *find_hold(const struct task_struct *t)
-{
-	struct hold *h;
-
-	hash_for_each_possible(holds, h, node, (unsigned long)t)
-		if (h->task == t)
-			return h;
-	return NULL;
-}
-
-static struct member *find_member(struct session *s, const struct task_struct *t)
+/* Under decamp_lock. */
+static struct member *find_member(const struct task_struct *t)
 {
 	struct member *m;
 
-	hash_for_each_possible(s->by_task, m, by_task, (unsigned long)t)
+	hash_for_each_possible(members, m, by_task, (unsigned long)t)
 		if (m->task == t)
 			return m;
 	return NULL;
 }
 
-static bool has_group(struct session *s, const struct signal_struct *group)
+/* Under decamp_lock. */
+static void member_free(struct member *m)
 {
-	struct member *m;
-
-	hash_for_each_possible(s->by_group, m, by_group, (unsigned long)group)
-		if (m->task->signal == group)
-			return true;
-	return false;
-}
-
-static void session_free(struct kref *ref)
-{
-	kfree(container_of(ref, struct session, ref));
+	hash_del(&m->by_task);
+	put_task_struct(m->task);
+	kfree(m);
 }
 
 /* The current thread shall end: no user instruction of it will run. */
@@ -94,155 +68,63 @@ static bool is_dying(void)
 	       READ_ONCE(current->signal->flags) & SIGNAL_GROUP_EXIT;
 }
 
-/* The session to wait for, or NULL: h is out of the table then, and nobody else knows it. */
-static struct session *hold_enter(struct hold *h)
+/* In the thread. If it need not wait, its callback is over, and m may be gone. */
+static bool must_wait(struct member *m)
 {
-	struct session *s = NULL;
-	struct member *m;
+	bool must;
 
 	spin_lock(&decamp_lock);
-	m = h->member;
-	if (m && !is_dying()) {
-		m->parked = true;
-		s = m->session;
-		kref_get(&s->ref);
-	} else {
-		if (m) {
-			m->parked = false;
-			m->dying = true;
-			m->hold = NULL;
-		}
-		hash_del(&h->node);
-		holds_count--;
-	}
+	must = m->session && !m->session->over && !is_dying();
+	m->parked = must;
+	m->queued = must;
+	if (!must && !m->session)
+		member_free(m);
 	spin_unlock(&decamp_lock);
-	return s;
+	return must;
 }
 
-/* In the thread. When it wakes up the next session may have taken over its hold already. */
+/* In the thread. When it wakes up the next session may have taken over already. */
 static void park(struct callback_head *callback)
 {
-	struct hold *h = container_of(callback, struct hold, callback);
-	struct session *s;
+	struct member *m = container_of(callback, struct member, callback);
 
-	while ((s = hold_enter(h))) {
-		DEFINE_WAIT(wait);
-
-		for (;;) {
-			prepare_to_wait(&s->thaw, &wait, STATE_PARKED);
-			if (READ_ONCE(s->over) || is_dying())
-				break;
-			schedule();
-		}
-		finish_wait(&s->thaw, &wait);
-		kref_put(&s->ref, session_free);
+	for (;;) {
+		set_current_state(STATE_PARKED);
+		if (!must_wait(m))
+			break;
+		schedule();
 	}
-	kfree(h);
+	__set_current_state(TASK_RUNNING);
 	module_put(THIS_MODULE); /* session_exit() waits until we are out of here */
 }
 
-static void nudged(struct callback_head *callback)
+/* 1: added, 0: known. Under decamp_lock. t is held by RCU, or has not run yet. */
+static int add_thread(struct session *s, struct task_struct *t)
 {
-	kfree(container_of(callback, struct nudge, callback));
-	module_put(THIS_MODULE);
-}
-
-/* 0 also if the thread is ending. */
-static int nudge(struct task_struct *t, gfp_t gfp)
-{
-	struct nudge *n = kmalloc(sizeof(*n), gfp);
-
-	if (!n)
-		return -ENOMEM;
-	init_task_work(&n->callback, nudged);
-	__module_get(THIS_MODULE);
-	if (task_work_add(t, &n->callback, TWA_SIGNAL) < 0)
-		nudged(&n->callback);
-	return 0;
-}
-
-/* Under decamp_lock. Takes *new_hold if it was needed. */
-static int take_hold(struct session *s, struct member *m, struct hold **new_hold)
-{
-	struct hold *h = find_hold(m->task);
-
-	if (h && h->member)
-		return -EBUSY;
-	if (h) {
-		int r = s->plain ? nudge(m->task, GFP_ATOMIC | __GFP_NOWARN) : 0;
-
-		if (r < 0)
-			return r;
-	} else {
-		h = *new_hold;
-		init_task_work(&h->callback, park);
-		/* The callback may begin at once; it waits for the lock. */
-		if (task_work_add(m->task, &h->callback, s->plain ? TWA_SIGNAL : TWA_RESUME) < 0)
-			return 0; /* it is past all of its callbacks: it has as good as ended */
-		__module_get(THIS_MODULE);
-		h->task = m->task;
-		hash_add(holds, &h->node, (unsigned long)h->task);
-		holds_count++;
-		*new_hold = NULL;
-	}
-	h->member = m;
-	m->hold = h;
-	return 0;
-}
-
-/* Under decamp_lock. Takes *new_member if the thread is a new one: returns 1. */
-static int attach(struct session *s, struct task_struct *t, struct member **new_member,
-		  struct hold **new_hold)
-{
-	struct member *m = *new_member;
-	int r;
+	struct member *m = find_member(t);
 
 	if (s->over)
 		return -EOWNERDEAD;
-	if (find_member(s, t))
-		return 0;
-	if (s->members_count == DECAMP_THREADS_MAX)
-		return -E2BIG;
-	m->session = s;
-	m->task = t;
-	m->worker = t->flags & (PF_IO_WORKER | PF_USER_WORKER);
-	r = m->worker ? 0 : take_hold(s, m, new_hold);
-	if (r < 0)
-		return r;
-	get_task_struct(t);
-	if (!has_group(s, t->signal))
-		hash_add(s->by_group, &m->by_group, (unsigned long)t->signal);
-	hash_add(s->by_task, &m->by_task, (unsigned long)t);
-	list_add_tail_rcu(&m->node, &s->members);
-	s->members_count++;
-	*new_member = NULL;
-	return 1;
-}
-
-/* 1: added, 0: known. t is held by RCU, or has not run yet. */
-static int add_thread(struct session *s, struct task_struct *t)
-{
-	struct member *m;
-	struct hold *h;
-	bool known;
-	int r;
-
-	spin_lock(&decamp_lock);
-	known = find_member(s, t);
-	spin_unlock(&decamp_lock);
-	if (known)
-		return 0;
-	m = kzalloc(sizeof(*m), GFP_ATOMIC | __GFP_NOWARN);
-	h = kzalloc(sizeof(*h), GFP_ATOMIC | __GFP_NOWARN);
-	r = -ENOMEM;
-	if (m && h) {
-		spin_lock(&decamp_lock);
-		r = attach(s, t, &m, &h);
-		spin_unlock(&decamp_lock);
+	if (t->flags & NO_USER_MODE || is_global_init(t))
+		return -EOPNOTSUPP;
+	if (m && m->session)
+		return m->session == s ? 0 : -EBUSY;
+	if (!m) {
+		m = kzalloc(sizeof(*m), GFP_ATOMIC | __GFP_NOWARN);
+		if (!m)
+			return -ENOMEM;
+		m->task = get_task_struct(t);
+		hash_add(members, &m->by_task, (unsigned long)t);
+		init_task_work(&m->callback, park);
+		/* The callback may begin at once; it waits for the lock. Refused: as good as ended. */
+		m->queued = task_work_add(t, &m->callback, TWA_RESUME) == 0;
+		if (m->queued)
+			__module_get(THIS_MODULE);
 	}
-	kfree(m);
-	kfree(h);
-	return r;
+	m->session = s;
+	m->parked = false; /* one that was just thawed wakes up once more */
+	list_add_tail_rcu(&m->node, &s->members);
+	return 1;
 }
 
 /* Number of threads added. Under RCU. */
@@ -251,12 +133,12 @@ static int add_process(struct session *s, struct task_struct *p)
 	struct task_struct *t;
 	int added = 0, r;
 
-	if (p->flags & PF_KTHREAD || is_global_init(p))
-		return -EINVAL;
 	if (same_thread_group(p, current))
 		return -EDEADLK;
 	for_each_thread(p, t) {
+		spin_lock(&decamp_lock);
 		r = add_thread(s, t);
+		spin_unlock(&decamp_lock);
 		if (r < 0)
 			return r;
 		added += r;
@@ -264,138 +146,72 @@ static int add_process(struct session *s, struct task_struct *p)
 	return added;
 }
 
-static int add_roots(struct session *s, const s32 *roots, u32 count)
+static struct member *member_of(struct session *s, const struct task_struct *t)
 {
-	int r = 0;
-
-	for (u32 i = 0; r >= 0 && i < count; i++) {
-		struct pid *pid = find_get_pid(roots[i]);
-		struct task_struct *p = get_pid_task(pid, PIDTYPE_TGID);
-
-		put_pid(pid);
-		if (!p)
-			return -ESRCH;
-		rcu_read_lock();
-		r = add_process(s, p);
-		rcu_read_unlock();
-		put_task_struct(p);
-	}
-	return r;
-}
-
-/* A thread is its process's: whichever of them is the parent now. */
-static bool is_below(struct session *s, struct task_struct *p)
-{
-	bool is;
+	struct member *m;
 
 	spin_lock(&decamp_lock);
-	is = has_group(s, p->signal) || has_group(s, rcu_dereference(p->real_parent)->signal);
+	m = find_member(t);
+	if (m && m->session != s)
+		m = NULL;
 	spin_unlock(&decamp_lock);
-	return is;
-}
-
-/* Number of threads added. */
-static int scan(struct session *s)
-{
-	struct task_struct *p;
-	int added = 0, r;
-
-	rcu_read_lock();
-	for_each_process(p) {
-		if (!is_below(s, p))
-			continue;
-		r = add_process(s, p);
-		if (r < 0) {
-			added = r;
-			break;
-		}
-		added += r;
-	}
-	rcu_read_unlock();
-	return added;
-}
-
-/* Who falls asleep in the kernel tells nobody: so we look, less and less often. */
-static int wait_to_look(struct session *s, ktime_t end, unsigned int *us)
-{
-	if (fatal_signal_pending(current))
-		return -EINTR;
-	if (READ_ONCE(s->over))
-		return -EOWNERDEAD;
-	if (ktime_after(ktime_get(), end))
-		return -ETIMEDOUT;
-	usleep_range(*us, 2 * *us);
-	*us = min(*us * 2, 500U);
-	return 0;
-}
-
-/* 0: all stand still. */
-static int settle(struct session *s, ktime_t end, struct decamp_counts *counts)
-{
-	unsigned int us = 10;
-	int r;
-
-	do {
-		state_count(s, counts);
-		if (!counts->running && !counts->blocked)
-			return 0;
-		r = wait_to_look(s, end, &us);
-	} while (!r);
-	return r;
-}
-
-int session_freeze(struct session *s, const s32 *roots, struct decamp_freeze *args)
-{
-	ktime_t end = ktime_add_ms(ktime_get(), args->timeout_ms);
-	int r = add_roots(s, roots, args->roots_count);
-
-	while (r >= 0) {
-		r = scan(s);
-		args->passes++;
-		if (r < 0 || (!r && args->passes > 1))
-			break;
-		r = settle(s, end, &args->counts);
-	}
-	/* At the end of the time the caller decides, by the counts. */
-	return r == -ETIMEDOUT ? 0 : r;
-}
-
-struct member *session_find(struct session *s, pid_t tid)
-{
-	struct pid *pid = find_get_pid(tid);
-	struct task_struct *t = get_pid_task(pid, PIDTYPE_PID);
-	struct member *m = NULL;
-
-	put_pid(pid);
-	if (!t)
-		return NULL;
-	spin_lock(&decamp_lock);
-	m = find_member(s, t);
-	spin_unlock(&decamp_lock);
-	put_task_struct(t);
 	return m;
 }
 
-int session_park(struct session *s, pid_t tid, u32 timeout_ms)
+/*
+ * Number of threads added. A process is in the tree if its main thread is, or the thread that is its
+ * parent now. The root goes by its number: exec(2) may give that to another thread.
+ */
+static int scan(struct session *s, pid_t root)
 {
-	ktime_t end = ktime_add_ms(ktime_get(), timeout_ms);
-	struct member *m = session_find(s, tid);
-	enum decamp_state state;
-	unsigned int us = 10;
-	int r;
+	struct task_struct *p;
+	int added = 0, r = -ESRCH;
 
-	if (!m)
-		return -ESRCH;
-	if (m->worker)
-		return -EINVAL;
-	r = state_of(m) == DECAMP_PARKED ? 0 : nudge(m->task, GFP_KERNEL);
-	while (!r) {
-		state = state_of(m);
-		if (state == DECAMP_PARKED)
+	rcu_read_lock();
+	for_each_process(p) {
+		if (task_tgid_vnr(p) != root && !member_of(s, p) &&
+		    !member_of(s, rcu_dereference(p->real_parent)))
+			continue;
+		r = add_process(s, p);
+		if (r < 0)
 			break;
-		r = state == DECAMP_GONE ? -ESRCH : wait_to_look(s, end, &us);
+		added += r;
 	}
-	return r;
+	rcu_read_unlock();
+	return r < 0 ? r : added;
+}
+
+static bool all_stand(struct session *s)
+{
+	struct member *m;
+
+	list_for_each_entry_rcu(m, &s->members, node, true)
+		if (state_of(m) > DECAMP_GONE)
+			return false;
+	return true;
+}
+
+/*
+ * Until m is parked, or, without m, until all stand. Who falls asleep in the kernel tells nobody: so we
+ * look, less and less often.
+ */
+static int wait_for(struct session *s, const struct member *m, ktime_t end)
+{
+	unsigned int us = 10;
+
+	while (m ? state_of(m) != DECAMP_PARKED : !all_stand(s)) {
+		if (m && !READ_ONCE(m->queued))
+			return -ESRCH;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (READ_ONCE(s->over))
+			return -EOWNERDEAD;
+		if (ktime_after(ktime_get(), end))
+			return -ETIMEDOUT;
+		usleep_range(us, 2 * us);
+		us = min(us * 2, 500U);
+	}
+	return 0;
 }
 
 static void thaw(struct session *s)
@@ -406,13 +222,10 @@ static void thaw(struct session *s)
 	if (!s->over)
 		atomic_dec(&sessions_count);
 	WRITE_ONCE(s->over, true);
-	list_for_each_entry(m, &s->members, node) {
-		if (m->hold)
-			m->hold->member = NULL;
-		m->hold = NULL;
-	}
+	list_for_each_entry(m, &s->members, node)
+		if (m->parked)
+			wake_up_process(m->task);
 	spin_unlock(&decamp_lock);
-	wake_up_all(&s->thaw);
 }
 
 static void lease_over(struct work_struct *work)
@@ -420,24 +233,32 @@ static void lease_over(struct work_struct *work)
 	thaw(container_of(to_delayed_work(work), struct session, lease));
 }
 
-void session_lease(struct session *s, u32 lease_ms)
+struct session *session_freeze(const struct decamp_freeze *args)
 {
-	mod_delayed_work(system_wq, &s->lease, msecs_to_jiffies(lease_ms));
-}
+	ktime_t end = ktime_add_ms(ktime_get(), args->timeout_ms);
+	struct session *s;
+	int r;
 
-struct session *session_create(u32 flags)
-{
-	struct session *s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
-
+	if (args->pid <= 0 || args->lease_ms < DECAMP_LEASE_MS_MIN ||
+	    args->lease_ms > DECAMP_LEASE_MS_MAX)
+		return ERR_PTR(-EINVAL);
+	s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
 	if (!s)
-		return NULL;
-	kref_init(&s->ref);
+		return ERR_PTR(-ENOMEM);
 	INIT_LIST_HEAD(&s->members);
-	init_waitqueue_head(&s->thaw);
 	INIT_DELAYED_WORK(&s->lease, lease_over);
-	s->plain = flags & DECAMP_FREEZE_PLAIN;
 	atomic_inc(&sessions_count);
-	return s;
+	schedule_delayed_work(&s->lease, msecs_to_jiffies(args->lease_ms));
+	while ((r = scan(s, args->pid)) > 0) {
+		r = wait_for(s, NULL, end);
+		if (r)
+			break;
+	}
+	/* At the end of the time the caller decides, by what the threads do. */
+	if (!r || r == -ETIMEDOUT)
+		return s;
+	session_release(s);
+	return ERR_PTR(r);
 }
 
 void session_release(struct session *s)
@@ -446,40 +267,62 @@ void session_release(struct session *s)
 
 	cancel_delayed_work_sync(&s->lease);
 	thaw(s);
+	spin_lock(&decamp_lock);
 	list_for_each_entry_safe(m, next, &s->members, node) {
-		put_task_struct(m->task);
-		kfree(m);
+		m->session = NULL;
+		if (!m->queued)
+			member_free(m);
 	}
-	kref_put(&s->ref, session_free);
+	spin_unlock(&decamp_lock);
+	kfree(s);
+}
+
+struct member *session_find(struct session *s, pid_t tid)
+{
+	struct task_struct *t;
+	struct member *m;
+
+	rcu_read_lock();
+	t = pid_task(find_vpid(tid), PIDTYPE_PID);
+	m = t ? member_of(s, t) : NULL;
+	rcu_read_unlock();
+	return m;
+}
+
+/* What task_work_add() does with TWA_SIGNAL, for a callback that is queued already. */
+static void wake(struct task_struct *t)
+{
+	struct wait_queue_entry entry = { .private = t };
+
+	set_tsk_thread_flag(t, TIF_NOTIFY_SIGNAL);
+	if (!default_wake_function(&entry, TASK_INTERRUPTIBLE, 0, NULL))
+		kick_process(t);
+}
+
+int session_park(struct session *s, const struct decamp_park *args)
+{
+	ktime_t end = ktime_add_ms(ktime_get(), args->timeout_ms);
+	struct member *m = session_find(s, args->tid);
+
+	if (!m)
+		return -ESRCH;
+	if (state_of(m) != DECAMP_PARKED)
+		wake(m->task);
+	return wait_for(s, m, end);
 }
 
 /* In the parent, before the child first runs. */
 static void on_fork(void *unused, struct task_struct *parent, struct task_struct *child)
 {
-	struct session *s = NULL;
-	struct hold *h;
-	int r;
+	struct member *m;
 
 	if (!atomic_read(&sessions_count))
 		return;
 	spin_lock(&decamp_lock);
-	h = find_hold(parent);
-	if (h && h->member) {
-		s = h->member->session;
-		kref_get(&s->ref);
-	}
+	m = find_member(parent);
+	if (m && m->session && add_thread(m->session, child) < 0)
+		WRITE_ONCE(m->session->missed, true);
 	spin_unlock(&decamp_lock);
-	if (!s)
-		return;
-	r = add_thread(s, child);
-	if (r < 0 && r != -EOWNERDEAD)
-		WRITE_ONCE(s->missed, true);
-	kref_put(&s->ref, session_free);
-}
-
-unsigned int session_pending(void)
-{
-	return READ_ONCE(holds_count);
 }
 
 static void find_fork(struct tracepoint *tp, void *unused)

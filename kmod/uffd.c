@@ -9,109 +9,79 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/kthread.h>
-#include <linux/major.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/userfaultfd.h>
 
-#define UFFD_NAME "[userfaultfd]"
-
-struct uffd_call {
-	struct work_struct work;
+struct request {
 	struct mm_struct *mm;
-	struct file *device;
+	struct file *device, *made;
 	unsigned long flags;
-	struct file *made; /* or */
-	int error;
 };
 
-/* For a moment the file is in the table that kernel threads share; no program sees that. */
-static void make(struct work_struct *work)
+/* In a kernel thread. For a moment the file is in the table that these share; no program sees that. */
+static long make(void *request)
 {
-	struct uffd_call *c = container_of(work, struct uffd_call, work);
+	struct request *q = request;
 	long fd;
 
-	kthread_use_mm(c->mm);
-	fd = c->device->f_op->unlocked_ioctl(c->device, USERFAULTFD_IOC_NEW, c->flags);
-	kthread_unuse_mm(c->mm);
-	if (fd < 0) {
-		c->error = fd;
-		return;
-	}
-	c->made = fget(fd);
-	if (c->made)
-		close_fd(fd);
-	else
-		c->error = -EBADF;
-}
-
-/* Only a driver of the kernel proper, and what it made is looked at before anybody gets it. */
-static bool may_be_userfaultfd(const struct file *f)
-{
-	return S_ISCHR(file_inode(f)->i_mode) && imajor(file_inode(f)) == MISC_MAJOR &&
-	       !f->f_op->owner && f->f_op->unlocked_ioctl;
-}
-
-static struct mm_struct *get_mm(pid_t tgid)
-{
-	struct pid *pid = find_get_pid(tgid);
-	struct task_struct *p = get_pid_task(pid, PIDTYPE_TGID), *t;
-	struct mm_struct *mm = NULL;
-
-	put_pid(pid);
-	if (!p)
-		return NULL;
-	rcu_read_lock();
-	for_each_thread(p, t) { /* the main thread may have ended before others */
-		mm = get_task_mm(t);
-		if (mm)
-			break;
-	}
-	rcu_read_unlock();
-	put_task_struct(p);
-	return mm;
-}
-
-static int install(struct file *f)
-{
-	int fd = get_unused_fd_flags(O_CLOEXEC);
-
+	kthread_use_mm(q->mm);
+	fd = q->device->f_op->unlocked_ioctl(q->device, USERFAULTFD_IOC_NEW, q->flags);
+	kthread_unuse_mm(q->mm);
 	if (fd < 0)
-		fput(f);
-	else
-		fd_install(fd, f);
-	return fd;
+		return fd;
+	q->made = fget(fd);
+	close_fd(fd);
+	return q->made ? 0 : -EBADF;
+}
+
+/* Only that function of the kernel's is called. It is not exported, its name is no secret. */
+static bool is_userfaultfd_device(const struct file *f)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "%ps", f->f_op->unlocked_ioctl);
+	return !strcmp(name, "userfaultfd_dev_ioctl");
+}
+
+static struct mm_struct *get_mm(pid_t pid)
+{
+	struct mm_struct *mm = NULL;
+	struct task_struct *p, *t;
+
+	rcu_read_lock();
+	p = pid_task(find_vpid(pid), PIDTYPE_TGID);
+	if (p)
+		for_each_thread(p, t) /* the main one may have ended before others */
+			mm = mm ?: get_task_mm(t);
+	rcu_read_unlock();
+	return mm;
 }
 
 int uffd_create(const struct decamp_uffd *args)
 {
-	struct uffd_call c = { .flags = args->flags & ~O_CLOEXEC };
+	struct request q = { .device = fget(args->device), .flags = args->mode };
 	int r = -EBADF;
 
-	c.device = fget(args->device);
-	if (!c.device)
+	if (!q.device)
 		return r;
-	if (!may_be_userfaultfd(c.device))
+	if (!is_userfaultfd_device(q.device))
 		goto put_device;
-	c.mm = get_mm(args->pid);
-	if (!c.mm) {
-		r = -ESRCH;
+	r = -ESRCH;
+	q.mm = get_mm(args->pid);
+	if (!q.mm)
 		goto put_device;
-	}
-	INIT_WORK_ONSTACK(&c.work, make);
-	queue_work(system_unbound_wq, &c.work);
-	flush_work(&c.work);
-	destroy_work_on_stack(&c.work);
-	mmput(c.mm);
-	r = c.error;
-	if (!r && strcmp(c.made->f_path.dentry->d_name.name, UFFD_NAME)) {
-		fput(c.made);
-		r = -EBADF;
-	}
-	if (!r)
-		r = install(c.made);
+	r = work_on_cpu(raw_smp_processor_id(), make, &q);
+	mmput(q.mm);
+	if (r)
+		goto put_device;
+	r = get_unused_fd_flags(O_CLOEXEC);
+	if (r < 0)
+		fput(q.made);
+	else
+		fd_install(r, q.made);
 put_device:
-	fput(c.device);
+	fput(q.device);
 	return r;
 }

@@ -62,17 +62,6 @@ not_so(struct native_tree *tree, const char *fmt, ...)
 	return -EAGAIN;
 }
 
-static int check_counts(struct native_tree *tree, const struct decamp_counts *c)
-{
-	if (c->workers)
-		return not_so(tree, "it has threads of the kernel's");
-	if (c->blocked)
-		return not_so(tree, "%u threads wait in the kernel", c->blocked);
-	if (c->running)
-		return not_so(tree, "%u threads did not stop in time", c->running);
-	return 0;
-}
-
 /* All of them, as they are now. */
 static int read_threads(struct native_tree *tree, struct native_gentle *g, size_t room)
 {
@@ -89,6 +78,22 @@ static int read_threads(struct native_tree *tree, struct native_gentle *g, size_
 	if (r < 0)
 		return not_so(tree, "the module does not list the threads: %s", strerror(-r));
 	g->count = total;
+	return 0;
+}
+
+/* Who did not stop until the end of the time, or was just woken up. */
+static int check_stopped(struct native_tree *tree, const struct native_gentle *g)
+{
+	unsigned int blocked = 0, running = 0;
+
+	for (size_t i = 0; i < g->count; i++) {
+		blocked += g->threads[i].state == DECAMP_BLOCKED;
+		running += g->threads[i].state == DECAMP_RUNNING;
+	}
+	if (blocked)
+		return not_so(tree, "%u threads wait in the kernel", blocked);
+	if (running)
+		return not_so(tree, "%u threads do not stand still", running);
 	return 0;
 }
 
@@ -164,7 +169,7 @@ static int judge(struct native_tree *tree, struct native_gentle *g, struct decam
 
 	if (t->state != DECAMP_PARKED && t->state != DECAMP_QUIESCED)
 		return not_so(tree, "thread %d does not stand still", t->tid);
-	if (!(t->flags & DECAMP_THREAD_REGS) || t->flags & DECAMP_THREAD_COMPAT)
+	if (!(t->flags & DECAMP_THREAD_REGS))
 		return not_so(tree, "thread %d is in 32-bit code", t->tid);
 	if (t->state == DECAMP_PARKED)
 		return 0;
@@ -210,6 +215,8 @@ static int read_all(struct native_tree *tree, struct native_gentle *g)
 	for (int i = 0; r == 0 && woken && i < LISTS_MAX; i++) {
 		r = read_threads(tree, g, thread_count(tree) + ROOM_MORE);
 		if (r == 0)
+			r = check_stopped(tree, g);
+		if (r == 0)
 			r = match(tree, g);
 		woken = false;
 		if (r == 0)
@@ -244,17 +251,16 @@ static void give_regs(struct native_tree *tree, struct native_gentle *g)
 static int hold(struct native_tree *tree, int deadline_ms)
 {
 	struct native_gentle *g = arena_alloc(tree->arena, sizeof(*g));
-	struct decamp_counts counts;
 	int r, ms = deadline_ms < GENTLE_FREEZE_MS ? deadline_ms : GENTLE_FREEZE_MS;
 
 	if (!g)
 		return -ENOMEM;
-	r = kmod_freeze(tree->root, ms, GENTLE_LEASE_MS, &counts, &g->session);
+	r = kmod_freeze(tree->root, ms, GENTLE_LEASE_MS, &g->session);
+	if (r == -EOPNOTSUPP)
+		return not_so(tree, "it has threads of the kernel's");
 	if (r < 0)
 		return not_so(tree, "the module does not freeze it: %s", strerror(-r));
-	r = check_counts(tree, &counts);
-	if (r == 0)
-		r = read_all(tree, g);
+	r = read_all(tree, g);
 	if (r < 0) {
 		close(g->session);
 		return r;
@@ -325,15 +331,14 @@ bool gentle_covers(struct native_tree *tree)
 int gentle_xsave(struct native_tree *tree, struct native_thread *t)
 {
 	struct native_gentle *g = tree->gentle;
-	uint64_t switches;
 	size_t size;
-	int r = kmod_xstate(g->session, t->tid, g->xsave, sizeof(g->xsave), &size, &switches);
+	int r = kmod_xstate(g->session, t->tid, t->switches, g->xsave, sizeof(g->xsave), &size);
 
 	if (r == -EMSGSIZE)
 		return native_fail(tree, -EOPNOTSUPP,
 				   "thread %d has more than %d bytes of registers", t->tid,
 				   NATIVE_XSAVE_MAX);
-	if (r == -EAGAIN || (r == 0 && switches != t->switches))
+	if (r == -EAGAIN)
 		return native_fail(tree, -EAGAIN, "thread %d moved in the pause", t->tid);
 	if (r < 0)
 		return native_fail(tree, r, "registers of thread %d cannot be read: %s", t->tid,

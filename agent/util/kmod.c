@@ -11,10 +11,9 @@
 
 static int open_device(int *ret_fd)
 {
-	struct decamp_version v = { .size = sizeof(v) };
 	_cleanup_close_ int fd = open(DECAMP_DEVICE, O_RDWR | O_CLOEXEC);
 
-	if (fd < 0 || ioctl(fd, DECAMP_IOC_VERSION, &v) < 0 || v.abi != DECAMP_ABI)
+	if (fd < 0 || ioctl(fd, DECAMP_IOC_VERSION, NULL) != DECAMP_ABI)
 		return -ENODEV;
 	*ret_fd = fd;
 	fd = -1;
@@ -31,7 +30,7 @@ bool kmod_works(void)
 int kmod_uffd(pid_t pid, int flags, int *ret_fd)
 {
 	_cleanup_close_ int device = -1, pidfd = -1, uffd = -1, made = -1;
-	struct decamp_uffd args = { .size = sizeof(args), .flags = (__u32)flags, .pid = pid };
+	struct decamp_uffd args = { .size = sizeof(args), .pid = pid, .mode = (__u32)flags };
 	int r = open_device(&device);
 
 	if (r < 0)
@@ -54,13 +53,10 @@ int kmod_uffd(pid_t pid, int flags, int *ret_fd)
 	return 0;
 }
 
-int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, struct decamp_counts *ret_counts,
-		int *ret_session)
+int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, int *ret_session)
 {
-	__s32 roots[1] = { root };
 	struct decamp_freeze args = { .size = sizeof(args),
-				      .roots = (uintptr_t)roots,
-				      .roots_count = 1,
+				      .pid = root,
 				      .timeout_ms = (__u32)timeout_ms,
 				      .lease_ms = (__u32)lease_ms };
 	_cleanup_close_ int device = -1;
@@ -71,7 +67,6 @@ int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, struct decamp_counts *
 	session = ioctl(device, DECAMP_IOC_FREEZE, &args);
 	if (session < 0)
 		return -errno;
-	*ret_counts = args.counts;
 	*ret_session = session;
 	return 0;
 }
@@ -80,28 +75,30 @@ int kmod_threads(int session, struct decamp_thread *threads, size_t room, size_t
 {
 	struct decamp_threads args = { .size = sizeof(args),
 				       .threads = (uintptr_t)threads,
-				       .thread_size = sizeof(*threads),
-				       .room = (__u32)room };
+				       .room = room };
+	int total = ioctl(session, DECAMP_IOC_THREADS, &args);
 
-	if (ioctl(session, DECAMP_IOC_THREADS, &args) < 0)
+	if (total < 0)
 		return -errno;
-	if (args.missed)
-		return -ENOMEM;
-	*ret_total = args.total;
+	*ret_total = (size_t)total;
 	return 0;
 }
 
-int kmod_xstate(int session, pid_t tid, void *buffer, size_t room, size_t *ret_size,
-		uint64_t *ret_switches)
+int kmod_xstate(int session, pid_t tid, uint64_t switches, void *buffer, size_t room,
+		size_t *ret_size)
 {
-	struct decamp_xstate args = {
-		.size = sizeof(args), .tid = tid, .bytes = (__u32)room, .buffer = (uintptr_t)buffer
-	};
+	struct decamp_xstate args = { .size = sizeof(args),
+				      .buffer = (uintptr_t)buffer,
+				      .switches = switches,
+				      .tid = tid,
+				      .room = (__u32)room };
+	int size = ioctl(session, DECAMP_IOC_XSTATE, &args);
 
-	if (ioctl(session, DECAMP_IOC_XSTATE, &args) < 0)
+	if (size < 0)
 		return -errno;
-	*ret_size = args.bytes;
-	*ret_switches = args.switches;
+	if ((size_t)size > room)
+		return -EMSGSIZE;
+	*ret_size = (size_t)size;
 	return 0;
 }
 

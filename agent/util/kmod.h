@@ -12,7 +12,6 @@
 
 #include "agent/util/cleanup.h"
 
-struct decamp_counts;
 struct decamp_thread;
 
 /* It is loaded, we may use it, and it has the calls that we know. */
@@ -27,16 +26,15 @@ int kmod_uffd(pid_t pid, int flags, int *ret_fd) _must_check_;
  * Sessions: calls of kmod/uapi/decamp.h. A session is a descriptor; to close it thaws, and so does our
  * end. Whoever sleeps in a system call when it begins is left asleep. -ENODEV: no such module.
  */
-int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, struct decamp_counts *ret_counts,
-		int *ret_session) _must_check_;
+int kmod_freeze(pid_t root, int timeout_ms, int lease_ms, int *ret_session) _must_check_;
 /*
  * As many as fit; *ret_total: how many there are. -ENOMEM: one was born that could not be stopped;
  * -EOWNERDEAD: the lease is over, as from all calls below.
  */
 int kmod_threads(int session, struct decamp_thread *threads, size_t room,
 		 size_t *ret_total) _must_check_;
-/* -EMSGSIZE: more than room; -EAGAIN: it runs. */
-int kmod_xstate(int session, pid_t tid, void *buffer, size_t room, size_t *ret_size,
-		uint64_t *ret_switches) _must_check_;
+/* -EMSGSIZE: more than room; -EAGAIN: it runs, or has since it had that many switches. */
+int kmod_xstate(int session, pid_t tid, uint64_t switches, void *buffer, size_t room,
+		size_t *ret_size) _must_check_;
 /* Takes one out of its call. */
 int kmod_park(int session, pid_t tid, int timeout_ms) _must_check_;

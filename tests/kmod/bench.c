@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * How long until all threads stand: gentle and plain by the module, PTRACE_SEIZE and INTERRUPT, the
+ * How long until all threads stand: by the module, PTRACE_SEIZE and INTERRUPT, the
  * cgroup freezer. Only the ratios of one run mean anything where the machine is emulated.
  */
 #include "tests/kmod/kmod.h"
@@ -27,12 +27,13 @@ static void run_load(void *load)
 	atomic_store(&shared->flags[0], 1);
 }
 
-static uint64_t by_module(pid_t pid, uint32_t flags)
+static uint64_t by_module(pid_t pid)
 {
 	uint64_t from = now_ns(), to;
-	int session = freeze_all(pid, flags, NULL);
+	int session = freeze(pid);
 
 	to = now_ns();
+	CHECK(session >= 0);
 	close(session);
 	return to - from;
 }
@@ -95,8 +96,8 @@ static double median_us(uint64_t ns[ROUNDS])
 
 static void run_bench(struct load l)
 {
-	uint64_t ns[4][ROUNDS];
-	double us[4];
+	uint64_t ns[3][ROUNDS];
+	double us[3];
 	char text[16];
 	pid_t pid;
 
@@ -107,19 +108,17 @@ static void run_bench(struct load l)
 	snprintf(text, sizeof(text), "%d", pid);
 	put(GROUP "/cgroup.procs", text);
 	for (int i = 0; i < ROUNDS; i++) {
-		ns[0][i] = by_module(pid, 0);
+		ns[0][i] = by_module(pid);
 		sleep_ms(2);
-		ns[1][i] = by_module(pid, DECAMP_FREEZE_PLAIN);
+		ns[1][i] = by_ptrace(pid, l.asleep + l.spinning);
 		sleep_ms(2);
-		ns[2][i] = by_ptrace(pid, l.asleep + l.spinning);
-		sleep_ms(2);
-		ns[3][i] = by_cgroup();
+		ns[2][i] = by_cgroup();
 		sleep_ms(2);
 	}
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 3; i++)
 		us[i] = median_us(ns[i]);
-	printf("%3u asleep %u spinning: gentle %7.0f us; plain %4.1fx ptrace %4.1fx cgroup %4.1fx\n",
-	       l.asleep, l.spinning, us[0], us[1] / us[0], us[2] / us[0], us[3] / us[0]);
+	printf("%3u asleep %u spinning: module %7.0f us; ptrace %4.1fx cgroup %4.1fx\n", l.asleep,
+	       l.spinning, us[0], us[1] / us[0], us[2] / us[0]);
 	victim_end(pid);
 }
 

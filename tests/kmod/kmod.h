@@ -97,18 +97,27 @@ void spinners(unsigned int count);
 void sleepers(unsigned int count);
 char state_in_proc(pid_t pid);
 
+/* Opened once in a process. */
 int device(void);
-int version_pending(void);
-/* The session, or -errno; counts in *a. */
-int freeze_with(struct decamp_freeze *a, const pid_t *roots, unsigned int count);
-int freeze(pid_t pid, uint32_t flags, struct decamp_counts *ret_counts);
+void device_close(void);
+/* How many the module has in threads, as its references say: one each, and one of the device's file. */
+int callbacks(void);
+/* The session, or -errno. */
+int freeze_with(struct decamp_freeze *a, pid_t pid);
+int freeze(pid_t pid);
+struct counts {
+	unsigned int all, parked, quiesced, gone, blocked, running;
+};
+struct counts counts_of(int session);
 /* Everything stands; -errno ends the case. */
-int freeze_all(pid_t pid, uint32_t flags, struct decamp_counts *ret_counts);
-int threads_of(int session, struct decamp_thread *t, struct decamp_threads *ret_args);
+int freeze_all(pid_t pid, struct counts *ret_counts);
+/* The same, and all are woken up to park, but those that have ended. */
+int freeze_parked(pid_t pid, struct counts *ret_counts);
+/* How many there are, or -errno. */
+int threads_of(int session, struct decamp_thread *t);
 /* The one with this tid. */
 struct decamp_thread thread_of(int session, pid_t tid);
 int park(int session, pid_t tid, uint32_t timeout_ms);
-int renew(int session, uint32_t lease_ms);
-/* -errno; *ret_bytes as the module says. */
-int xstate(int session, pid_t tid, void *buffer, uint32_t room, uint32_t *ret_bytes);
-int uffd_of(pid_t pid, int dev, uint32_t flags);
+/* How many bytes there are, or -errno. */
+int xstate(int session, const struct decamp_thread *t, void *buffer, uint32_t room);
+int uffd_of(pid_t pid, int dev, uint32_t mode);

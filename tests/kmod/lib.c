@@ -166,23 +166,31 @@ char state_in_proc(pid_t pid)
 	return p ? p[2] : 0;
 }
 
+static int device_fd = -1;
+
 int device(void)
 {
-	static int fd = -1;
-
-	if (fd < 0)
-		fd = open(DECAMP_DEVICE, O_RDWR | O_CLOEXEC);
-	CHECK(fd >= 0, "%s", DECAMP_DEVICE);
-	return fd;
+	if (device_fd < 0)
+		device_fd = open(DECAMP_DEVICE, O_RDWR | O_CLOEXEC);
+	CHECK(device_fd >= 0, "%s", DECAMP_DEVICE);
+	return device_fd;
 }
 
-int version_pending(void)
+void device_close(void)
 {
-	struct decamp_version v = { .size = sizeof(v) };
+	close(device_fd);
+	device_fd = -1;
+}
 
-	CHECK_INT(ioctl(device(), DECAMP_IOC_VERSION, &v), 0);
-	CHECK_INT(v.abi, DECAMP_ABI);
-	return (int)v.pending;
+int callbacks(void)
+{
+	FILE *f = fopen("/sys/module/decamp/refcnt", "re");
+	int count;
+
+	CHECK_INT(ioctl(device(), DECAMP_IOC_VERSION, NULL), DECAMP_ABI);
+	CHECK(f && fscanf(f, "%d", &count) == 1);
+	fclose(f);
+	return count - 1;
 }
 
 static int result(int r)
@@ -190,58 +198,80 @@ static int result(int r)
 	return r < 0 ? -errno : r;
 }
 
-int freeze_with(struct decamp_freeze *a, const pid_t *roots, unsigned int count)
+int freeze_with(struct decamp_freeze *a, pid_t pid)
 {
 	a->size = sizeof(*a);
-	a->roots = (uintptr_t)roots;
-	a->roots_count = count;
+	a->pid = pid;
 	return result(ioctl(device(), DECAMP_IOC_FREEZE, a));
 }
 
-int freeze(pid_t pid, uint32_t flags, struct decamp_counts *ret_counts)
+int freeze(pid_t pid)
 {
-	struct decamp_freeze a = { .flags = flags, .timeout_ms = TIMEOUT_MS, .lease_ms = LEASE_MS };
-	int r = freeze_with(&a, &pid, 1);
+	struct decamp_freeze a = { .timeout_ms = TIMEOUT_MS, .lease_ms = LEASE_MS };
 
-	if (r >= 0 && ret_counts)
-		*ret_counts = a.counts;
-	return r;
+	return freeze_with(&a, pid);
 }
 
-int freeze_all(pid_t pid, uint32_t flags, struct decamp_counts *ret_counts)
+static struct decamp_thread all[THREADS_ROOM];
+
+struct counts counts_of(int session)
 {
-	struct decamp_counts counts = { 0 };
-	int session = freeze(pid, flags, &counts);
+	int count = threads_of(session, all);
+	struct counts c = { .all = (unsigned int)count };
+
+	CHECK(count >= 0 && count <= THREADS_ROOM, "%d", count);
+	for (int i = 0; i < count; i++) {
+		c.parked += all[i].state == DECAMP_PARKED;
+		c.quiesced += all[i].state == DECAMP_QUIESCED;
+		c.gone += all[i].state == DECAMP_GONE;
+		c.blocked += all[i].state == DECAMP_BLOCKED;
+		c.running += all[i].state == DECAMP_RUNNING;
+	}
+	return c;
+}
+
+int freeze_all(pid_t pid, struct counts *ret_counts)
+{
+	int session = freeze(pid);
+	struct counts c;
 
 	CHECK(session >= 0, "freeze: %s", strerror(-session));
-	CHECK(!counts.running && !counts.blocked,
-	      "%u parked, %u quiesced, %u workers, %u gone, %u blocked, %u running", counts.parked,
-	      counts.quiesced, counts.workers, counts.gone, counts.blocked, counts.running);
+	/* All stood at one moment; who was asleep may be on his way to park. */
+	AWAIT((c = counts_of(session), !c.running && !c.blocked));
 	if (ret_counts)
-		*ret_counts = counts;
+		*ret_counts = c;
 	return session;
 }
 
-int threads_of(int session, struct decamp_thread *t, struct decamp_threads *ret_args)
+int freeze_parked(pid_t pid, struct counts *ret_counts)
+{
+	struct counts c;
+	int session = freeze_all(pid, &c);
+
+	for (unsigned int i = 0; i < c.all; i++)
+		if (all[i].state != DECAMP_GONE)
+			CHECK_INT(park(session, all[i].tid, TIMEOUT_MS), 0);
+	c = counts_of(session);
+	CHECK_INT(c.parked + c.gone, c.all);
+	if (ret_counts)
+		*ret_counts = c;
+	return session;
+}
+
+int threads_of(int session, struct decamp_thread *t)
 {
 	struct decamp_threads a = { .size = sizeof(a),
 				    .threads = (uintptr_t)t,
-				    .thread_size = sizeof(*t),
 				    .room = t ? THREADS_ROOM : 0 };
-	int r = result(ioctl(session, DECAMP_IOC_THREADS, &a));
 
-	if (r == 0 && ret_args)
-		*ret_args = a;
-	return r;
+	return result(ioctl(session, DECAMP_IOC_THREADS, &a));
 }
 
 struct decamp_thread thread_of(int session, pid_t tid)
 {
-	static struct decamp_thread all[THREADS_ROOM];
-	struct decamp_threads a;
+	struct counts c = counts_of(session);
 
-	CHECK_INT(threads_of(session, all, &a), 0);
-	for (uint32_t i = 0; i < a.total && i < THREADS_ROOM; i++)
+	for (unsigned int i = 0; i < c.all; i++)
 		if (all[i].tid == tid)
 			return all[i];
 	CHECK(false, "no thread %d", tid);
@@ -255,27 +285,20 @@ int park(int session, pid_t tid, uint32_t timeout_ms)
 	return result(ioctl(session, DECAMP_IOC_PARK, &a));
 }
 
-int renew(int session, uint32_t lease_ms)
+int xstate(int session, const struct decamp_thread *t, void *buffer, uint32_t room)
 {
-	struct decamp_renew a = { .size = sizeof(a), .lease_ms = lease_ms };
+	struct decamp_xstate a = { .size = sizeof(a),
+				   .buffer = (uintptr_t)buffer,
+				   .switches = t->switches,
+				   .tid = t->tid,
+				   .room = room };
 
-	return result(ioctl(session, DECAMP_IOC_RENEW, &a));
+	return result(ioctl(session, DECAMP_IOC_XSTATE, &a));
 }
 
-int xstate(int session, pid_t tid, void *buffer, uint32_t room, uint32_t *ret_bytes)
+int uffd_of(pid_t pid, int dev, uint32_t mode)
 {
-	struct decamp_xstate a = {
-		.size = sizeof(a), .tid = tid, .bytes = room, .buffer = (uintptr_t)buffer
-	};
-	int r = result(ioctl(session, DECAMP_IOC_XSTATE, &a));
-
-	*ret_bytes = a.bytes;
-	return r;
-}
-
-int uffd_of(pid_t pid, int dev, uint32_t flags)
-{
-	struct decamp_uffd a = { .size = sizeof(a), .flags = flags, .pid = pid, .device = dev };
+	struct decamp_uffd a = { .size = sizeof(a), .pid = pid, .device = dev, .mode = mode };
 
 	return result(ioctl(device(), DECAMP_IOC_UFFD, &a));
 }

@@ -42,11 +42,13 @@ static pid_t ready_victim(void (*fn)(void *arg))
 static void case_spinning(void)
 {
 	pid_t pid = ready_victim(spin_8);
-	struct decamp_counts c;
+	struct counts c;
 	int session;
 
 	check_moves();
-	session = freeze_all(pid, 0, &c);
+	session = freeze(pid);
+	CHECK(session >= 0, "%s", strerror(-session));
+	c = counts_of(session); /* at once: the call has waited for all */
 	CHECK_INT(c.parked, 8);
 	CHECK_INT(c.quiesced, 1);
 	check_still();
@@ -58,15 +60,15 @@ static void case_spinning(void)
 static void case_asleep(void)
 {
 	pid_t pid = ready_victim(sleep_8);
-	struct decamp_counts c;
+	struct counts c;
 
 	sleep_ms(50); /* all in their calls */
-	close(freeze_all(pid, 0, &c));
+	close(freeze_all(pid, &c));
 	CHECK_INT(c.quiesced, 9);
-	close(freeze_all(pid, DECAMP_FREEZE_PLAIN, &c));
+	close(freeze_parked(pid, &c));
 	CHECK_INT(c.parked, 9);
-	CHECK_INT(counted(), 0);       /* read(2) of a pipe is restarted */
-	AWAIT(version_pending() == 0); /* a plain freeze has fetched them all */
+	CHECK_INT(counted(), 0); /* read(2) of a pipe is restarted */
+	AWAIT(callbacks() == 0); /* who was parked has none */
 	victim_end(pid);
 }
 
@@ -77,8 +79,7 @@ static void case_killed(void)
 
 	for (size_t i = 0; i < 4; i++) {
 		pid_t pid = ready_victim(i < 2 ? spin_8 : sleep_8);
-		struct decamp_threads a;
-		int session = freeze_all(pid, 0, NULL), status;
+		int session = freeze_all(pid, NULL), status;
 		uint64_t from = now_ns();
 
 		CHECK_INT(kill(pid, signals[i % 2]), 0);
@@ -86,8 +87,7 @@ static void case_killed(void)
 		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == signals[i % 2]);
 		case_note("ended %llu us after the signal",
 			  (unsigned long long)(now_ns() - from) / 1000);
-		CHECK_INT(threads_of(session, NULL, &a), 0);
-		CHECK_INT(a.counts.gone, 9);
+		CHECK_INT(counts_of(session).gone, 9);
 		close(session);
 		atomic_store(&shared->flags[0], 0);
 	}
@@ -95,7 +95,7 @@ static void case_killed(void)
 
 static void agent(void *pid)
 {
-	int session = freeze(*(pid_t *)pid, 0, NULL);
+	int session = freeze(*(pid_t *)pid);
 
 	atomic_store(&shared->flags[1], session >= 0 ? 1 : -1);
 }
@@ -112,27 +112,24 @@ static void case_agent_dies(void)
 	victim_end(pid);
 }
 
-/* Five renewals last longer than a lease does. An emulated machine may stand still for a second. */
+/* An emulated machine may stand still for a second. */
 static void case_lease(void)
 {
-	enum { LEASE = 4000, PAUSE = 1000 };
+	enum { LEASE = 4000 };
 	pid_t pid = ready_victim(spin_8);
 	struct decamp_freeze a = { .timeout_ms = TIMEOUT_MS, .lease_ms = LEASE };
-	int session = freeze_with(&a, &pid, 1);
-	struct decamp_threads args;
+	int session = freeze_with(&a, pid);
 
 	CHECK(session >= 0);
-	for (int i = 0; i < 5; i++) {
-		sleep_ms(PAUSE);
-		CHECK_INT(renew(session, LEASE), 0);
-	}
 	check_still();
 	sleep_ms(LEASE + 300);
 	check_moves();
-	CHECK_INT(renew(session, LEASE), -EOWNERDEAD);
-	CHECK_INT(threads_of(session, NULL, &args), -EOWNERDEAD);
-	/* Nobody needs to close the old one first. */
-	close(freeze_all(pid, 0, NULL));
+	CHECK_INT(threads_of(session, NULL), -EOWNERDEAD);
+	CHECK_INT(park(session, pid, 10), -EOWNERDEAD);
+	CHECK_INT(freeze(pid), -EBUSY); /* until it is closed */
+	close(session);
+	session = freeze_all(pid, NULL);
+	check_still();
 	close(session);
 	check_moves();
 	victim_end(pid);
@@ -141,20 +138,18 @@ static void case_lease(void)
 static void case_stopped(void)
 {
 	pid_t pid = ready_victim(spin_8);
-	struct decamp_threads a;
-	struct decamp_counts c;
+	struct counts c;
 	int session, status;
 
 	kill(pid, SIGSTOP);
 	CHECK_INT(waitpid(pid, &status, WUNTRACED), pid);
 	check_still();
-	session = freeze_all(pid, 0, &c);
+	session = freeze_all(pid, &c);
 	CHECK_INT(c.quiesced, 9);
 	kill(pid, SIGCONT);
 	sleep_ms(50);
 	check_still();
-	CHECK_INT(threads_of(session, NULL, &a), 0);
-	CHECK_INT(a.counts.parked, 9);
+	CHECK_INT(counts_of(session).parked, 9);
 	close(session);
 	check_moves();
 	victim_end(pid);
@@ -163,11 +158,11 @@ static void case_stopped(void)
 static void case_traced(void)
 {
 	pid_t pid = ready_victim(spin_8);
-	struct decamp_counts c;
+	struct counts c;
 	int session, status;
 
 	CHECK_INT(ptrace(PTRACE_SEIZE, pid, 0, 0), 0);
-	session = freeze_all(pid, DECAMP_FREEZE_PLAIN, &c); /* runs, and has a tracer */
+	session = freeze_parked(pid, &c); /* runs, and has a tracer */
 	CHECK_INT(c.parked, 9);
 	CHECK_INT(ptrace(PTRACE_INTERRUPT, pid, 0, 0), 0);
 	sleep_ms(30);
@@ -175,7 +170,7 @@ static void case_traced(void)
 	close(session);
 	CHECK_INT(waitpid(pid, &status, 0), pid);
 	CHECK(WIFSTOPPED(status));
-	session = freeze_all(pid, 0, &c); /* in a stop of its tracer's */
+	session = freeze_all(pid, &c); /* in a stop of its tracer's */
 	CHECK_INT(c.quiesced, 1);
 	check_still();
 	CHECK_INT(ptrace(PTRACE_DETACH, pid, 0, 0), 0);
@@ -202,11 +197,11 @@ static void vforks(void *flags)
 static void case_vfork(void)
 {
 	pid_t pid = victim(vforks, NULL);
-	struct decamp_counts c;
+	struct counts c;
 	int session;
 
 	AWAIT(state_in_proc(pid) == 'D');
-	session = freeze_all(pid, 0, &c);
+	session = freeze_all(pid, &c);
 	CHECK(c.quiesced, "%u parked", c.parked); /* the child may not be asleep yet */
 	CHECK_INT(c.quiesced + c.parked, 2);
 	kill(pid, SIGKILL); /* dies in spite of the child */
@@ -219,12 +214,14 @@ static void case_blocked(void)
 {
 	pid_t pid = victim(vforks, (void *)CLONE_PARENT);
 	struct decamp_freeze a = { .timeout_ms = 100, .lease_ms = LEASE_MS };
+	uint64_t from;
 	int session;
 
 	AWAIT(state_in_proc(pid) == 'D');
-	session = freeze_with(&a, &pid, 1);
-	CHECK(session >= 0);
-	CHECK_INT(a.counts.blocked, 1);
+	from = now_ns();
+	session = freeze_with(&a, pid);
+	CHECK(session >= 0 && now_ns() - from >= a.timeout_ms * 1000000ULL);
+	CHECK_INT(counts_of(session).blocked, 1);
 	CHECK_INT(thread_of(session, pid).state, DECAMP_BLOCKED);
 	close(session);
 	victim_end(pid);
@@ -240,11 +237,11 @@ static void leaderless(void *unused)
 static void case_zombie_leader(void)
 {
 	pid_t pid = victim(leaderless, NULL);
-	struct decamp_counts c;
+	struct counts c;
 	int session;
 
 	AWAIT(state_in_proc(pid) == 'Z');
-	session = freeze_all(pid, 0, &c);
+	session = freeze_all(pid, &c);
 	CHECK_INT(c.parked, 2);
 	CHECK_INT(c.gone, 1);
 	check_still();
@@ -253,8 +250,11 @@ static void case_zombie_leader(void)
 	victim_end(pid);
 }
 
-/* A read of an empty pipe that must not be tried by the caller: a kernel thread of ours waits. */
-static void uring_worker(void *unused)
+/*
+ * A read of an empty pipe, which a kernel thread of ours waits for if it must not be tried by the caller
+ * (IOSQE_ASYNC).
+ */
+static void uring_reader(void *flags)
 {
 	struct io_uring_params p = { 0 };
 	int ring = (int)syscall(SYS_io_uring_setup, 4, &p), fd[2];
@@ -262,14 +262,13 @@ static void uring_worker(void *unused)
 	static char byte;
 	uint32_t *sq;
 
-	(void)unused;
 	if (ring < 0 || pipe(fd) < 0)
 		_exit(SKIP_CODE);
 	sq = mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
 	sqe = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
 	memset(sqe, 0, sizeof(*sqe));
 	sqe->opcode = IORING_OP_READ;
-	sqe->flags = IOSQE_ASYNC;
+	sqe->flags = (uint8_t)(uintptr_t)flags;
 	sqe->fd = fd[0];
 	sqe->addr = (uintptr_t)&byte;
 	sqe->len = 1;
@@ -286,10 +285,9 @@ static void uring_worker(void *unused)
 			     -1);
 }
 
-static void case_io_uring(void)
+static pid_t waits_in_uring(uintptr_t flags)
 {
-	pid_t pid = victim(uring_worker, NULL);
-	struct decamp_counts c;
+	pid_t pid = victim(uring_reader, (void *)flags);
 	int status;
 
 	for (int ms = 0; !atomic_load(&shared->flags[0]); ms++) {
@@ -299,15 +297,27 @@ static void case_io_uring(void)
 		sleep_ms(1);
 	}
 	AWAIT(state_in_proc(pid) == 'S');
-	for (int i = 0; i < 5; i++) {
-		int session = freeze_all(pid, 0, &c);
+	return pid;
+}
 
-		CHECK_INT(c.workers, 1);
-		CHECK_INT(c.parked + c.quiesced, 1);
+static void case_io_uring(void)
+{
+	pid_t pid = waits_in_uring(0);
+	struct counts c;
+
+	for (int i = 0; i < 5; i++) {
+		int session = freeze_all(pid, &c);
+
+		CHECK_INT(c.all, 1);
+		CHECK_INT(park(session, pid, TIMEOUT_MS), 0);
 		close(session);
 		sleep_ms(5);
 	}
 	CHECK_INT(atomic_load(&shared->flags[1]), 0); /* io_uring_enter(2) has not returned */
+	victim_end(pid);
+	atomic_store(&shared->flags[0], 0);
+	pid = waits_in_uring(IOSQE_ASYNC);
+	CHECK_INT(freeze(pid), -EOPNOTSUPP);
 	victim_end(pid);
 }
 
@@ -364,7 +374,7 @@ static void case_faulting(void)
 		AWAIT(atomic_load(&shared->flags[2]));
 		tid = atomic_load(&shared->flags[2]);
 		AWAIT(state_in_proc(tid) == 'S');
-		session = freeze_all(pid, 0, NULL);
+		session = freeze_all(pid, NULL);
 		CHECK_INT(thread_of(session, tid).state, DECAMP_QUIESCED);
 		atomic_store(&shared->flags[3], 1);
 		sleep_ms(30);
@@ -398,19 +408,19 @@ static void case_cgroup(void)
 	CHECK(mkdir(GROUP, 0755) == 0 || errno == EEXIST);
 	snprintf(text, sizeof(text), "%d", pid);
 	put(GROUP "/cgroup.procs", text);
-	session = freeze_all(pid, 0, NULL);
+	session = freeze_all(pid, NULL);
 	put(GROUP "/cgroup.freeze", "1");
 	check_still();
 	close(session);
 	sleep_ms(30);
 	check_still();
-	session = freeze_all(pid, 0, NULL);
+	session = freeze_all(pid, NULL);
 	put(GROUP "/cgroup.freeze", "0");
 	sleep_ms(30);
 	check_still();
 	close(session);
 	check_moves();
-	session = freeze_all(pid, 0, NULL);
+	session = freeze_all(pid, NULL);
 	put(GROUP "/cgroup.freeze", "1");
 	victim_end(pid); /* held twice, and dies at once */
 	close(session);
@@ -419,16 +429,16 @@ static void case_cgroup(void)
 
 const struct kmod_case stop_cases[] = {
 	{ "threads that compute park", case_spinning },
-	{ "threads asleep are left asleep, or woken by a plain freeze", case_asleep },
+	{ "threads asleep are left asleep, or parked", case_asleep },
 	{ "killed while frozen", case_killed },
 	{ "the agent is killed", case_agent_dies },
-	{ "the lease, renewed and over", case_lease },
+	{ "the lease is over", case_lease },
 	{ "stopped by a signal, continued while frozen", case_stopped },
 	{ "traced, running and in a stop", case_traced },
 	{ "parent in vfork(2)", case_vfork },
 	{ "waits where nobody knows for how long: counts", case_blocked },
 	{ "main thread has ended", case_zombie_leader },
-	{ "io_uring: worker and waiter", case_io_uring },
+	{ "io_uring: waiter parked, worker refused", case_io_uring },
 	{ "page faults that userfaultfd holds", case_faulting },
 	{ "the cgroup freezer beside us", case_cgroup },
 	{ 0 },

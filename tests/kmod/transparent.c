@@ -132,7 +132,7 @@ static size_t count_wrong(void)
 }
 
 /* Frozen for 20 ms, five times. Gentle: the times of all timed calls are as if nothing had been. */
-static size_t disturb(uint32_t flags)
+static size_t disturb(bool parked)
 {
 	pid_t stem, witness = victim(watch_lateness, NULL);
 	uint64_t from;
@@ -144,7 +144,7 @@ static size_t disturb(uint32_t flags)
 	for (size_t i = 0; i < blocking_count; i++)
 		AWAIT(slots[i].pid && (state_in_proc(slots[i].pid) == 'S' || slots[i].done));
 	for (int i = 0; i < ROUNDS; i++) {
-		int session = freeze_all(stem, flags, NULL);
+		int session = parked ? freeze_parked(stem, NULL) : freeze_all(stem, NULL);
 
 		sleep_ms(20);
 		close(session);
@@ -152,7 +152,7 @@ static size_t disturb(uint32_t flags)
 	}
 	early = count_early(from);
 	case_note("%zu of %zu disturbed", early, blocking_count);
-	if (!early && !flags) {
+	if (!early && !parked) {
 		for (size_t i = 0; i < blocking_count; i++)
 			if (blocking_calls[i].release)
 				blocking_calls[i].release(&slots[i]);
@@ -167,13 +167,13 @@ static size_t disturb(uint32_t flags)
 
 static void case_gentle(void)
 {
-	CHECK_INT(disturb(0), 0);
+	CHECK_INT(disturb(false), 0);
 }
 
-/* That the test finds something: a plain freeze does disturb. */
-static void case_plain(void)
+/* That the test finds something: to take all out of their calls does disturb. */
+static void case_parked(void)
 {
-	CHECK(disturb(DECAMP_FREEZE_PLAIN) > 0);
+	CHECK(disturb(true) > 0);
 }
 
 /* Falls asleep and wakes up all the time: most freezes hit it on the way into or out of its call. */
@@ -207,7 +207,7 @@ static void case_short(void)
 
 	check_moves();
 	for (int i = 0; i < SHORT_FREEZES; i++) {
-		close(freeze_all(pid, 0, NULL));
+		close(freeze_all(pid, NULL));
 		sleep_ms((unsigned int)i % 3);
 	}
 	check_moves();
@@ -217,7 +217,7 @@ static void case_short(void)
 
 const struct kmod_case transparent_cases[] = {
 	{ "blocking calls, gentle: none is disturbed", case_gentle },
-	{ "blocking calls, plain: some are", case_plain },
+	{ "blocking calls, all parked: some are", case_parked },
 	{ "threads that fall asleep all the time", case_short },
 	{ 0 },
 };
