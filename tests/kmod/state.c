@@ -362,6 +362,49 @@ static void case_uffd(void)
 	victim_end(pid);
 }
 
+static void cloner(void *unused)
+{
+	void *args = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	(void)unused;
+	shared->pointers[0] = args;
+	atomic_store(&shared->flags[0], 1);
+	while (!atomic_load(&shared->flags[1]))
+		sleep_ms(1);
+	if (syscall(SYS_clone3, args, 64) == 0) /* all zero: as fork(2) */
+		for (;;)
+			atomic_fetch_add(&shared->counters[0], 1);
+}
+
+/* The arguments of clone3(2) come when all stand: the child is in the session, and does not run. */
+static void case_born(void)
+{
+	pid_t pid = victim(cloner, NULL);
+	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd, session;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zero = { 0 };
+	struct uffd_msg msg;
+
+	AWAIT(atomic_load(&shared->flags[0]));
+	fd = uffd_of(pid, dev, 0);
+	CHECK_INT(ioctl(fd, UFFDIO_API, &api), 0);
+	reg.range.start = zero.range.start = (uintptr_t)shared->pointers[0];
+	reg.range.len = zero.range.len = 4096;
+	CHECK_INT(ioctl(fd, UFFDIO_REGISTER, &reg), 0);
+	atomic_store(&shared->flags[1], 1);
+	CHECK_INT(read(fd, &msg, sizeof(msg)), sizeof(msg));
+	session = freeze_all(pid, NULL);
+	CHECK_INT(thread_of(session, pid).state, DECAMP_QUIESCED);
+	CHECK_INT(ioctl(fd, UFFDIO_ZEROPAGE, &zero), 0);
+	AWAIT(counts_of(session).parked == 2);
+	sleep_ms(30);
+	CHECK_INT(counted(), 0);
+	close(session);
+	check_moves();
+	victim_end(pid);
+}
+
 const struct kmod_case state_cases[] = {
 	{ "registers", case_registers },
 	{ "32-bit code and calls", case_32bit },
@@ -370,5 +413,6 @@ const struct kmod_case state_cases[] = {
 	{ "callbacks of sleepers are taken over", case_adoption },
 	{ "trees, two sessions, who may not be frozen", case_tree },
 	{ "userfaultfd of another process", case_uffd },
+	{ "born while frozen", case_born },
 	{ 0 },
 };
