@@ -39,6 +39,19 @@ static pid_t ready_victim(void (*fn)(void *arg))
 	return pid;
 }
 
+/* Of all threads. */
+static uint64_t switches_of(int session)
+{
+	static struct decamp_thread t[THREADS_ROOM];
+	int count = threads_of(session, t);
+	uint64_t sum = 0;
+
+	CHECK(count >= 0 && count <= THREADS_ROOM, "%d", count);
+	for (int i = 0; i < count; i++)
+		sum += t[i].switches;
+	return sum;
+}
+
 static void case_spinning(void)
 {
 	pid_t pid = ready_victim(spin_8);
@@ -52,6 +65,17 @@ static void case_spinning(void)
 	CHECK_INT(c.parked, 8);
 	CHECK_INT(c.quiesced, 1);
 	check_still();
+	/* Frozen again while they are waking up: they count as parked when they have seen it. */
+	for (int i = 0; i < 50; i++) {
+		uint64_t switches;
+
+		close(session);
+		session = freeze(pid);
+		CHECK(session >= 0, "%s", strerror(-session));
+		switches = switches_of(session);
+		sleep_ms(2);
+		CHECK_INT(switches_of(session), switches);
+	}
 	close(session);
 	check_moves();
 	victim_end(pid);
