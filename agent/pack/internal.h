@@ -235,6 +235,7 @@ struct frame_job {
 	uint8_t refs[PACK_FRAME_BLOCKS * MIXED_REF];
 	uint8_t maps[PACK_FRAME_BLOCKS * PACK_BLOCK_MAP];
 	uint8_t *delta_words;
+	size_t raw_used, words_used; /* bytes of raw and delta_words, at most, before this frame */
 	/* sealed */
 	struct pack_frame frame; /* without its offset */
 	uint8_t *out;
@@ -246,6 +247,7 @@ struct frame_scratch {
 	void *zstd; /* ZSTD_CCtx */
 	int level;  /* that it is set to; 0: none yet */
 	uint8_t *body, *packed;
+	size_t used; /* bytes of those, at most */
 };
 
 int frame_job_init(struct frame_job *f) _must_check_;

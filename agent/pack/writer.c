@@ -34,17 +34,32 @@ int frame_job_init(struct frame_job *f)
 	return -ENOMEM;
 }
 
-static void wipe_free(void *bytes, size_t size)
+/* No more than was used: what was never touched would become memory by being wiped. */
+static void wipe_free(void *bytes, size_t used)
 {
 	if (bytes)
-		key_wipe(bytes, size);
+		key_wipe(bytes, used);
 	free(bytes);
+}
+
+static void note_used(size_t *used, size_t size)
+{
+	*used = *used > size ? *used : size;
+}
+
+static void frame_empty(struct frame_job *f)
+{
+	note_used(&f->raw_used, (size_t)f->full * PACK_BLOCK);
+	note_used(&f->words_used, (size_t)f->words * 8);
+	f->blocks = f->full = f->deltas = f->words = 0;
+	f->which = 0;
 }
 
 void frame_job_deinit(struct frame_job *f)
 {
-	wipe_free(f->raw, PACK_FRAME_RAW);
-	wipe_free(f->delta_words, DELTA_WORDS_BYTES);
+	frame_empty(f);
+	wipe_free(f->raw, f->raw_used);
+	wipe_free(f->delta_words, f->words_used);
 	free(f->out);
 	key_wipe(f, sizeof(*f));
 }
@@ -63,8 +78,8 @@ int frame_scratch_init(struct frame_scratch *s)
 void frame_scratch_deinit(struct frame_scratch *s)
 {
 	ZSTD_freeCCtx(s->zstd);
-	wipe_free(s->body, PACK_BODY_MAX);
-	wipe_free(s->packed, PACK_BODY_MAX);
+	wipe_free(s->body, s->used);
+	wipe_free(s->packed, s->used);
 	memset(s, 0, sizeof(*s));
 }
 
@@ -100,6 +115,7 @@ size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, s
 {
 	size_t n;
 
+	note_used(&s->used, size);
 	if (level == 0)
 		return 0;
 	if (level != s->level) {
@@ -159,9 +175,7 @@ int pack_writer_init(struct pack_writer *w, struct level_control *levels, struct
 	}
 	if (!w->frames)
 		r = -ENOMEM;
-	for (uint32_t i = 0; r == 0 && i < w->ring; i++)
-		r = frame_job_init(&w->frames[i]);
-	if (r == 0)
+	if (r == 0 && !sealers)
 		r = frame_scratch_init(&w->scratch);
 	if (r < 0)
 		pack_writer_deinit(w);
@@ -180,10 +194,17 @@ void pack_writer_deinit(struct pack_writer *w)
 	memset(w, 0, sizeof(*w));
 }
 
-/* The next frame of the ring, which has landed. */
-static void frame_begin(struct pack_writer *w)
+/* The next frame of the ring, which has landed. Small checkpoints need few of them. */
+static int frame_begin(struct pack_writer *w)
 {
 	struct frame_job *f = w->frame = &w->frames[w->frame_number % w->ring];
+
+	if (!f->raw) {
+		int r = frame_job_init(f);
+
+		if (r < 0)
+			return r;
+	}
 
 	f->header = w->header;
 	f->job = w->job;
@@ -191,8 +212,8 @@ static void frame_begin(struct pack_writer *w)
 	f->key = w->key;
 	f->number = w->frame_number;
 	f->level = level_now(w->levels);
-	f->blocks = f->full = f->deltas = f->words = 0;
-	f->which = 0;
+	frame_empty(f);
+	return 0;
 }
 
 int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
@@ -215,8 +236,7 @@ int pack_writer_begin(struct pack_writer *w, const struct job_id *job,
 	w->out_size = sizeof(struct pack_header);
 	w->table.base_count = 0;
 	w->frame_number = w->frames_landed = 0;
-	frame_begin(w);
-	return 0;
+	return frame_begin(w);
 }
 
 /* The oldest frame that is on its way -> out. */
@@ -250,9 +270,7 @@ static int frame_end(struct pack_writer *w)
 	/* The ring's next frame is the oldest one. */
 	if (w->frame_number - w->frames_landed == w->ring)
 		r = land(w);
-	if (r == 0)
-		frame_begin(w);
-	return r;
+	return r < 0 ? r : frame_begin(w);
 }
 
 static int land_all(struct pack_writer *w)
