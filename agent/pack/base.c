@@ -164,7 +164,7 @@ static void try_base(struct packer *p, const uint8_t *block, uint32_t pack, uint
 	if (depth > max || p->packs[pack].seq >= p->seq || p->packs[pack].state != PACK_KNOWN ||
 	    !packer_slot_usable(p, pack, slot))
 		return;
-	content = block_cache_get(&p->cache, pack_cache_key(p, pack, slot));
+	content = block_cache_get_like(&p->cache, pack_cache_key(p, pack, slot), block);
 	if (!content)
 		return;
 	block_delta(block, content, room);

@@ -31,8 +31,37 @@ struct cache_place {
 /* How the content of a place in the file was sealed; the number never comes again. */
 struct cache_seal {
 	uint64_t number;
+	uint64_t sketch;
 	uint8_t tag[AEAD_TAG];
 };
+
+/* ---- likeness ---- */
+
+enum { SKETCH_WORDS = 8, SKETCH_ALIKE = 2 };
+
+/* A byte of the hash of each of some words, no two of which lie at the same offset of 512 bytes. */
+static uint64_t sketch_of(const uint8_t *block)
+{
+	uint64_t sketch = 0;
+
+	for (size_t i = 0; i < SKETCH_WORDS; i++) {
+		uint64_t word;
+
+		memcpy(&word, block + (i * PACK_BLOCK_WORDS / SKETCH_WORDS + 11 + i * 5) * 8, 8);
+		sketch = sketch << 8 | word * 0x9e3779b97f4a7c15u >> 56;
+	}
+	return sketch;
+}
+
+/* A delta pays where less than 60 % of the words differ: then hardly ever all but one of these. */
+static bool sketches_alike(uint64_t a, uint64_t b)
+{
+	uint32_t equal = 0;
+
+	for (uint64_t x = a ^ b, i = 0; i < SKETCH_WORDS; i++, x >>= 8)
+		equal += (x & 0xff) == 0;
+	return equal >= SKETCH_ALIKE;
+}
 
 /* ---- one tier: which key is in which place ---- */
 
@@ -208,6 +237,7 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 		place = tier_add(&c->disk, key, &victim);
 	seal = &c->seals[place - 1];
 	seal->number = ++c->number;
+	seal->sketch = sketch_of(block);
 	if (pending_slot(c, place - 1, &sealed) < 0 ||
 	    aead_seal_next(c->aead, seal->number, &key, sizeof(key), block, PACK_BLOCK, sealed) <
 		    0) {
@@ -244,13 +274,13 @@ static const uint8_t *file_read(struct block_cache *c, uint64_t place)
 	return c->ahead;
 }
 
-static const uint8_t *file_get(struct block_cache *c, uint64_t key)
+static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_t *like)
 {
 	uint32_t place = tier_find(&c->disk, key);
 	uint8_t sealed[PACK_BLOCK + AEAD_TAG];
 	const uint8_t *from;
 
-	if (place == 0)
+	if (place == 0 || (like && !sketches_alike(sketch_of(like), c->seals[place - 1].sketch)))
 		return NULL;
 	from = file_read(c, place - 1);
 	if (!from)
@@ -315,14 +345,28 @@ static int allocate(struct block_cache *c)
 	return 0;
 }
 
-const uint8_t *block_cache_get(struct block_cache *c, uint64_t key)
+static const uint8_t *get(struct block_cache *c, uint64_t key, const uint8_t *like)
 {
 	uint32_t place = tier_find(&c->memory, key);
+	const uint8_t *content;
 
 	if (place == 0)
-		return c->disk.places ? file_get(c, key) : NULL;
+		return file_get(c, key, like);
+	content = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
+	if (like && !sketches_alike(sketch_of(like), sketch_of(content)))
+		return NULL;
 	c->memory.places[place - 1].used = true;
-	return c->bytes + (size_t)(place - 1) * PACK_BLOCK;
+	return content;
+}
+
+const uint8_t *block_cache_get(struct block_cache *c, uint64_t key)
+{
+	return get(c, key, NULL);
+}
+
+const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block)
+{
+	return get(c, key, block);
 }
 
 void block_cache_drop(struct block_cache *c, uint64_t key)

@@ -390,7 +390,7 @@ enum {
 /* ---- cache.c ---- */
 
 enum {
-	CACHE_OVERHEAD = 48,
+	CACHE_OVERHEAD = 56,
 	CACHE_PLACES_MAX = 1 << 26,
 	CACHE_PENDING_MAX = 32, /* places that are written to the file at once */
 	CACHE_AHEAD_MAX = 8,	/* that are read from it at once */
@@ -428,6 +428,8 @@ void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t dis
 void block_cache_deinit(struct block_cache *c);
 /* NULL or the content, valid until the next call. */
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
+/* NULL as well, and without reading it, if it has next to nothing in common with that block. */
+const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block);
 /* again: it has changed before, and stays in memory; what has not goes to the file if that is full. */
 void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool again);
 void block_cache_drop(struct block_cache *c, uint64_t key);

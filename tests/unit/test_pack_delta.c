@@ -363,6 +363,47 @@ static void test_cache_is_bounded(void **state)
 	block_cache_deinit(&c);
 }
 
+static void fill_words(uint8_t block[PACK_BLOCK], uint64_t seed, size_t first, size_t count)
+{
+	for (size_t i = first; i < first + count; i++) {
+		uint64_t word = (seed * 4096 + i + 1) * 0x9e3779b97f4a7c15u;
+
+		memcpy(block + i * 8, &word, sizeof(word));
+	}
+}
+
+/* In memory and in the file: what has nothing in common with a block is not given for it. */
+static void test_cache_gives_what_is_alike(void **state)
+{
+	enum { PLACES = 300, KEYS = 400 };
+	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
+	struct block_cache c;
+	uint8_t block[PACK_BLOCK];
+
+	(void)state;
+	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
+	for (uint64_t key = 1; key <= KEYS; key++) {
+		fill_words(block, key, 0, PACK_BLOCK_WORDS);
+		block_cache_put(&c, key, block, false);
+	}
+	for (uint64_t key = 1; key <= KEYS; key++) {
+		const uint8_t *there;
+
+		fill_words(block, key, 0, PACK_BLOCK_WORDS);
+		there = block_cache_get_like(&c, key, block);
+		assert_non_null(there);
+		assert_memory_equal(there, block, sizeof(block));
+		/* Half of it differs. */
+		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS / 2);
+		assert_non_null(block_cache_get_like(&c, key, block));
+		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS);
+		assert_null(block_cache_get_like(&c, key, block));
+		assert_non_null(block_cache_get(&c, key));
+	}
+	assert_null(block_cache_get_like(&c, KEYS + 1, block));
+	block_cache_deinit(&c);
+}
+
 /* What memory has no room for is in a file; what happens to that file costs hits only. */
 static void test_cache_has_a_file(void **state)
 {
@@ -625,6 +666,7 @@ int main(void)
 		TEST(test_restored_job_goes_on),
 		TEST(test_without_cache_there_are_no_deltas),
 		TEST(test_cache_is_bounded),
+		TEST(test_cache_gives_what_is_alike),
 		TEST(test_cache_has_a_file),
 		TEST(test_once_goes_to_the_file),
 		TEST(test_read_ahead_is_never_old),
