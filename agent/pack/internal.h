@@ -271,7 +271,9 @@ struct sealers;
 int sealers_create(unsigned int threads, struct sealers **ret_sealers) _must_check_;
 /* All frames have come back. NULL is accepted. */
 void sealers_destroy(struct sealers *s);
-/* The frame is the sealers' until sealers_wait() for it; at most PIPELINE_FRAMES are theirs. */
+/* So many frames keep them busy, at most PIPELINE_FRAMES: more would only be more memory. */
+uint32_t sealers_frames(const struct sealers *s);
+/* The frame is the sealers' until sealers_wait() for it; at most that many are theirs. */
 void sealers_submit(struct sealers *s, struct frame_job *f);
 void sealers_wait(struct sealers *s, struct frame_job *f);
 

@@ -6,7 +6,7 @@
  *
  *   packer_add: read, hash, compare -> frame -> [sealers] -> pack -> [storer: SHA-256, store()]
  *
- * Frames are taken back in order, PIPELINE_FRAMES behind, and so are packs, STORER_PACKS behind: what
+ * Frames are taken back in order, sealers_frames() behind, and so are packs, STORER_PACKS behind: what
  * is written, and which pack's error counts, does not depend on who was faster. Beside a pack that
  * fails the next one may have been stored; what was stored stays known.
  */
@@ -97,6 +97,13 @@ int sealers_create(unsigned int threads, struct sealers **ret_sealers)
 	}
 	*ret_sealers = s; /* fewer than asked for will do */
 	return 0;
+}
+
+uint32_t sealers_frames(const struct sealers *s)
+{
+	uint32_t frames = s->thread_count * 2 + 2;
+
+	return frames < PIPELINE_FRAMES ? frames : PIPELINE_FRAMES;
 }
 
 void sealers_submit(struct sealers *s, struct frame_job *f)

@@ -166,7 +166,7 @@ int pack_writer_init(struct pack_writer *w, struct level_control *levels, struct
 	memset(w, 0, sizeof(*w));
 	w->levels = levels;
 	w->sealers = sealers;
-	w->ring = sealers ? PIPELINE_FRAMES : 1;
+	w->ring = sealers ? sealers_frames(sealers) : 1;
 	w->frames = calloc(w->ring, sizeof(*w->frames));
 	for (size_t i = 0; i < (sealers ? ARRAY_SIZE(w->outs) : 1); i++) {
 		w->outs[i] = malloc(OUT_MAX);
