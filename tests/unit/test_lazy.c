@@ -9,10 +9,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "agent/host/probe.h"
 #include "agent/restore/lazy_map.h"
@@ -20,6 +23,7 @@
 #include "agent/util/io.h"
 #include "tests/unit/keeper_fixture.h"
 #include "tests/unit/place_lab.h"
+#include "tests/unit/slow.h"
 
 enum { JOB_MS = 240000, WHOLE_MS = 240000, MIB = 1 << 20 };
 
@@ -114,8 +118,9 @@ static void test_map_move(void **state)
 struct source {
 	struct capture_lab *lab;
 	atomic_int fetched;
-	int good;  /* so many come, then none until `mended` */
-	bool lies; /* instead of nothing, other bytes */
+	int good;    /* so many come, then none until `mended` */
+	bool lies;   /* instead of nothing, other bytes */
+	bool stalls; /* instead of an answer, none for ever */
 	atomic_bool mended;
 	int delay_ms;
 };
@@ -132,6 +137,7 @@ struct world {
 	int then; /* so many packs come after the job was made ready; 0: all */
 	bool direct;
 	int ready_count, ready_fetched;
+	int tell_fd; /* where a direct restore says that some memory is there; 0: nowhere */
 };
 
 static char criu[PATH_MAX];
@@ -243,8 +249,11 @@ static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
 
 	if (s->delay_ms)
 		sleep_ms(s->delay_ms);
-	if (atomic_fetch_add(&s->fetched, 1) >= s->good && !s->mended)
+	if (atomic_fetch_add(&s->fetched, 1) >= s->good && !s->mended) {
+		while (s->stalls)
+			pause();
 		return s->lies ? lie(hash, size, ret_memfd) : -EHOSTUNREACH;
+	}
 	return capture_lab_fetch(s->lab, hash, size, holders, holder_count, ret_memfd);
 }
 
@@ -274,14 +283,17 @@ static int on_ready(void *ctx)
 	return 0;
 }
 
-/* The processes are there, and nothing of what comes later is. */
+/* The processes are there, and little of what comes later is. */
 static void on_progress(void *ctx, const char *step, uint64_t done, uint64_t total)
 {
 	struct world *w = ctx;
 
-	(void)total;
-	if (w->then && w->direct && !strcmp(step, "memory") && done == 0)
+	if (!w->then || !w->direct || strcmp(step, "memory"))
+		return;
+	if (w->source.good == INT_MAX)
 		w->source.good = w->source.fetched + w->then;
+	if (w->tell_fd && done > 0 && done < total)
+		(void)!write(w->tell_fd, "", 1);
 }
 
 static struct packer_counts checkpoint(struct world *w, struct fixture *f)
@@ -337,7 +349,7 @@ static void capture_job(struct world *w)
 	w->c = NULL;
 }
 
-static int restore(struct world *w)
+static int restore_in(struct world *w)
 {
 	char reason[RESTORE_REASON_MAX] = "";
 	struct restore_request request = { .job_key = &w->lab.job_key,
@@ -356,7 +368,6 @@ static int restore(struct world *w)
 	uint64_t began = now_boot_ns();
 	int r;
 
-	fixture_init(&w->g);
 	w->m = capture_lab_manifest(&w->lab);
 	request.manifest = w->m;
 	request.state_dir = w->g.state_dir;
@@ -366,6 +377,12 @@ static int restore(struct world *w)
 		      (unsigned long long)((now_boot_ns() - began) / 1000000),
 		      (int)w->source.fetched);
 	return r;
+}
+
+static int restore(struct world *w)
+{
+	fixture_init(&w->g);
+	return restore_in(w);
 }
 
 /*
@@ -381,6 +398,18 @@ static void say_go(struct world *w)
 	assert_int_equal(keeper_status(w->g.k, &status), 0);
 	assert_true(status.main_pid > 0);
 	snprintf(path, sizeof(path), "/proc/%d/root%s/go", status.main_pid, w->p.base);
+	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	assert_true(fd >= 0);
+	close(fd);
+}
+
+/* Before the job is there, on the host: it goes on as soon as it runs. */
+static void write_go(const struct world *w)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/go", w->p.base);
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
 	assert_true(fd >= 0);
 	close(fd);
@@ -512,6 +541,98 @@ static void test_direct_holders_lie(void **state)
 	fail_direct(*state, true, -EBADMSG);
 }
 
+/* decampd restores, and is killed when some memory is there and the rest is not. */
+static void kill_restorer(struct world *w)
+{
+	struct pollfd pfd = { .events = POLLIN };
+	int ends[2];
+	pid_t pid;
+	char byte;
+
+	w->then = 2;
+	w->source.stalls = true;
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		w->tell_fd = ends[1];
+		_exit(restore_in(w) == 0);
+	}
+	assert_true(pid > 0);
+	close(ends[1]);
+	pfd.fd = ends[0];
+	assert_int_equal(poll(&pfd, 1, slow(WHOLE_MS)), 1);
+	assert_int_equal(read(ends[0], &byte, 1), 1);
+	close(ends[0]);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+static void assert_never_ran(struct world *w)
+{
+	char *text = place_output(&w->g, &w->p, "out");
+
+	assert_string_equal(text, "ready\n");
+	free(text);
+}
+
+/* What is half there was frozen by the keeper, which lost who brings its memory. It never runs. */
+static void assert_stays(struct world *w, bool thaw)
+{
+	struct keeper_status status = { 0 };
+
+	for (int i = 0; i < 100 && !status.frozen; i++) {
+		sleep_ms(20);
+		assert_int_equal(keeper_status(w->g.k, &status), 0);
+	}
+	assert_true(status.frozen);
+	assert_true(status.main_pid > 0);
+	sleep_ms(500);
+	assert_never_ran(w);
+	if (!thaw)
+		return;
+	/* CRIU goes on, too, finds that its master is gone, and ends what it has made. */
+	assert_int_equal(keeper_thaw(w->g.k), 0);
+	assert_true(fixture_wait_dead(status.main_pid, 10000));
+	assert_never_ran(w);
+}
+
+/* Whatever becomes of the half, the next decampd begins anew. */
+static void kill_direct(struct world *w, bool thaw)
+{
+	w->direct = true;
+	capture_job(w);
+	fixture_init(&w->g);
+	write_go(w);
+	kill_restorer(w);
+	assert_true(restore_is_partial(w->g.state_dir));
+	assert_int_equal(keeper_attach(w->g.run_dir, &w->g.k), 0);
+	assert_stays(w, thaw);
+	assert_int_equal(keeper_kill(w->g.k), 0);
+	assert_int_equal(keeper_quit(w->g.k), 0);
+	keeper_detach(take_ptr(w->g.k));
+	assert_never_ran(w);
+
+	w->then = 0;
+	assert_int_equal(mkdir_parents(w->g.cgroup_dir, 0755), 0);
+	assert_int_equal(remove_tree_at(AT_FDCWD, w->p.images), 0);
+	assert_int_equal(mkdir(w->p.images, 0700), 0);
+	assert_int_equal(restore_in(w), 0);
+	assert_int_equal(w->ready_count, 1);
+	end_job(w);
+}
+
+static void test_direct_killed(void **state)
+{
+	SKIP_IF_MISSING();
+	kill_direct(*state, false);
+}
+
+static void test_direct_killed_thawed(void **state)
+{
+	SKIP_IF_MISSING();
+	kill_direct(*state, true);
+}
+
 static void starve(struct world *w, bool lies)
 {
 	char *text;
@@ -604,6 +725,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_direct_seeds, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_direct_holders_away, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_direct_holders_lie, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_killed, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_killed_thawed, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_holders_away, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_holders_lie, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_left, setup, teardown),
