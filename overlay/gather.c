@@ -280,16 +280,15 @@ static void read_run(struct store_task *task)
 	struct gather *g = container_of(task, struct gather, task);
 
 	for (uint32_t i = 0; i < g->group.k + g->group.m; i++) {
-		_cleanup_close_ int fd = -1;
+		_cleanup_free_ uint8_t *bytes = NULL;
 		uint32_t size = 0;
 
 		if ((uint32_t)__builtin_popcount(g->have) >= g->group.k)
 			return;
-		if (store_get(g->overlay->store, &g->group.shards[i], &fd, &size) < 0 ||
-		    size != g->bytes || gather_room(g, i) < 0 ||
-		    pread_full(fd, g->shards[i], g->bytes, 0) < 0 ||
-		    !is_of_group(g, i, g->shards[i]))
+		if (store_read(g->overlay->store, &g->group.shards[i], &bytes, &size) < 0 ||
+		    size != g->bytes || !is_of_group(g, i, bytes))
 			continue;
+		g->shards[i] = take_ptr(bytes);
 		g->have |= 1u << i;
 	}
 }

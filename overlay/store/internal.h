@@ -120,11 +120,12 @@ static inline struct extent store_row_extent(const struct object_row *row)
 	return (struct extent){ .segment = row->segment, .size = row->size, .offset = row->offset };
 }
 /*
- * One reading of what the row names, into `out` of row->size bytes unless it is NULL. -ENOENT: it
- * had rotted and is gone now; -EAGAIN: by now the row names something else.
+ * One reading of what the row names, into `out` of row->size bytes unless it is NULL, and to the end
+ * of `file` unless that is -1: then only what is returned says whether it may be used. -ENOENT: it had
+ * rotted and is gone now; -EAGAIN: by now the row names something else.
  */
 int store_read_object(struct store *store, const struct object_hash *hash,
-		      const struct object_row *row, uint8_t *out);
+		      const struct object_row *row, uint8_t *out, int file);
 /* An object that was kept is not any more: its room is given back. */
 void store_release(struct store *store, const struct extent *extent);
 /*

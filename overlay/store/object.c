@@ -95,9 +95,12 @@ static int read_row(struct store *store, const struct object_hash *hash, struct 
 	return r;
 }
 
-/* Reads the extent, hashes it, and leaves it in `out` if that is given. -EBADMSG: it is not whole. */
+/*
+ * Reads the extent, hashes it, and leaves it in `out`, or in the file, if that is given. -EBADMSG: it
+ * is not whole.
+ */
 static int read_checked(struct store *store, const struct extent *extent, int in, uint8_t *out,
-			const struct object_hash *hash)
+			int file, const struct object_hash *hash)
 {
 	EVP_MD_CTX *digest = EVP_MD_CTX_new();
 	_cleanup_free_ uint8_t *room = out ? NULL : malloc(IO_BYTES);
@@ -114,7 +117,7 @@ static int read_checked(struct store *store, const struct extent *extent, int in
 		size_t left = extent->size - done, part = left < IO_BYTES ? left : IO_BYTES;
 		uint8_t *buf = out ? out + done : room;
 
-		/* Piece by piece: what was just read is hashed while the cache has it. */
+		/* Piece by piece: what was just read is hashed, and written, while the cache has it. */
 		r = store_io_read(store->io, in, buf, part, extent->offset + done);
 		/* A sector that cannot be read twice is rot, too; once may be the cable. */
 		if (r == -EIO)
@@ -123,6 +126,8 @@ static int read_checked(struct store *store, const struct extent *extent, int in
 			r = -EBADMSG;
 		if (r == 0 && EVP_DigestUpdate(digest, buf, part) != 1)
 			r = -ENOMEM;
+		if (r == 0 && file >= 0)
+			r = write_full(file, buf, part);
 		done += (uint32_t)part;
 	}
 	if (r == 0 && EVP_DigestFinal_ex(digest, found.b, &found_size) != 1)
@@ -157,7 +162,7 @@ static void note_checked(struct store *store, const struct object_hash *hash,
 }
 
 int store_read_object(struct store *store, const struct object_hash *hash,
-		      const struct object_row *row, uint8_t *out)
+		      const struct object_row *row, uint8_t *out, int file)
 {
 	const struct extent extent = store_row_extent(row);
 	_cleanup_close_ int in = -1;
@@ -165,7 +170,7 @@ int store_read_object(struct store *store, const struct object_hash *hash,
 
 	r = r == -ENOENT ? -EBADMSG : r;
 	if (r == 0)
-		r = read_checked(store, &extent, in, out, hash);
+		r = read_checked(store, &extent, in, out, file, hash);
 	if (r == -EBADMSG) {
 		r = drop_rotten(store, hash, row);
 		if (r == 0)
@@ -177,50 +182,57 @@ int store_read_object(struct store *store, const struct object_hash *hash,
 	return r;
 }
 
-int store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
-	       uint32_t *ret_size)
+/* Into memory, or into a file if ret_file is given. */
+static int read_out(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+		    int *ret_file, uint32_t *ret_size)
 {
 	for (int i = 0; i < TRIES; i++) {
 		_cleanup_free_ uint8_t *bytes = NULL;
+		_cleanup_close_ int file = -1;
 		struct object_row row;
 		int r = read_row(store, hash, &row);
 
 		if (r < 0)
 			return r;
-		bytes = malloc(row.size);
-		if (!bytes)
-			return -ENOMEM;
-		r = store_read_object(store, hash, &row, bytes);
+		if (ret_file)
+			file = memfd_new("object");
+		else
+			bytes = malloc(row.size);
+		if (!bytes && file < 0)
+			return ret_file ? file : -ENOMEM;
+		r = store_read_object(store, hash, &row, bytes, file);
 		if (r == -EAGAIN)
 			continue;
 		if (r < 0)
 			return r;
 		*ret_size = row.size;
-		*ret_bytes = take_ptr(bytes);
+		if (ret_file)
+			*ret_file = take_fd(file);
+		else
+			*ret_bytes = take_ptr(bytes);
 		return 0;
 	}
 	return -EAGAIN;
 }
 
+int store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
+	       uint32_t *ret_size)
+{
+	return read_out(store, hash, ret_bytes, NULL, ret_size);
+}
+
 int store_get(struct store *store, const struct object_hash *hash, int *ret_memfd,
 	      uint32_t *ret_size)
 {
-	_cleanup_free_ uint8_t *bytes = NULL;
-	_cleanup_close_ int out = -1;
+	_cleanup_close_ int file = -1;
 	uint32_t size;
-	int r = store_read(store, hash, &bytes, &size);
+	int r = read_out(store, hash, NULL, &file, &size);
 
-	if (r < 0)
-		return r;
-	out = memfd_new("object");
-	if (out < 0)
-		return out;
-	r = write_full(out, bytes, size);
 	if (r == 0)
-		r = memfd_seal(out);
+		r = memfd_seal(file);
 	if (r < 0)
 		return r;
 	*ret_size = size;
-	*ret_memfd = take_fd(out);
+	*ret_memfd = take_fd(file);
 	return 0;
 }

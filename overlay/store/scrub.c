@@ -57,7 +57,7 @@ int store_scrub(struct store *store, uint64_t age_ms, struct object_hash *at, ui
 
 	if (r < 0)
 		return r;
-	r = store_read_object(store, &found, &row, NULL);
+	r = store_read_object(store, &found, &row, NULL, -1);
 	/* -EAGAIN: it has gone, or come again and was read then. */
 	if (r < 0 && r != -ENOENT && r != -EAGAIN)
 		return r;
