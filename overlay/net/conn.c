@@ -14,7 +14,12 @@
 #include "agent/util/io.h"
 #include "overlay/net/internal.h"
 
-enum { BULK_STALL_MS = 5000 };
+enum {
+	BULK_STALL_MS = 5000,
+	CHUNK_BYTES = NET_CHUNK_MAX - NET_HEADER_SIZE - 8, /* of a stream in one frame */
+};
+
+_Static_assert(NET_CHUNK_MAX % SSL3_RT_MAX_PLAIN_LENGTH == 0, "frames fill their records");
 
 static int on_io(sd_event_source *source, int fd, uint32_t events, void *arg);
 
@@ -320,12 +325,15 @@ void conn_kick(struct conn *conn)
 		net_conn_closed(conn);
 }
 
-/* The next part of the first stream as a frame. */
+/*
+ * The next part of the first stream as a frame. It fills its TLS records: with a few bytes more each
+ * frame would end in a record, a write and a segment for those alone.
+ */
 static int next_chunk(struct conn *conn, struct out_frame **ret_frame)
 {
 	struct out_stream *stream = TAILQ_FIRST(&conn->streams);
 	uint32_t left = stream->size - stream->offset;
-	uint32_t part = left < NET_CHUNK_MAX ? left : NET_CHUNK_MAX;
+	uint32_t part = left < CHUNK_BYTES ? left : CHUNK_BYTES;
 	struct out_frame *frame = new_frame(8 + part, NET_DATA, 0);
 	uint8_t *to;
 	int r = 0;
@@ -377,11 +385,20 @@ static int tls_result(struct conn *conn, int n)
 	}
 }
 
+/* While a stream leaves: the kernel makes full segments of records, else each is one of its own. */
+static void set_cork(const struct conn *conn, bool corked)
+{
+	set_option(conn->fd, IPPROTO_TCP, TCP_CORK, corked);
+}
+
 static int write_frames(struct conn *conn)
 {
+	bool corked = !TAILQ_EMPTY(&conn->streams);
 	size_t budget = IO_BUDGET_BYTES;
 	int r = 0;
 
+	if (corked)
+		set_cork(conn, true);
 	while (budget > 0) {
 		size_t left, done = 0;
 		int n;
@@ -405,6 +422,8 @@ static int write_frames(struct conn *conn)
 			conn->out = NULL;
 		}
 	}
+	if (corked)
+		set_cork(conn, false);
 	if (r == 0 && conn->close_when_sent && !conn->out && STAILQ_EMPTY(&conn->frames))
 		return -ESHUTDOWN;
 	return r == -EAGAIN ? 0 : r;

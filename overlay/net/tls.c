@@ -148,6 +148,8 @@ static SSL_CTX *base_context(bool server)
 					  SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
 					  SSL_MODE_RELEASE_BUFFERS);
 	SSL_CTX_set_max_cert_list(context, 4096);
+	/* A record's head and body with one read, and a part of the next one's. */
+	SSL_CTX_set_read_ahead(context, 1);
 	/*
 	 * A server that verifies peers needs an id for any session, a PSK's too; a client must
 	 * have none, or its own PSK session does not match.
