@@ -223,6 +223,11 @@ def damage_store(host):
     return changed
 
 
+def frozen(host):
+    """By ground truth: some cgroup of a job on this host is frozen."""
+    return any("frozen 1" in text for text in traces.texts_of(host.cgroup, "cgroup.events"))
+
+
 def home_of(user):
     return "/root" if user == "root" else f"/home/{user}"
 

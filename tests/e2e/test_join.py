@@ -4,20 +4,24 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from common import check, check_counter, counter_argv, main, note, submit
+from common import check, check_counter, counter_argv, main, note, submit, traces
 
 HOSTS = 20
 STEPS = 120
 
 
 def memory_mib(host):
-    """Resident, of all processes of a host."""
+    """Resident, of all processes of a host that are not just ending."""
     total = 0
-    for procs in host.cgroup.glob("**/cgroup.procs"):
-        for pid in procs.read_text().split():
-            with open(f"/proc/{pid}/smaps_rollup") as rollup:
-                total += int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
+    for pid in traces.pids_of(host.cgroup):
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in rollup.splitlines()
+                     if line.startswith("Pss:"))
     return total // 1024
 
 

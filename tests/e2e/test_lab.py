@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The lab itself: separate hosts, links, partitions, loss, power, disks, and no leftovers."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -158,6 +159,36 @@ def test_killed_harness(_lab):
     lab.assert_clean()
     left = common.traces.traces(lab_id)
     check_equal(left, [], "nothing is left of a lab whose harness was killed")
+
+
+def test_half_made(_lab):
+    """A lab that is being made, or removed, is not taken for that of a harness that was killed."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folders = [common.traces.base_root() / f"{common.traces.PREFIX}{pid}-half"
+               for pid in (os.getpid(), ended.pid)]
+    for folder in folders:
+        folder.mkdir()
+    common.traces.sweep_orphans()
+    left = [folder.exists() for folder in folders]
+    for folder, there in zip(folders, left):
+        if there:
+            folder.rmdir()
+    check_equal(left, [True, False], "only the one of a process that has ended is swept")
+
+
+def test_cgroups_go(lab):
+    """Processes are found while cgroups come and go."""
+    host = lab[1]
+    host.spawn(["sleep", "4715"])
+    churn = host.spawn(["sh", "-c", "cd /sys/fs/cgroup && while :; do mkdir -p c/d; rmdir c/d c; done"])
+    end, asked = time.monotonic() + 3, 0
+    while time.monotonic() < end:
+        asked += 1
+        if len(host.pids("sleep 4715")) != 1:
+            raise common.Failed("the process was not found")
+    churn.kill()
+    check(asked > 0, f"asked {asked} times")
 
 
 def test_machine_untouched(_lab):

@@ -5,17 +5,11 @@
 import time
 from pathlib import Path
 
-from common import (check, check_counter, check_equal, counter_argv, home_of, main, submit,
+from common import (check, check_counter, check_equal, counter_argv, frozen, home_of, main, submit,
                     wait_for)
 
 STEPS = 380
 LEASE_SECONDS = 4
-
-
-def frozen(host):
-    """By ground truth: some cgroup of a job on this host is frozen."""
-    return any("frozen 1" in events.read_text()
-               for events in host.cgroup.glob("**/cgroup.events"))
 
 
 def test_owner_cut_off(lab):

@@ -32,15 +32,26 @@ def base_root():
     return Path(os.environ.get("DECAMP_LAB_DIR", "/var/tmp"))
 
 
-def pids_of(cgroup):
-    """All processes in a cgroup and below it, by the machine's PIDs."""
+def cgroups_of(top):
+    """A cgroup and all below it. Some may go meanwhile: Path.glob() would fail then."""
+    return [Path(folder) for folder, _, _ in os.walk(top)]
+
+
+def texts_of(top, name):
+    """What the files of this name say, in a cgroup and all below it that are still there."""
     found = []
-    for procs in Path(cgroup).glob("**/cgroup.procs"):
+    for folder in cgroups_of(top):
         try:
-            found += [int(pid) for pid in procs.read_text().split()]
+            found.append((folder / name).read_text())
         except OSError:
             pass
-    return [pid for pid in found if pid]
+    return found
+
+
+def pids_of(cgroup):
+    """All processes in a cgroup and below it, by the machine's PIDs."""
+    words = (word for text in texts_of(cgroup, "cgroup.procs") for word in text.split())
+    return [int(word) for word in words if int(word)]
 
 
 def set_patience(factor):
@@ -83,7 +94,7 @@ def remove_cgroup(cgroup):
     if not cgroup.exists():
         return
     kill_cgroup(cgroup)
-    for child in sorted(cgroup.glob("**/"), key=lambda path: -len(path.parts)):
+    for child in sorted(cgroups_of(cgroup), key=lambda path: -len(path.parts)):
         wait_for(lambda: removed(child), 5, f"{child}: removal")
 
 
@@ -189,13 +200,15 @@ def traces(lab_id):
     return found
 
 
-def alive(owner_file):
-    """True if the process that owns a lab runs: PID and start time, so that no other is taken."""
+def alive(directory):
+    """True if the process that owns a lab runs: PID and start time, so that no other is taken. Of
+    a lab that is half made, or half removed, there is only the PID that its id begins with."""
     try:
-        pid, start = owner_file.read_text().split()
-        return start_time(pid) == start
+        pid, start = (directory / "owner").read_text().split()
     except (OSError, ValueError):
-        return False
+        pid = directory.name[len(PREFIX):].partition("-")[0]
+        start = start_time(pid)
+    return start is not None and start_time(pid) == start
 
 
 def start_time(pid):
@@ -219,11 +232,11 @@ def sweep_orphans():
     """Remove the labs whose owner was killed; return their ids."""
     swept = []
     for directory in base_root().glob(PREFIX + "*"):
-        if not alive(directory / "owner"):
+        if not alive(directory):
             swept.append(directory.name[len(PREFIX):])
     for directory in cgroup2_root().glob(PREFIX + "*"):
         lab_id = directory.name[len(PREFIX):]
-        if not (base_root() / directory.name).exists():
+        if not (base_root() / directory.name).exists() and not alive(directory):
             swept.append(lab_id)
     for lab_id in swept:
         sweep(lab_id)
