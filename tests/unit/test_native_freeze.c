@@ -34,7 +34,9 @@ enum {
 	QUEUED = 20,
 	STARVED_MAX = 20,
 	SPARE_MS = 8000,
-	WHOLE_MS = 100, /* far above what is meant: two busy cores, sanitizers */
+	OWN_MS = 50, /* far above what is meant: sanitizers */
+	BEST_MS = 500,
+	AWAIT_MS = 20000,
 };
 
 static uint64_t now_us(void)
@@ -101,6 +103,18 @@ static long sum(const struct freeze_page *page)
 	return n;
 }
 
+static bool grows(const struct freeze_page *page)
+{
+	long before = sum(page);
+
+	for (int ms = 0; ms < slow(AWAIT_MS); ms++) {
+		if (sum(page) > before)
+			return true;
+		freeze_lab_sleep_us(1000);
+	}
+	return false;
+}
+
 static void test_spinners(void **state)
 {
 	struct freeze_lab *lab = *state;
@@ -119,8 +133,7 @@ static void test_spinners(void **state)
 		freeze_lab_sleep_us(2000);
 		assert_int_equal(sum(lab->page), before);
 		thaw_tree(&lab->tree);
-		freeze_lab_sleep_us(20000);
-		assert_true(sum(lab->page) > before);
+		assert_true(grows(lab->page));
 	}
 	freeze_lab_end(pid);
 }
@@ -146,26 +159,39 @@ static int by_value(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Prints the medians: whole, and the parts of it. */
+static uint64_t own_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * Prints the medians: whole, and the parts of it. On a busy machine these are what others leave; of
+ * the tracer's own time, and of the best case, something can be said.
+ */
 static void measure(struct freeze_lab *lab, const char *what, pid_t pid)
 {
-	uint64_t whole[MEASURED], freeze[MEASURED], regs[MEASURED], thaw[MEASURED];
+	uint64_t whole[MEASURED], freeze[MEASURED], regs[MEASURED], thaw[MEASURED], own[MEASURED];
 
 	for (int i = 0; i < MEASURED; i++) {
-		uint64_t t0, t1, t2, t3;
+		uint64_t t0, t1, t2, t3, own0;
 
 		arena_reset(lab->arena);
 		lab->tree = (struct native_tree){ .root = pid,
 						  .arena = lab->arena,
 						  .reason = lab->reason };
 		assert_int_equal(tree_list(&lab->tree), 0);
-		assert_int_equal(freeze_tree(&lab->tree, FREEZE_LAB_DEADLINE_MS), 0);
+		own0 = own_ns();
+		assert_int_equal(freeze_tree(&lab->tree, slow(FREEZE_LAB_DEADLINE_MS)), 0);
 		t0 = lab->tree.stop_ns;
 		t1 = now_boot_ns();
 		assert_int_equal(regs_collect(&lab->tree), 0);
 		t2 = now_boot_ns();
 		thaw_tree(&lab->tree);
 		t3 = now_boot_ns();
+		own[i] = own_ns() - own0;
 		/* Two clocks, which run alike but while the machine sleeps. */
 		struct timespec mono;
 		clock_gettime(CLOCK_MONOTONIC, &mono);
@@ -180,11 +206,16 @@ static void measure(struct freeze_lab *lab, const char *what, pid_t pid)
 	qsort(freeze, MEASURED, sizeof(*freeze), by_value);
 	qsort(regs, MEASURED, sizeof(*regs), by_value);
 	qsort(thaw, MEASURED, sizeof(*thaw), by_value);
-	print_message("%s: %.0f us = freeze %.0f + registers %.0f + thaw %.0f; worst %.0f\n", what,
-		      (double)whole[MEASURED / 2] / 1e3, (double)freeze[MEASURED / 2] / 1e3,
-		      (double)regs[MEASURED / 2] / 1e3, (double)thaw[MEASURED / 2] / 1e3,
-		      (double)whole[MEASURED - 1] / 1e3);
-	assert_true(whole[MEASURED / 2] < slow(WHOLE_MS) * 1000000ull);
+	qsort(own, MEASURED, sizeof(*own), by_value);
+	print_message(
+		"%s: %.0f us = freeze %.0f + registers %.0f + thaw %.0f; best %.0f, worst %.0f; "
+		"tracer's own %.0f\n",
+		what, (double)whole[MEASURED / 2] / 1e3, (double)freeze[MEASURED / 2] / 1e3,
+		(double)regs[MEASURED / 2] / 1e3, (double)thaw[MEASURED / 2] / 1e3,
+		(double)whole[0] / 1e3, (double)whole[MEASURED - 1] / 1e3,
+		(double)own[MEASURED / 2] / 1e3);
+	assert_true(own[MEASURED / 2] < slow(OWN_MS) * 1000000ull);
+	assert_true(whole[0] < slow(BEST_MS) * 1000000ull);
 }
 
 static void one_sleeper(struct freeze_page *page)
@@ -285,15 +316,14 @@ static void test_group_stop(void **state)
 			assert_true(lab->tree.tasks[0].threads[k].in_group_stop);
 		thaw_tree(&lab->tree);
 		for (int ms = 0; freeze_lab_state(pid) != 'T'; ms++) {
-			assert_true(ms < 1000);
+			assert_true(ms < slow(AWAIT_MS));
 			freeze_lab_sleep_us(1000);
 		}
 	}
 	freeze_lab_sleep_us(5000);
 	assert_int_equal(sum(lab->page), before);
 	kill(pid, SIGCONT);
-	freeze_lab_sleep_us(50000);
-	assert_true(sum(lab->page) > before);
+	assert_true(grows(lab->page));
 	freeze_lab_end(pid);
 }
 
@@ -305,11 +335,28 @@ static bool cgroup_write(const char *folder, const char *name, const char *value
 	return write_kernel_file(path, value) == 0;
 }
 
+static bool await_frozen(const char *folder)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/cgroup.events", folder);
+	for (int ms = 0; ms < slow(AWAIT_MS); ms++) {
+		_cleanup_free_ char *text = NULL;
+
+		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) == 0 &&
+		    strstr(text, "frozen 1"))
+			return true;
+		freeze_lab_sleep_us(1000);
+	}
+	return false;
+}
+
 static void test_frozen_cgroup(void **state)
 {
 	static const char *const roots[] = { "/sys/fs/cgroup/unified", "/sys/fs/cgroup" };
 	struct freeze_lab *lab = *state;
 	char folder[128] = "", number[32];
+	bool frozen, thawed;
 	long before;
 	pid_t pid;
 
@@ -335,7 +382,7 @@ static void test_frozen_cgroup(void **state)
 		print_message("skipped: the cgroup cannot be frozen\n");
 		skip();
 	}
-	freeze_lab_sleep_us(20000);
+	frozen = await_frozen(folder);
 	before = sum(lab->page);
 	for (int i = 0; i < 5; i++) {
 		int r = freeze_lab_try(lab, pid, FREEZE_LAB_DEADLINE_MS);
@@ -352,13 +399,13 @@ static void test_frozen_cgroup(void **state)
 	}
 	before = sum(lab->page) - before;
 	cgroup_write(folder, "cgroup.freeze", "0");
-	freeze_lab_sleep_us(20000);
+	thawed = grows(lab->page);
 	freeze_lab_end(pid);
-	freeze_lab_sleep_us(1000);
 	for (int ms = 0; rmdir(folder) < 0 && ms < 1000; ms++)
 		freeze_lab_sleep_us(1000);
+	assert_true(frozen);
 	assert_int_equal(before, 0);
-	assert_true(sum(lab->page) > 0);
+	assert_true(thawed);
 }
 
 /* Signals */
