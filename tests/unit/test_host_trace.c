@@ -147,19 +147,33 @@ static void ends_arrive_through_the_event_loop(void **state)
 	host_trace_forget(trace, pid);
 }
 
-static int report_pipe[2];
+static int report_pipe[2], end_pipe[2];
 
-/* Forks a child that forks a grandchild and leaves it an orphan; reports its PID. */
+static void await_end(void)
+{
+	char byte;
+
+	if (read(end_pipe[0], &byte, 1) < 0)
+		_exit(98);
+}
+
+/*
+ * Forks a child that forks a grandchild and leaves it an orphan; reports its PID. The two that are
+ * left end when the test closes its end of the pipe.
+ */
 static int fork_twice(void)
 {
 	int status;
-	pid_t child = fork();
+	pid_t child;
+
+	close(end_pipe[1]);
+	child = fork();
 
 	if (child == 0) {
 		pid_t grandchild = fork();
 
 		if (grandchild == 0) {
-			usleep(50000);
+			await_end();
 			_exit(33);
 		}
 		if (write(report_pipe[1], &grandchild, sizeof(grandchild)) < 0)
@@ -169,7 +183,7 @@ static int fork_twice(void)
 	waitpid(child, &status, 0);
 	if (write(report_pipe[1], &child, sizeof(child)) < 0)
 		return 99;
-	usleep(20000);
+	await_end();
 	return WEXITSTATUS(status);
 }
 
@@ -181,6 +195,7 @@ static void descendants_are_followed(void **state)
 
 	(void)state;
 	assert_int_equal(pipe(report_pipe), 0);
+	assert_int_equal(pipe(end_pipe), 0);
 	pid = start_child(fork_twice, &go);
 	assert_int_equal(host_trace_follow(trace, pid), 0);
 	assert_int_equal(host_trace_members(trace, pid, members, 8, &count), 0);
@@ -194,6 +209,7 @@ static void descendants_are_followed(void **state)
 	assert_true(members[0] == grandchild || members[1] == grandchild);
 	assert_int_equal(host_trace_members(trace, pid, members, 1, &count), -ENOSPC);
 	assert_int_equal(WEXITSTATUS(traced_status(child)), 11);
+	close(end_pipe[1]);
 	assert_int_equal(WEXITSTATUS(traced_status(pid)), 11);
 	assert_int_equal(WEXITSTATUS(traced_status(grandchild)), 33);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
@@ -202,6 +218,7 @@ static void descendants_are_followed(void **state)
 	assert_int_equal(host_trace_exit_status(trace, child, &go), -ENOENT);
 	close(report_pipe[0]);
 	close(report_pipe[1]);
+	close(end_pipe[0]);
 }
 
 static void *exec_from_thread(void *arg)
