@@ -3,6 +3,7 @@
  * The state of processes as the native engine reads it: a child brings itself into a state and
  * tells it; the records must say the same, and so must procfs.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -494,6 +495,27 @@ static void *futex_waiter(void *arg)
 	return NULL;
 }
 
+/* Threads of this process that have come as far as their call. */
+static int count_sleepers(void)
+{
+	_cleanup_closedir_ DIR *dir = opendir("/proc/self/task");
+	struct dirent *entry;
+	int count = 0;
+
+	while (dir && (entry = readdir(dir))) {
+		_cleanup_free_ char *text = NULL;
+		char path[64];
+		long nr;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%.16s/syscall", entry->d_name);
+		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) < 0)
+			continue;
+		nr = strtol(text, NULL, 10);
+		count += nr == SYS_clock_nanosleep || nr == SYS_poll || nr == SYS_futex;
+	}
+	return count;
+}
+
 static void child_sleepers(void)
 {
 	pthread_t thread;
@@ -502,7 +524,8 @@ static void child_sleepers(void)
 	pthread_create(&thread, NULL, nanosleeper, NULL);
 	pthread_create(&thread, NULL, poller, NULL);
 	pthread_create(&thread, NULL, futex_waiter, NULL);
-	usleep(100000);
+	while (count_sleepers() < 3)
+		usleep(1000);
 }
 
 /* A stop interrupts such calls; the kernel remembers until when they would have slept. */
@@ -546,6 +569,7 @@ static void *unshared_thread(void *arg)
 	(void)arg;
 	if (unshare(CLONE_FS) < 0)
 		_exit(96);
+	atomic_fetch_add(&threads_ready, 1);
 	for (;;)
 		pause();
 	return NULL;
@@ -557,7 +581,8 @@ static void child_unshared(void)
 
 	setsid();
 	pthread_create(&thread, NULL, unshared_thread, NULL);
-	usleep(50000);
+	while (!atomic_load(&threads_ready))
+		usleep(1000);
 }
 
 static void child_netns(void)

@@ -369,7 +369,10 @@ static void test_killed_tracer(void **state)
 		freeze_lab_end(t);
 	}
 	before = atomic_load(&lab->page->count[3]);
-	freeze_lab_sleep_us(50000);
+	for (int ms = 0; atomic_load(&lab->page->count[1]) < sent; ms++) {
+		assert_true(ms < slow(FREEZE_LAB_DEADLINE_MS));
+		freeze_lab_sleep_us(1000);
+	}
 	assert_int_equal(atomic_load(&lab->page->count[1]), sent);
 	assert_true(freeze_lab_state(pid) == 'R' || freeze_lab_state(pid) == 'S');
 	assert_true(before > 0);

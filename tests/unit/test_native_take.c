@@ -69,15 +69,21 @@ static int take_apart(pid_t job, int in_vain)
 
 static int taken(int in_vain)
 {
-	pid_t job = fork(), pid;
-	int status;
+	int status, ready[2];
+	pid_t job, pid;
+	char c;
 
+	assert_int_equal(pipe(ready), 0);
+	job = fork();
 	assert_true(job >= 0);
 	if (job == 0) {
 		close_range(0, ~0U, 0); /* whoever reads our output is none of the job */
 		pause();
 		_exit(0);
 	}
+	close(ready[1]);
+	assert_int_equal(read(ready[0], &c, 1), 0);
+	close(ready[0]);
 	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0)
