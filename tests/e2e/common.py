@@ -25,6 +25,7 @@ from traces import LabError, wait_for, command_of, kill   # noqa: E402
 SKIP_CODE = 77
 RUNNING = ("running", "checkpointing")
 ENDED = ("done", "collected", "killed", "lost")
+TELL_SECONDS = 2
 
 
 class Failed(Exception):
@@ -72,6 +73,7 @@ class Job:
     def __init__(self, lab, home, name, user):
         self.lab, self.home, self.name, self.user = lab, home, name, user
         self.marker = None
+        self.tell_from = None  # when its program is to be told that it may end; None: never
 
     def ask(self, verb, *arguments, at=None, **more):
         at = at or (self.home if self.home.pid else next(h for h in self.lab.hosts if h.pid))
@@ -92,10 +94,11 @@ class Job:
         running = shown["state"] not in ENDED and shown.get("host")
         return self.ask("history", self.name, at=self.lab[shown["host"]] if running else None)
 
-    def wait_state(self, states, seconds=30, at=None):
+    def wait_state(self, states, seconds=30, at=None, meanwhile=lambda at: None):
         states = (states,) if isinstance(states, str) else states
 
         def there():
+            meanwhile(at)
             try:
                 shown = self.show(at)
             except CliError:
@@ -135,8 +138,22 @@ class Job:
         except LabError as error:
             raise Failed(f"{error}; now: {json.dumps(self.show(at))[:600]}") from error
 
+    def tell(self, at=None):
+        """Its program may end. Told again and again: word that came after its last checkpoint may
+        be lost with its host."""
+        if self.tell_from is None or time.monotonic() < self.tell_from:
+            return
+        try:
+            self.ask("kill", "-s", "URG", self.name, at=at)
+        except CliError:
+            pass  # it is on its way, or has ended
+        self.tell_from = time.monotonic() + TELL_SECONDS
+
+    def wait_ended(self, states=("collected", "lost", "killed"), seconds=60, at=None):
+        return self.wait_state(states, seconds, at, self.tell)
+
     def wait_collected(self, seconds=60, at=None):
-        shown = self.wait_state(("collected", "lost", "killed"), seconds, at)
+        shown = self.wait_ended(seconds=seconds, at=at)
         if shown["state"] != "collected":
             raise Failed(f"{self.name}: {shown['state']}: {shown.get('message')}")
         return shown
@@ -154,6 +171,7 @@ def submit(lab, home, name, argv, *options, user=None, cwd=None):
     home.decamp("run", "--name", name, "--cwd", cwd, *options, "--", *argv, user=user, cwd=cwd)
     job = Job(lab, home, name, user)
     job.marker = next((word for word in argv if word.startswith("mark-")), None)
+    job.tell_from = 0 if UNTIL_TOLD in argv else None
     return job
 
 
@@ -164,19 +182,24 @@ def make_folder(home, name, user):
     return folder
 
 
+UNTIL_TOLD, ALONE = "until-told", "alone"
 COUNTER = """\
-import sys, time
+import signal, sys, time
+told = [] if sys.argv[5] == "until-told" else [signal.SIGURG]
+signal.signal(signal.SIGURG, lambda number, _: told.append(number))
 steps, pause, megabytes = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 state = bytearray(megabytes << 20)
 x = 12345
 out = open("out.txt", "a")
-for step in range(steps):
+step = 0
+while step < steps or not told:
     for _ in range(2000):
         x = (x * 6364136223846793005 + 1442695040888963407) % (1 << 64)
         state[x % len(state)] = x >> 56
     out.write(f"{step} {x:016x} {sum(state[:4096])}\\n")
     out.flush()
     print(step, flush=True)
+    step += 1
     end = time.monotonic() + pause
     while time.monotonic() < end:
         time.sleep(max(0, min(0.05, end - time.monotonic())))
@@ -184,13 +207,22 @@ print("finished", x)
 """
 
 
-def counter_argv(marker, steps, pause=0.02, megabytes=4):
-    """A deterministic program: a line per step in out.txt, state in memory."""
-    return ["/usr/bin/python3", "-c", COUNTER, marker, str(steps), str(pause), str(megabytes)]
+def counter_argv(marker, steps, pause=0.02, megabytes=4, until=UNTIL_TOLD):
+    """A deterministic program: a line per step in out.txt, state in memory. It makes so many steps
+    at least, and goes on until it is told: on a busy machine it must not end before its test has
+    done with it. ALONE: so many, and nobody tells it."""
+    return ["/usr/bin/python3", "-c", COUNTER, marker, str(steps), str(pause), str(megabytes),
+            until]
+
+
+def is_counted(data, least=0, megabytes=4):
+    """True if these are the lines of such a program, from the first one on."""
+    lines = data.count(b"\n")
+    return lines >= least and data == counter_output(lines, megabytes)
 
 
 def counter_output(steps, megabytes=4):
-    """What out.txt of such a program holds after an undisturbed run."""
+    """What out.txt of such a program holds after so many steps, undisturbed."""
     state = bytearray(megabytes << 20)
     x = 12345
     lines = []
@@ -205,8 +237,11 @@ def counter_output(steps, megabytes=4):
 def check_counter(job, steps, megabytes=4, folder=None):
     """The results are at home and byte-identical to those of an undisturbed run."""
     folder = folder or f"{home_of(job.user)}/{job.name}"
-    check_equal(job.home.read(f"{folder}/out.txt"), counter_output(steps, megabytes),
-                f"{job.name}: out.txt is at home and identical to an undisturbed run")
+    data = job.home.read(f"{folder}/out.txt")
+    lines = data.count(b"\n")
+    check(lines >= steps, f"{job.name}: {lines} lines of out.txt are at home")
+    check_equal(data, counter_output(lines, megabytes),
+                f"{job.name}: they are identical to an undisturbed run")
 
 
 def damage_store(host):

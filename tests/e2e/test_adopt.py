@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A process that was started elsewhere becomes a job and outlives its host."""
 
-from common import (Job, check, check_equal, counter_argv, counter_output, home_of, main,
-                    make_folder, wait_for)
+from common import (Job, check, check_equal, counter_argv, home_of, is_counted, main, make_folder,
+                    wait_for)
 
 STEPS = 350
 # Its standard streams must come from the host's own files, not from the harness.
@@ -21,6 +21,7 @@ def test_adopt(lab):
     check(host.decamp("check", inner, user=lab.user)["ok"], "check says that it can be adopted")
     host.decamp("adopt", "--name", "adopted", "--every", "2", inner, user=lab.user)
     job = Job(lab, host, "adopted", lab.user)
+    job.tell_from = 0
     job.wait_seq(2)
     check(started.running() and host.pids("mark-1") == [pid], "it runs on as the same process")
     host.power_cut()
@@ -36,7 +37,7 @@ def test_adopt(lab):
     path = f"{home_of(lab.user)}/adopt"
     found = [file for file in (host.path(path) / "out.txt",
                                *host.path(path).glob("*decamp-results*/**/out.txt"))
-             if file.exists() and file.read_bytes() == counter_output(STEPS)]
+             if file.exists() and is_counted(file.read_bytes(), STEPS)]
     here = {str(file): file.stat().st_size for file in host.path(path).rglob("*")
             if file.is_file()}
     check(found, f"its whole output is at home: {here}")
@@ -54,7 +55,8 @@ def test_adopt_twice(lab):
     check(done.returncode != 0 and str(inner) in done.stderr,
           f"a second adoption is refused: {done.returncode} {done.stdout}{done.stderr}")
     job = Job(lab, host, "short", lab.user)
-    shown = job.wait_state(("done", "collected"), 60)
+    job.tell_from = 0
+    shown = job.wait_ended(("done", "collected"))
     check(shown["state"] in ("done", "collected"), "it ends as a job")
 
 

@@ -4,7 +4,7 @@
 
 import os
 
-from common import (check, check_counter, check_equal, counter_argv, counter_output, home_of, main,
+from common import (check, check_counter, check_equal, counter_argv, home_of, is_counted, main,
                     submit, wait_for)
 
 STEPS = 220
@@ -23,7 +23,7 @@ def test_look_from_anywhere(lab):
         files = {file["path"]: file for file in host.decamp("ls", job.name, user=lab.user)["files"]}
         check(path in files, f"ls on {host.name} lists the file")
         text = decamp(host, lab, "cat", f"{job.name}:{path}").encode()
-        check(text and counter_output(STEPS).startswith(text),
+        check(text and is_counted(text),
               f"cat on {host.name} prints what was written by then: {len(text)} bytes")
         lines = decamp(host, lab, "logs", job.name).split()
         check(lines[:3] == ["0", "1", "2"], f"logs on {host.name} prints the standard output")
@@ -45,7 +45,7 @@ def test_changed_at_home(lab):
     check_equal(home.read(path), b"mine\n", "the file at home is as its owner left it")
     aside = list(home.path(f"{home_of(lab.user)}/changed").glob("*decamp-results*/**/out.txt"))
     check_equal(len(aside), 1, "there is a folder beside it")
-    check_equal(aside[0].read_bytes(), counter_output(STEPS), "it holds the job's version")
+    check(is_counted(aside[0].read_bytes(), STEPS), "it holds the job's version")
     results = job.ask("show", job.name)["detail"]["results"]
     check(results["set_aside"] >= 1, f"decamp says so: {results}")
 
@@ -58,7 +58,7 @@ def test_home_away(lab):
     job.ask("migrate", job.name, "host4")
     job.wait_host([lab[4]])
     home.power_cut()
-    job.wait_state("done", 60, at=lab[1])
+    job.wait_ended("done", at=lab[1])
     check(not lab.where("mark-3"), "it has ended")
     home.boot()
     home.start_daemon()

@@ -118,6 +118,7 @@ def the_same(lab):
     """The job of the test before, as another host knows it."""
     job = Job(lab, lab[1], "picky", lab.user)
     job.marker = "mark-1"
+    job.tell_from = 0
     wait_for(lambda: job.show(at=lab[2])["host"] == "host4", 10, "that host4 has it")
     return job
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))
 
 # pylint: disable=wrong-import-position
 import common                                                              # noqa: E402
-from common import (SKIP_CODE, Skipped, check, check_equal, counter_argv,  # noqa: E402
+from common import (ALONE, SKIP_CODE, Skipped, check, check_equal, counter_argv,  # noqa: E402
                     counter_output, home_of, make_folder, note, refused, submit, wait_for)
 import test_languages as languages                                         # noqa: E402
 import qemu                                                                # noqa: E402
@@ -102,7 +102,7 @@ trap : USR1
 
 
 def python_argv(marker):
-    argv = counter_argv(marker, STEPS, 0.5, 2)
+    argv = counter_argv(marker, STEPS, 0.5, 2, ALONE)
     argv[2] = HURRY + argv[2]
     return argv
 
