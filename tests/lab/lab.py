@@ -129,9 +129,9 @@ class Lab:
         for number, handler in previous:
             signal.signal(number, handler)
 
-    def assert_clean(self):
+    def assert_clean(self, seconds=15):
         """After close(): fail if a process, namespace, mount, cgroup or directory is left."""
-        end = time.monotonic() + 3
+        end = time.monotonic() + seconds
         while True:
             left = traces.traces(self.id) + self.pins.users()
             if not left:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 PREFIX = "decamp-lab-"
+LEAST_SECONDS = 30
 NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
 
 
@@ -60,8 +61,9 @@ def set_patience(factor):
 
 
 def wait_for(condition, seconds, what, interval=0.05):
-    """The first true value of condition(), or a LabError after so many seconds."""
-    seconds *= getattr(wait_for, "patience", 1)
+    """The first true value of condition(), or a LabError after so many seconds. These only end a
+    test that fails: few are as good as some, unless the machine has much else to do."""
+    seconds = max(seconds, LEAST_SECONDS) * getattr(wait_for, "patience", 1)
     end = time.monotonic() + seconds
     while True:
         value = condition()
