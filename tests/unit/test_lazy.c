@@ -25,7 +25,7 @@
 #include "tests/unit/place_lab.h"
 #include "tests/unit/slow.h"
 
-enum { JOB_MS = 240000, WHOLE_MS = 240000, MIB = 1 << 20 };
+enum { JOB_MS = 240000, WHOLE_MS = 240000, STANDS_TRIES = 40, MIB = 1 << 20 };
 
 /* ---- addresses ---- */
 
@@ -676,7 +676,7 @@ static void test_holders_lie(void **state)
 static void leave(struct world *w, bool orderly)
 {
 	struct keeper_status status;
-	size_t size;
+	size_t size = 0;
 	char *text;
 
 	capture_job(w);
@@ -687,9 +687,13 @@ static void leave(struct world *w, bool orderly)
 		assert_int_equal(keeper_freeze(w->g.k, KEEPER_CALL_MS), 0);
 	restore_lazy_leave(w->lazy);
 	w->lazy = NULL;
-	sleep_ms(500);
-	size = place_output_size(&w->g, &w->p, "out");
-	sleep_ms(500);
+	/* It stands as soon as it comes to what is missing. */
+	for (int i = 0; i < slow(STANDS_TRIES); i++) {
+		size = place_output_size(&w->g, &w->p, "out");
+		sleep_ms(500);
+		if (place_output_size(&w->g, &w->p, "out") == size)
+			break;
+	}
 	assert_int_equal(keeper_status(w->g.k, &status), 0);
 	assert_true(status.running);
 	assert_true(status.frozen || !orderly);
