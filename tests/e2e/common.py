@@ -111,7 +111,10 @@ class Job:
 
     def wait_seq(self, seq, seconds=30, at=None):
         def there():
-            shown = self.show(at)
+            try:
+                shown = self.show(at)
+            except CliError:
+                return None
             if shown["state"] in ENDED:
                 raise Failed(f"{self.name}: ended before checkpoint {seq}: {shown}")
             return shown if shown["seq"] >= seq else None

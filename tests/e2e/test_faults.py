@@ -54,7 +54,10 @@ def test_killed_in_restore(lab):
             if rows and rows[0]["state"] == "restoring" and rows[0]["host"] == host.name:
                 host.restart_daemon()
                 killed += 1
-        shown = job.show(at=asked)
+        try:
+            shown = job.show(at=asked)
+        except CliError:
+            continue  # too many of its guardians are away
         if shown["state"] == "running" and lab.where("mark-2"):
             break
     note(f"decampd was killed {killed} times in a restore")

@@ -162,12 +162,14 @@ def test_never_half(lab):
     mount.sh("echo whole >thesis/state")
     first = settled(lab, home, "thesis")
     slow = home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>state && "
-                       "echo half >&3 && sleep 6 && echo done >&3"], user=lab.user)
-    time.sleep(1)
+                       "echo half >&3 && until [ -e ~/go-on ]; do sleep 0.1; done; "
+                       "echo done >&3"], user=lab.user)
+    wait_for(lambda: mount.sh("cat thesis/state").stdout == "half\n", 20, "the writer")
     mount.sh("echo 1 >thesis/other")
     seq = wait_version(lab, home, "thesis", first)
     check_equal(mount.sh(f"cat thesis@{seq}/state; cat thesis@{seq}/other").stdout, "whole\n1\n",
                 "the other file is new, this one as it was")
+    mount.run("sh", "-c", ": >~/go-on")
     wait_for(lambda: not slow.running(), 20, "the writer's end")
     seq = wait_version(lab, home, "thesis", seq)
     check_equal(mount.sh(f"cat thesis@{seq}/state").stdout, "half\ndone\n", "closed, it is new")
@@ -384,14 +386,14 @@ def test_lost_index(lab):
     mount.run("rm", f"{home_of(lab.user)}/.local/state/decamp/folders/{ident}/index")
     lab.home = mount = Mount(lab, home)
     seq = versions(lab, home, "thesis")[0]
-    slow = home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>kept && sleep 8"],
-                      user=lab.user)
-    time.sleep(0.2)
+    slow = home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>kept && "
+                       "until [ -e ~/close ]; do sleep 0.1; done"], user=lab.user)
+    wait_for(lambda: mount.sh("cat thesis/kept").stdout == "", 20, "the writer")
     mount.sh("echo beside >thesis/beside")
     seq = wait_version(lab, home, "thesis", seq, 60)
-    if slow.running():
-        check_equal(mount.sh(f"cat thesis@{seq}/kept").stdout, "kept\n",
-                    "what is open stays as it was")
+    check_equal(mount.sh(f"cat thesis@{seq}/kept").stdout, "kept\n",
+                "what is open stays as it was")
+    mount.run("sh", "-c", ": >~/close")
     wait_for(lambda: not slow.running(), 20, "the writer's end")
     seq = settled(lab, home, "thesis")
     check_equal(mount.sh(f"cat thesis@{seq}/beside thesis@{seq}/kept").stdout, "beside\n",
@@ -423,8 +425,9 @@ def test_mount_killed(lab):
     seq = settled(lab, home, "thesis")
     home.spawn(["sh", "-c", f"cd {mount.point}/folders/thesis && exec 3>precious && "
                 "echo ha >&3 && sleep 600"], user=lab.user)
+    wait_for(lambda: mount.sh("cat thesis/precious").stdout == "ha\n", 20, "the writer")
     mount.sh("echo closed >thesis/closed")
-    time.sleep(0.3)
+    time.sleep(1)  # as close(2) does not wait for the mount
     mount.kill()
     lab.home = mount = Mount(lab, home)
     seq = settled(lab, home, "thesis")

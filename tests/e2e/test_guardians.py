@@ -26,6 +26,12 @@ def states_of(lab, name, asked):
     return [node["state"] for node in asked.decamp("nodes")["nodes"] if node["name"] == name]
 
 
+def wait_states(lab, host, asked):
+    wait_for(lambda: sorted(states_of(lab, host.name, asked)) == ["alive", "left"], 20,
+             "a new id, and the leave of the old one")
+    check(True, "it has a new id")
+
+
 def test_two_of_five_die(lab):
     """Two of five guardians lose power: the job commits and moves all the same."""
     home = lab[1]
@@ -92,7 +98,7 @@ def test_disk_rolled_back(lab):
     victim.wait_daemon()
     lab.admit(victim)
     lab.wait_members()
-    check_equal(sorted(states_of(lab, victim.name, home)), ["alive", "left"], "it has a new id")
+    wait_states(lab, victim, home)
     job.ask("migrate", job.name, victim.name)
     job.wait_host([victim])
     check(True, "and takes jobs")
@@ -111,7 +117,7 @@ def test_founder_without_registers(lab):
     founder.start_daemon()
     founder.wait_daemon()
     lab.wait_members()
-    check_equal(sorted(states_of(lab, founder.name, asked)), ["alive", "left"], "it has a new id")
+    wait_states(lab, founder, asked)
     check(founder.decamp("cluster invite")["token"], "it admits others")
     job = submit(lab, founder, "founder", counter_argv("mark-5", 60, 0.05), "--every", "2")
     job.wait_collected()

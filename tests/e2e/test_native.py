@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from common import (Failed, ROOT, check, check_counter, check_equal, counter_argv, home_of, main,
-                    make_folder, note, submit, traces)
+                    make_folder, note, submit, traces, wait_for)
 
 SEED = 5
 STEADY_SECONDS = 60
@@ -228,20 +228,31 @@ def test_fallback(lab):
             "libc = ctypes.CDLL(None, use_errno=True)\n"
             "params = (ctypes.c_char * 120)()\n"
             "fd = libc.syscall(425, 4, params)\n"
-            "print('ring', fd, flush=True)\n"
-            "time.sleep(30)\n")
+            "open('ring', 'w').write(f'{fd}\\n')\n"
+            "time.sleep(600)\n")
     job = submit(lab, lab[2], "refused", ["/usr/bin/python3", "-c", code, "mark-9"], "--every", "1",
                  cwd=folder)
-    time.sleep(4)
-    shown = job.show()
-    note(f"state {shown['state']}, message: {shown.get('message')}")
-    check(shown["state"] in ("running", "checkpointing"), "the job runs on")
-    told = shown.get("message", "") + shown["detail"].get("fallback_reason", "")
-    if shown["detail"].get("native_count"):
+    if int(wait_for(lambda: ring_of(job), 20, "its ring")) < 0:
         note("this machine has no io_uring")
     else:
-        check("io_uring" in told, "the reason names the io_uring")
+        wait_for(lambda: "io_uring" in reason_of(job), 30, "a reason that names the io_uring")
+        check(True, "the reason names the io_uring")
+    check(job.state() in ("running", "checkpointing"), "the job runs on")
     job.kill()
+
+
+def ring_of(job):
+    """What the job has written, as it sees it itself."""
+    for pid in job.home.pids(job.marker):
+        path = Path(f"/proc/{pid}/cwd/ring")
+        if path.exists():
+            return path.read_text()
+    return ""
+
+
+def reason_of(job):
+    shown = job.show()
+    return shown.get("message", "") + shown["detail"].get("fallback_reason", "")
 
 
 if __name__ == "__main__":
