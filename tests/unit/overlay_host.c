@@ -28,6 +28,7 @@
 enum {
 	TEST_UID = 65534,
 	CALL_MS = 20000,
+	WAIT_LEAST_MS = 30000,
 	PORT_FIRST = 10240,
 	PORT_RANGE = 64,
 	PORT_RANGES = 350, /* all of them end below 32768, where those of connections begin */
@@ -44,6 +45,14 @@ void host_sleep_ms(unsigned int ms)
 	struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000 };
 
 	nanosleep(&ts, NULL);
+}
+
+/* It only ends a test that fails: few seconds are as good as some, but on a busy machine. */
+static uint64_t deadline_of(int timeout_ms)
+{
+	if (timeout_ms < WAIT_LEAST_MS)
+		timeout_ms = WAIT_LEAST_MS;
+	return now_boot_ns() + (uint64_t)timeout_ms * 1000000;
 }
 
 void cluster_make(struct test_cluster *cluster)
@@ -289,7 +298,7 @@ void host_end(struct test_host *host)
 
 void host_event(struct test_host *host, uint32_t op, struct ov_msg *ret_msg, int timeout_ms)
 {
-	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+	uint64_t deadline = deadline_of(timeout_ms);
 
 	for (;;) {
 		uint64_t now = now_boot_ns();
@@ -325,7 +334,7 @@ uint32_t host_count_members(struct test_host *host, uint32_t state)
 
 void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, int timeout_ms)
 {
-	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+	uint64_t deadline = deadline_of(timeout_ms);
 
 	while (host_count_members(host, state) != count) {
 		assert_true(now_boot_ns() < deadline);
@@ -444,7 +453,7 @@ uint64_t cluster_objects(struct test_host *hosts, int count)
 
 void cluster_wait_objects(struct test_host *hosts, int count, uint64_t objects, int timeout_ms)
 {
-	uint64_t deadline = now_boot_ns() + (uint64_t)timeout_ms * 1000000;
+	uint64_t deadline = deadline_of(timeout_ms);
 
 	while (cluster_objects(hosts, count) != objects) {
 		assert_true(now_boot_ns() < deadline);
