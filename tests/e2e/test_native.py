@@ -120,7 +120,7 @@ def test_script(lab):
                  ["/usr/bin/script", "-q", "-c",
                   "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.1; done",
                   f"{folder}/typescript"], "--every", "1", cwd=folder)
-    job.wait_seq(4)
+    job.wait_seq(3)
     told = detail(job)
     note(f"script: native {told.get('native_count')}, criu {told.get('criu_count')}: "
          f"{told.get('fallback_reason', 'all native')}")

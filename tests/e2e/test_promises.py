@@ -42,7 +42,7 @@ SECRET = """\
 import os, sys, time
 marker = os.environ["MARKER"]
 memory = [marker + str(i) for i in range(20000)]
-for i in range(300):
+for i in range(500):
     with open("secret.txt", "a") as out:
         out.write(f"{i} {memory[i]}\\n")
     time.sleep(0.05)
@@ -51,7 +51,7 @@ print("done")
 
 GAPS = """\
 import time
-gaps, last, end = [], time.monotonic(), time.monotonic() + 14
+gaps, last, end = [], time.monotonic(), time.monotonic() + 24
 ballast = bytearray(48 << 20)
 for i in range(0, len(ballast), 4096):
     ballast[i] = 1
