@@ -21,6 +21,8 @@
 
 #include "agent/util/io.h"
 
+enum { WAIT_LEAST_MS = 30000 };
+
 void sleep_ms(int ms)
 {
 	struct timespec ts = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L };
@@ -327,9 +329,15 @@ long fixture_output_size(const struct fixture *f)
 	return stat(path, &st) < 0 ? -1 : (long)st.st_size;
 }
 
+/* It only ends a test that fails: few seconds are as good as some, but on a busy machine. */
+static int patience(int timeout_ms)
+{
+	return slow(timeout_ms < WAIT_LEAST_MS ? WAIT_LEAST_MS : timeout_ms);
+}
+
 bool fixture_wait_lines(const struct fixture *f, int lines, int timeout_ms)
 {
-	for (int waited = 0; waited <= slow(timeout_ms); waited += 10) {
+	for (int waited = 0; waited <= patience(timeout_ms); waited += 10) {
 		char *text = fixture_output(f);
 		int count = 0;
 
@@ -346,7 +354,7 @@ bool fixture_wait_lines(const struct fixture *f, int lines, int timeout_ms)
 int fixture_wait_exit(struct fixture *f, int timeout_ms)
 {
 	struct keeper_status status = { 0 };
-	uint64_t end = now_boot_ns() + (uint64_t)slow(timeout_ms) * 1000000;
+	uint64_t end = now_boot_ns() + (uint64_t)patience(timeout_ms) * 1000000;
 
 	for (;;) {
 		struct pollfd pfd = { .fd = keeper_event_fd(f->k), .events = POLLIN };

@@ -223,7 +223,7 @@ static SSL *dial(const struct test_host *host, const struct test_host *liar, SSL
 	struct sockaddr_in addr = { .sin_family = AF_INET,
 				    .sin_port = htons(host->port),
 				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	struct timeval patience = { .tv_sec = 10 };
+	struct timeval patience = { .tv_sec = 60 };
 	uint8_t hello[NET_HEADER_SIZE + sizeof(struct node_card)];
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	SSL *ssl = SSL_new(context);
