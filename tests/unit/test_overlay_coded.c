@@ -25,7 +25,8 @@ enum {
 	SIZE = 700001,
 	SHARDS = 6,
 	SUSPECT_MS = 3000,
-	CREDIT_MS = 300
+	CREDIT_MS = 300,
+	LOG_MAX = 65536,
 };
 
 struct fixture {
@@ -62,19 +63,26 @@ static void end_logging(struct test_host *host)
 	assert_int_equal(unlink(path), 0);
 }
 
-static bool has_logged(struct test_host *host, const char *words)
+static void read_log(struct test_host *host, char text[LOG_MAX])
 {
-	char path[100], text[65536];
+	char path[100];
 	ssize_t size;
 	int fd;
 
 	snprintf(path, sizeof(path), "%s.log", host->dir);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	assert_true(fd >= 0);
-	size = read(fd, text, sizeof(text) - 1);
+	size = read(fd, text, LOG_MAX - 1);
 	assert_true(size >= 0);
 	close(fd);
 	text[size] = '\0';
+}
+
+static bool has_logged(struct test_host *host, const char *words)
+{
+	char text[LOG_MAX];
+
+	read_log(host, text);
 	return strstr(text, words) != NULL;
 }
 
@@ -459,6 +467,7 @@ static void liar_run(const struct test_host *host, const struct ov_group *truth)
 				  .port = host->port };
 	uint8_t *object = calloc(1, SIZE);
 	sd_event *event = NULL;
+	int r;
 
 	for (uint32_t i = 0; i < SHARDS; i++)
 		liar.shards[i] = malloc(liar.bytes);
@@ -467,9 +476,14 @@ static void liar_run(const struct test_host *host, const struct ov_group *truth)
 	for (uint32_t i = 0; i < SHARDS; i++)
 		SHA256(liar.shards[i], liar.bytes, liar.forged.shards[i].b);
 	liar.forged.revision = UINT32_MAX;
-	if (sd_event_new(&event) < 0 || net_create(event, &handlers, &liar, &liar.net) < 0 ||
-	    net_start(liar.net, &host->identity, &start) < 0)
+	if (sd_event_new(&event) < 0 || net_create(event, &handlers, &liar, &liar.net) < 0)
 		_exit(3);
+	for (int i = 0; (r = net_start(liar.net, &host->identity, &start)) < 0; i++) {
+		print_message("liar: %s\n", strerror(-r));
+		if (i == 100)
+			_exit(4);
+		host_sleep_ms(100);
+	}
 	_exit(sd_event_loop(event) < 0);
 }
 
@@ -478,7 +492,8 @@ static void liars_are_named(void **state)
 {
 	struct fixture *f = *state;
 	struct test_host *host = host_of(f, &f->group.holders[0]);
-	char words[100];
+	char words[100], log[LOG_MAX];
+	int status = 0;
 	pid_t pid;
 
 	host_kill(host);
@@ -493,7 +508,12 @@ static void liars_are_named(void **state)
 		host_sleep_ms(500);
 		host_get_checked(&f->hosts[0], &f->object);
 	}
-	assert_int_equal(stats_of(&f->hosts[0]).bad_objects, 2);
+	if (stats_of(&f->hosts[0]).bad_objects != 2) {
+		read_log(&f->hosts[0], log);
+		fail_msg("%u named; the liar: %d, status %#x; the host:\n%s",
+			 (unsigned int)stats_of(&f->hosts[0]).bad_objects,
+			 waitpid(pid, &status, WNOHANG), (unsigned int)status, log);
+	}
 	snprintf(words, sizeof(words), "gather: peer=%s (", host->identity.card.hostname);
 	assert_true(has_logged(&f->hosts[0], words));
 	assert_true(has_logged(&f->hosts[0], "the group that it told is of another object"));
