@@ -34,6 +34,7 @@ struct member {
 	struct session *session;  /* NULL: released */
 	struct task_struct *task; /* a reference */
 	bool queued, parked;
+	unsigned long switches; /* voluntary ones, before it parked */
 };
 
 extern spinlock_t decamp_lock;

@@ -75,7 +75,8 @@ static bool must_wait(struct member *m)
 
 	spin_lock(&decamp_lock);
 	must = m->session && !m->session->over && !is_dying();
-	m->parked = must;
+	m->switches = current->nvcsw;
+	smp_store_release(&m->parked, must); /* pairs with state_of() */
 	m->queued = must;
 	if (!must && !m->session)
 		member_free(m);

@@ -48,8 +48,9 @@ enum decamp_state state_of(const struct member *m)
 	/* Pairs with finish_task(): off its processor, its registers are saved. */
 	if (exiting || !READ_ONCE(m->queued) || smp_load_acquire(&t->on_cpu))
 		return DECAMP_RUNNING;
-	if (READ_ONCE(m->parked))
-		return DECAMP_PARKED;
+	/* Not yet if it was only preempted on its way to sleep. */
+	if (smp_load_acquire(&m->parked))
+		return READ_ONCE(t->nvcsw) == m->switches ? DECAMP_RUNNING : DECAMP_PARKED;
 	state = READ_ONCE(t->__state);
 	if (state & (__TASK_STOPPED | __TASK_TRACED | TASK_FROZEN | TASK_INTERRUPTIBLE))
 		return DECAMP_QUIESCED;
