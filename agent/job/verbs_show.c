@@ -9,7 +9,7 @@
 #include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
-enum { RECORD_MAX = 1 << 20, FORWARD_MS = 3000 };
+enum { RECORD_MAX = 1 << 20, FORWARD_MS = 3000, HISTORY_TRIES = 4, HISTORY_PAUSE_US = 200000 };
 
 static bool visible(const struct api_call *call, uid_t owner)
 {
@@ -284,7 +284,9 @@ int verb_show(void *agent, const struct api_call *call, struct api_reply *reply)
 	return 0;
 }
 
-int verb_history(void *agent, const struct api_call *call, struct api_reply *reply)
+/* -ESTALE if more are to come: the checkpoint that was found is gone by now. */
+static int history(struct agent *agent, const struct api_call *call, bool last,
+		   struct api_reply *reply)
 {
 	struct manifest *manifest = NULL;
 	struct target t;
@@ -307,7 +309,9 @@ int verb_history(void *agent, const struct api_call *call, struct api_reply *rep
 		reply->json = describe_history(&t.value, NULL, 0, NULL, 0);
 	} else {
 		r = target_manifest(&t, &manifest);
-		if (r < 0 && t.value.state == JOB_STATE_COLLECTED) {
+		if (r == -ENOENT && !last) {
+			r = -ESTALE;
+		} else if (r < 0 && t.value.state == JOB_STATE_COLLECTED) {
 			r = api_error(reply, r, "at-home", t.seal.name,
 				      "ask on the host where it was submitted",
 				      "it has gone home, and its history with it");
@@ -324,5 +328,18 @@ int verb_history(void *agent, const struct api_call *call, struct api_reply *rep
 		}
 	}
 	target_deinit(&t);
+	return r;
+}
+
+/* A job that ends takes its checkpoints along: they may go between the look at it and at them. */
+int verb_history(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	int r = -ESTALE;
+
+	for (int i = 1; r == -ESTALE && i <= HISTORY_TRIES; i++) {
+		r = history(agent, call, i == HISTORY_TRIES, reply);
+		if (r == -ESTALE)
+			usleep(HISTORY_PAUSE_US);
+	}
 	return r;
 }
