@@ -129,6 +129,7 @@ void mem_bury(struct native_mem *m)
 		runs_deinit(&mm->covered);
 		runs_deinit(&mm->stayed);
 		runs_deinit(&mm->moved);
+		runs_deinit(&mm->listed_at);
 		runs_deinit(&mm->guards);
 		runs_deinit(&mm->listed);
 		space_deinit(&mm->space);

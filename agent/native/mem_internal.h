@@ -95,6 +95,7 @@ struct mem_mm {
 	bool direct; /* pages may be written behind our back: O_DIRECT files, writers from outside */
 	bool cleared;		   /* soft-dirty: bits were cleared since it was attached */
 	struct runs stayed, moved; /* soft-dirty: VMAs then; of moved ones the first place */
+	struct runs listed_at;	   /* where both lay */
 	/* Of this snapshot: */
 	bool seen;
 	struct mem_proxy proxy;

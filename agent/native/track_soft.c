@@ -123,7 +123,7 @@ static int soft_listed(struct mem_mm *mm, const struct state_vma *vmas, size_t c
 {
 	int r = 0;
 
-	mm->stayed.count = mm->moved.count = 0;
+	mm->stayed.count = mm->moved.count = mm->listed_at.count = 0;
 	for (size_t i = 0; i < count && r == 0; i++) {
 		const struct state_vma *v = &vmas[i];
 		struct runs *to = v->moved ? &mm->moved : &mm->stayed;
@@ -132,11 +132,29 @@ static int soft_listed(struct mem_mm *mm, const struct state_vma *vmas, size_t c
 			continue;
 		r = runs_push(to, (v->start - v->moved) / NATIVE_PAGE,
 			      (v->end - v->start) / NATIVE_PAGE);
-		if (r == 0)
+		if (r == 0) {
 			to->v[to->count - 1].from = v->moved;
+			r = runs_push(&mm->listed_at, v->start / NATIVE_PAGE,
+				      (v->end - v->start) / NATIVE_PAGE);
+		}
 	}
 	part_moved(&mm->moved);
+	runs_normalise(&mm->listed_at);
 	return r;
+}
+
+/*
+ * A list of a process that runs is from several instants: what moves meanwhile may be in none of them, so
+ * that it was never copied. Anything else that was not there then has been written since.
+ */
+static bool was_listed(const struct mem_mm *mm, const struct region *v)
+{
+	uint64_t first = v->start / NATIVE_PAGE;
+	size_t i = runs_find(&mm->listed_at, first);
+	const struct run *run = &mm->listed_at.v[i];
+
+	return i < mm->listed_at.count && run->start <= first &&
+	       run->start + run->count >= v->end / NATIVE_PAGE;
 }
 
 /* PAGEMAP_SCAN does not tell every zero page from others: it only says where words are worth it. */
@@ -162,7 +180,8 @@ static int soft_written(struct native_mem *m, struct mem_mm *mm, uint64_t start,
 
 	/* Given back and read since: the zero page, which never has the bit. */
 	for (size_t i = first; i < out->count; i++)
-		if (out->v[i].categories & (PAGE_SOFT_DIRTY | PAGE_MAYBE_ZERO))
+		if (out->v[i].categories & (PAGE_SOFT_DIRTY | PAGE_MAYBE_ZERO) ||
+		    !was_listed(mm, &out->v[i]))
 			out->v[kept++] = out->v[i];
 	out->count = kept;
 	return r;
