@@ -2,8 +2,6 @@
 #define LOG_TAG "capture"
 #include "agent/capture/capture.h"
 
-enum { CRIU_TRIES = 5 };
-
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -12,6 +10,8 @@ enum { CRIU_TRIES = 5 };
 #include "agent/image/criu.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
+
+enum { CRIU_TRIES = 5 };
 
 static int copy_inputs(struct capture *c, const char *const *inputs)
 {
@@ -356,7 +356,10 @@ static int look_anew(struct take *t)
 	return capture_empty_images(t);
 }
 
-/* Who ends while CRIU comes makes it give up: then anew, without him. */
+/*
+ * Who ends while CRIU comes makes it give up: then anew, without him. A job that is frozen by request
+ * cannot be waited for: nobody ends in it, and it must not run on between two tries.
+ */
 static int run_criu(struct take *t, const struct criu_dump *order, struct criu_times *times,
 		    char why[CRIU_REASON_MAX])
 {
@@ -364,13 +367,14 @@ static int run_criu(struct take *t, const struct criu_dump *order, struct criu_t
 
 	for (int i = 0; i < CRIU_TRIES; i++) {
 		r = i ? look_anew(t) : 0;
-		if (r == 0)
+		if (r == 0 && !t->status.frozen)
 			r = capture_await_whole(&t->view, t->reason);
 		proc_view_deinit(&t->view);
 		if (r < 0)
 			return r;
 		r = criu_run_dump(t->request->keeper, order, times, why);
-		if (r == 0 || t->reason[0] || !strstr(why, "Zombies with threads"))
+		if (r == 0 || t->reason[0] || t->status.frozen ||
+		    !strstr(why, "Zombies with threads"))
 			break;
 	}
 	return r;

@@ -151,10 +151,9 @@ static bool was_listed(const struct mem_mm *mm, const struct region *v)
 {
 	uint64_t first = v->start / NATIVE_PAGE;
 	size_t i = runs_find(&mm->listed_at, first);
-	const struct run *run = &mm->listed_at.v[i];
+	const struct run *run = i < mm->listed_at.count ? &mm->listed_at.v[i] : NULL;
 
-	return i < mm->listed_at.count && run->start <= first &&
-	       run->start + run->count >= v->end / NATIVE_PAGE;
+	return run && run->start <= first && run->start + run->count >= v->end / NATIVE_PAGE;
 }
 
 /* PAGEMAP_SCAN does not tell every zero page from others: it only says where words are worth it. */
