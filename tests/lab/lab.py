@@ -60,6 +60,7 @@ class Lab:
         self.cuts = set()
         self.groups = []
         self.loss_percent = 0
+        self.rates = {}
         self.switch = None
         self.criu = None
         self.started = time.monotonic()
@@ -243,6 +244,14 @@ class Lab:
         self.loss_percent = percent
         self._filter()
 
+    def throttle(self, host, kilobytes_per_second):
+        """Let streams bring so much to a host, or None: all they can. Datagrams pass."""
+        self.event(f"streams to {host.name}: {kilobytes_per_second or 'unlimited'} kB/s")
+        self.rates.pop(host.port, None)
+        if kilobytes_per_second:
+            self.rates[host.port] = kilobytes_per_second
+        self._filter()
+
     def _filter(self):
         rules = []
         for group in self.groups:
@@ -253,6 +262,8 @@ class Lab:
                 rules.append(f"iifname {{ {inside} }} oifname {{ {outside} }} drop")
         if self.loss_percent:
             rules.append(f"numgen random mod 100 < {self.loss_percent} drop")
+        rules += [f'oifname "{port}" ether type ip ip protocol tcp limit rate over {rate} '
+                  "kbytes/second drop" for port, rate in self.rates.items()]
         text = "flush ruleset\ntable bridge lab {\n chain between_hosts {\n" \
                "  type filter hook forward priority 0; policy accept;\n  " + \
                "\n  ".join(rules) + "\n }\n}\n"
