@@ -48,7 +48,8 @@ enum ov_op {
 			     * target is this host, granted the job under that token and about to
 			     * restore it; -ESTALE unless it is still the owner.
 			     * -> u.value with the new token */
-	OV_OBJECT_PUT, /* u.object, fd: sealed memfd -> u.object.holders: who fsynced it.
+	OV_OBJECT_PUT, /* u.object, fd: memfd -> u.object.holders: who fsynced it. The memory is
+			     * read no more after success, and must not change before.
 			     * Asks for `copies` on distinct live hosts, never self unless alone;
 			     * success if at least one holds it, the agent decides what is enough */
 	OV_OBJECT_GET, /* u.object {job, hash, size, holders} -> fd: sealed memfd, hash checked.

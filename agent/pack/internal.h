@@ -286,8 +286,12 @@ struct stored_pack {
 	uint32_t holder_count;
 	struct node_id holders[OV_HOLDERS_MAX];
 };
-/* packer.c: names and stores it; fills the rest. */
-int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack) _must_check_;
+/*
+ * packer.c: names and stores it; fills the rest. file: -1 or a memfd of the last object, whose memory
+ * serves again; the caller closes it at last, and only one object at a time is in it.
+ */
+int pack_store_object(pack_store_fn store, void *ctx, int *file,
+		      struct stored_pack *pack) _must_check_;
 
 struct storer;
 int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer) _must_check_;
@@ -534,6 +538,7 @@ struct packer {
 	struct fence_token token;
 	pack_store_fn store;
 	void *store_ctx;
+	int object_file; /* of what this thread stores; -1: none yet */
 	struct packer_counts counts;
 	bool writing;
 	uint32_t open_pack;

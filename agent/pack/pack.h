@@ -72,7 +72,10 @@ struct pack_wanted {
 };
 
 enum { PACKER_STORES_MAX = 2 };
-/* Stores one finished object; blocking; fills holders (1..OV_HOLDERS_MAX). Sealed memfd, borrowed. */
+/*
+ * Stores one finished object; blocking; fills holders (1..OV_HOLDERS_MAX). memfd holds it and nothing
+ * else until store() returns; then its memory may get another object: who needs it longer copies it.
+ */
 typedef int (*pack_store_fn)(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 			     uint32_t *ret_holder_count, struct node_id *ret_holders);
 

@@ -46,6 +46,7 @@ int packer_create(const struct job_id *job, const struct secret_key *job_key,
 	p->job = *job;
 	p->job_key = *job_key;
 	p->budget = PACKER_BUDGET_DEFAULT;
+	p->object_file = -1;
 	level_init(&p->levels, 0, 0);
 	block_cache_init(&p->cache, p->budget.cache_bytes, 0, NULL);
 	r = derive_hash_secret(p);
@@ -82,6 +83,8 @@ static void release_buffers(struct packer *p)
 	key_wipe(p->read_buffer, READ_CHUNK);
 	free(p->read_buffer);
 	p->read_buffer = NULL;
+	close_fdp(&p->object_file);
+	p->object_file = -1;
 	pack_writer_deinit(&p->writer);
 }
 
@@ -244,23 +247,33 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	return 0;
 }
 
-int pack_store_object(pack_store_fn store, void *ctx, struct stored_pack *pack)
+static int store_file(pack_store_fn store, void *ctx, int file, struct stored_pack *pack)
 {
-	_cleanup_close_ int fd = memfd_new("decamp-object");
-	int r;
+	int r = ftruncate(file, pack->size) < 0 ? -errno : 0;
 
-	if (fd < 0)
-		return fd;
-	r = pwrite_full(fd, pack->bytes, pack->size, 0);
 	if (r == 0)
-		r = memfd_seal(fd);
+		r = pwrite_full(file, pack->bytes, pack->size, 0);
 	if (r < 0)
 		return r;
 	object_hash_of(pack->bytes, pack->size, &pack->hash);
-	r = store(ctx, fd, &pack->hash, pack->size, &pack->holder_count, pack->holders);
+	r = store(ctx, file, &pack->hash, pack->size, &pack->holder_count, pack->holders);
 	if (r < 0)
 		return r;
 	return pack->holder_count < 1 || pack->holder_count > OV_HOLDERS_MAX ? -EPROTO : 0;
+}
+
+int pack_store_object(pack_store_fn store, void *ctx, int *file, struct stored_pack *pack)
+{
+	int r;
+
+	if (*file < 0)
+		*file = memfd_new("decamp-object");
+	r = *file < 0 ? *file : store_file(store, ctx, *file, pack);
+	if (r < 0) { /* of a call that failed somebody may still be reading */
+		close_fdp(file);
+		*file = -1;
+	}
+	return r;
 }
 
 int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
@@ -268,7 +281,7 @@ int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 			struct node_id *ret_holders)
 {
 	struct stored_pack object = { .bytes = bytes, .size = size };
-	int r = pack_store_object(p->store, p->store_ctx, &object);
+	int r = pack_store_object(p->store, p->store_ctx, &p->object_file, &object);
 
 	if (r < 0)
 		return r;
@@ -328,7 +341,7 @@ static int close_pack(struct packer *p)
 		storer_submit(p->storer, stored.bytes, stored.size, p->open_pack);
 		return 0;
 	}
-	stored.result = pack_store_object(p->store, p->store_ctx, &stored);
+	stored.result = pack_store_object(p->store, p->store_ctx, &p->object_file, &stored);
 	return pack_stored(p, &stored);
 }
 

@@ -140,6 +140,7 @@ struct storer {
 
 static void *store_thread(void *arg)
 {
+	_cleanup_close_ int file = -1;
 	struct storer *s = arg;
 
 	pthread_mutex_lock(&s->lock);
@@ -152,7 +153,7 @@ static void *store_thread(void *arg)
 			break;
 		at = s->begun++ % STORER_PACKS;
 		pthread_mutex_unlock(&s->lock);
-		s->packs[at].result = pack_store_object(s->store, s->ctx, &s->packs[at]);
+		s->packs[at].result = pack_store_object(s->store, s->ctx, &file, &s->packs[at]);
 		pthread_mutex_lock(&s->lock);
 		s->stored[at] = true;
 		pthread_cond_signal(&s->done);

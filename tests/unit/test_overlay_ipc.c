@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 
 #include <cmocka.h>
@@ -71,7 +72,7 @@ static void test_put_refusals(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_object object;
-	int fd = object_make(4096, 2, &object), unsealed;
+	int fd = object_make(4096, 2, &object);
 
 	object.size = 4095;
 	assert_int_equal(host_put(&f->hosts[0], fd, &object, 1), -EINVAL);
@@ -81,11 +82,33 @@ static void test_put_refusals(void **state)
 	/* A hash that is not the content's: every peer refuses. */
 	object.hash.b[0] ^= 1;
 	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), -EHOSTUNREACH);
-	unsealed = memfd_new("unsealed");
-	assert_int_equal(ftruncate(unsealed, 4096), 0);
-	assert_int_equal(host_put(&f->hosts[0], unsealed, &object, 1), -EINVAL);
-	close(unsealed);
 	close(fd);
+}
+
+/* What was put is not read any more: the agent writes its next pack into the same memory. */
+static void test_memory_serves_again(void **state)
+{
+	enum { COUNT = 4 };
+	struct fixture *f = *state;
+	struct ov_object objects[COUNT];
+	int file = memfd_new("again");
+
+	assert_true(file >= 0);
+	for (int i = 0; i < COUNT; i++) {
+		int fd = object_make(OBJECT_BYTES - (uint32_t)i * 4096, (uint8_t)(20 + i),
+				     &objects[i]);
+		off_t at = 0;
+
+		assert_int_equal(ftruncate(file, objects[i].size), 0);
+		assert_int_equal(lseek(file, 0, SEEK_SET), 0);
+		assert_int_equal(sendfile(file, fd, &at, objects[i].size), objects[i].size);
+		assert_int_equal(host_put(&f->hosts[0], file, &objects[i], 2), 0);
+		assert_int_equal(objects[i].holder_count, 2);
+		close(fd);
+	}
+	close(file);
+	for (int i = 0; i < COUNT; i++)
+		host_get_checked(&f->hosts[1], &objects[i]);
 }
 
 static void test_many_objects_at_once(void **state)
@@ -397,6 +420,7 @@ int main(void)
 	const struct CMUnitTest three[] = {
 		cmocka_unit_test(test_put_get),
 		cmocka_unit_test(test_put_refusals),
+		cmocka_unit_test(test_memory_serves_again),
 		cmocka_unit_test(test_many_objects_at_once),
 		cmocka_unit_test(test_retain),
 		cmocka_unit_test(test_order),
