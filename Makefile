@@ -6,13 +6,14 @@
 # make zdtm    CRIU's own tests judge our images   make soak SEED= MINUTES=      no write is missed
 # make model-long                                  the register's model, larger bounds: hours
 # make sim-paper SEED=                             a paper's experiment, anew; docs/paper.md
-# make bench-pause                                 how long a job stands still; build/bench/
+# make bench-pause                                 how long a job stands still
 # make bench-handover bench-takeover               until committed, until it runs again; until taken over
-# make bench-export                                what a core of a checkpoint costs; build/bench/
+# make bench-export                                what a core of a checkpoint costs
 # make store-faults SEED=8                         the store on a disk that fails at every call
-# make bench-store-io                              a store beside the raw disk; build/bench/
-# make bench-restore                               1 GiB back from three peers; build/bench/
+# make bench-store-io                              a store beside the raw disk
+# make bench-restore                               1 GiB back from three peers
 # make bench-store bench-agent-rss                  checkpoints of real programs; memory for one of 4 GiB
+#                                                  bench-NAME: rows of one form, build/bench/NAME.json
 # make sim-chord NODES= HOURS= SEED=               look-ups in large rings; build/bench/chord.json
 # make sim SEED= NODES= HOURS=                     one run of the simulator; its first line replays it
 # make night SEED= DAYS= NODES=                    are checkpoints there while rooms are closed?

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "agent/util/cleanup.h"
+#include "tests/bench/rows.h"
 
 enum { TAKES = 30, TAKES_MAX = 1000, INTERVAL_MS = 300, OVERHEAD_ROUNDS = 3, BLOCK_S = 6 };
 
@@ -108,9 +109,8 @@ struct bench {
 	char load[512];
 	bool native_only, direct;
 	unsigned int takes;
-	FILE *json;
-	bool first;
-	unsigned int missed, failed;
+	struct rows *rows;
+	unsigned int failed;
 	struct sample samples[TAKES_MAX];
 	double stolen; /* percent of the processors, while the last samples were taken */
 };
@@ -123,74 +123,36 @@ static void on_stop(int number)
 	stopped = 1;
 }
 
-static void row(struct bench *b, const char *name, const char *engine, const char *metric,
-		const char *unit, double p50, double p99, double target, double target_p99)
+static void report_one(struct bench *b, const struct bench_case *c, const char *engine,
+		       const char *metric, const char *unit, double value)
 {
-	fprintf(b->json,
-		"%s\n  {\"case\": \"%s\", \"engine\": \"%s\", \"metric\": \"%s\", \"unit\": \"%s\", "
-		"\"p50\": %.1f, \"p99\": %.1f, ",
-		b->first ? "" : ",", name, engine, metric, unit, p50, p99);
-	if (target > 0)
-		fprintf(b->json, "\"target\": %.1f, \"target_p99\": %.1f, \"holds\": %s}", target,
-			target_p99, p50 <= target && p99 <= target_p99 ? "true" : "false");
-	else
-		fprintf(b->json, "\"target\": null, \"holds\": null}");
-	if (target > 0 && (p50 > target || p99 > target_p99))
-		b->missed++;
-	b->first = false;
-	fflush(b->json);
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-/* Nearest rank: of 30, p99 is the longest. */
-static double rank(double *sorted, size_t count, unsigned int percent)
-{
-	size_t n = (count * percent + 99) / 100;
-
-	return sorted[n ? n - 1 : 0];
-}
-
-static void report_metric(struct bench *b, const struct bench_case *c, const char *engine,
-			  const struct metric *m, size_t count)
-{
-	static double values[TAKES_MAX];
-	bool target = m->get == get_pause && !strcmp(engine, "native");
-
-	for (size_t i = 0; i < count; i++)
-		values[i] = m->get(&b->samples[i]);
-	qsort(values, count, sizeof(*values), by_value);
-	printf("  %-12s %12.0f %12.0f %s\n", m->name, rank(values, count, 50),
-	       rank(values, count, 99), m->unit);
-	row(b, c->name, engine, m->name, m->unit, rank(values, count, 50), rank(values, count, 99),
-	    target ? (double)c->p50_us : 0, target ? (double)c->p99_us : 0);
+	rows_add(b->rows, &(struct row){ .name = c->name,
+					 .engine = engine,
+					 .metric = metric,
+					 .unit = unit,
+					 .value = value });
 }
 
 static void report(struct bench *b, const struct bench_case *c, const char *engine, size_t count,
 		   size_t metric_count)
 {
-	printf("%s, %s: %zu checkpoints%20s p50 %8s p99", c->name, engine, count, "", "");
-	if (c->p50_us && !strcmp(engine, "native"))
-		printf("   target %llu / %llu us", (unsigned long long)c->p50_us,
-		       (unsigned long long)c->p99_us);
-	printf("\n");
-	for (size_t i = 0; i < metric_count; i++)
-		report_metric(b, c, engine, &metrics[i], count);
-	printf("  %-12s %12.1f percent of the processors, by the machine's own host\n", "stolen",
-	       b->stolen);
-	row(b, c->name, engine, "stolen", "percent", b->stolen, b->stolen, 0, 0);
-	fflush(stdout);
-}
+	static double values[TAKES_MAX];
 
-static void report_one(struct bench *b, const struct bench_case *c, const char *metric, double us)
-{
-	printf("  %-12s %12.0f us\n", metric, us);
-	row(b, c->name, "native", metric, "us", us, us, 0, 0);
+	for (const struct metric *m = metrics; m < metrics + metric_count; m++) {
+		bool target = m->get == get_pause && !strcmp(engine, "native");
+
+		for (size_t i = 0; i < count; i++)
+			values[i] = m->get(&b->samples[i]);
+		rows_add(b->rows, &(struct row){ .name = c->name,
+						 .engine = engine,
+						 .metric = m->name,
+						 .unit = m->unit,
+						 .figures = values,
+						 .count = count,
+						 .target = target ? (double)c->p50_us : 0,
+						 .target_p99 = target ? (double)c->p99_us : 0 });
+	}
+	report_one(b, c, engine, "stolen", "percent", b->stolen);
 }
 
 /* Of a virtual machine: what its host took of the processors, in ticks; and all there were. */
@@ -242,10 +204,10 @@ static void run_native(struct bench *b, const struct bench_case *c)
 		b->failed++;
 	if (count) {
 		report(b, c, "native", count, ARRAY_SIZE(metrics));
-		report_one(b, c, "first-pause", (double)first.pause_us);
-		report_one(b, c, "attach", first.native.mem.attach_us);
-		report_one(b, c, "detach", (double)subject_release(s));
-		printf("  tracker %s\n", first.native.mem.tracker);
+		report_one(b, c, "native", "first-pause", "us", (double)first.pause_us);
+		report_one(b, c, "native", "attach", "us", first.native.mem.attach_us);
+		report_one(b, c, "native", "detach", "us", (double)subject_release(s));
+		printf("%s: tracker %s\n", c->name, first.native.mem.tracker);
 	}
 	subject_stop(s);
 }
@@ -317,9 +279,13 @@ static void run_overhead(struct bench *b)
 		       overhead_name, alone, taken, lost[i]);
 		if (i + 1 < OVERHEAD_ROUNDS)
 			continue;
-		qsort(lost, OVERHEAD_ROUNDS, sizeof(*lost), by_value);
-		row(b, overhead_name, "native", "slowdown", "percent", lost[OVERHEAD_ROUNDS / 2],
-		    lost[OVERHEAD_ROUNDS - 1], OVERHEAD_TARGET_PERCENT, 1e9);
+		rows_add(b->rows, &(struct row){ .name = overhead_name,
+						 .engine = "native",
+						 .metric = "slowdown",
+						 .unit = "percent",
+						 .figures = lost,
+						 .count = OVERHEAD_ROUNDS,
+						 .target = OVERHEAD_TARGET_PERCENT });
 	}
 	subject_stop(s);
 }
@@ -350,7 +316,7 @@ int main(int argc, char **argv)
 						 { "native-only", no_argument, NULL, 'n' },
 						 { "direct", no_argument, NULL, 'd' },
 						 { 0 } };
-	static struct bench b = { .takes = TAKES, .first = true };
+	static struct bench b = { .takes = TAKES };
 	char *names[16], path[512];
 	int count = 0, option;
 
@@ -371,15 +337,14 @@ int main(int argc, char **argv)
 	snprintf(b.load, sizeof(b.load), "%s/load", argv[optind]);
 	snprintf(path, sizeof(path), "%s/pause.json", argv[optind]);
 	b.criu = getenv("DECAMP_CRIU") ?: "criu";
-	b.json = fopen(path, "we");
-	if (!b.json) {
+	print_machine();
+	b.rows = rows_open(path);
+	if (!b.rows) {
 		perror(path);
 		return 1;
 	}
 	signal(SIGINT, on_stop);
 	signal(SIGTERM, on_stop);
-	print_machine();
-	fprintf(b.json, "[");
 	for (size_t i = 0; i < ARRAY_SIZE(cases) && !stopped; i++) {
 		if (!wanted(cases[i].name, names, count))
 			continue;
@@ -389,9 +354,7 @@ int main(int argc, char **argv)
 	}
 	if (wanted(overhead_name, names, count) && !stopped)
 		run_overhead(&b);
-	fprintf(b.json, "\n]\n");
-	fclose(b.json);
 	print_machine();
-	printf("%u targets missed, %u checkpoints failed\n", b.missed, b.failed);
+	printf("%u targets missed, %u checkpoints failed\n", rows_close(b.rows), b.failed);
 	return b.failed || stopped ? 1 : 0;
 }

@@ -33,6 +33,7 @@
 #include "agent/pack/reader.h"
 #include "agent/restore/restore.h"
 #include "agent/util/io.h"
+#include "tests/bench/rows.h"
 #include "tests/bench/store.h"
 #include "tests/unit/keeper_fixture.h"
 #include "tests/unit/overlay_host.h"
@@ -40,7 +41,13 @@
 
 enum way { IMAGES, DIRECT, LAZY };
 
-enum { HOSTS = 4, OBJECTS_MAX = CAPTURE_LAB_OBJECTS_MAX, STEPS = 8, WAIT_MS = 600000 };
+enum {
+	TAKES_MAX = 100,
+	HOSTS = 4,
+	OBJECTS_MAX = CAPTURE_LAB_OBJECTS_MAX,
+	STEPS = 8,
+	WAIT_MS = 600000
+};
 
 struct bench {
 	unsigned int mib;
@@ -53,7 +60,7 @@ struct bench {
 	uint64_t stored_bytes;
 	/* CPU time that no full restore can do without, but for CRIU's, and of that its memory's. */
 	double shared_ms, write_ms, copy_ms;
-	FILE *json;
+	struct rows *rows;
 };
 
 struct take {
@@ -508,42 +515,60 @@ static double limit_of(const struct bench *b, const struct take *t, enum way way
 	return way == LAZY ? criu_ms : criu_ms + shared_ms / (double)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-/* target_ms 0: a limit, which has none. */
-static void show(struct bench *b, const char *name, const struct take *t, double target_ms,
-		 double limit_ms, bool last)
+static void steps_of(const struct take *t, char *text, size_t size)
 {
-	printf("%-14s %9.1f ms (target %.0f), whole %9.1f ms; CPU ms: own %.0f half %.0f peers "
-	       "%.0f;",
-	       name, t->total_ms, target_ms, t->whole_ms, t->own_cpu_ms, t->half_cpu_ms,
-	       t->peers_cpu_ms);
-	fprintf(b->json,
-		"  {\"name\": \"%s\", \"mib\": %u, \"total_ms\": %.1f, \"target_ms\": %.0f, "
-		"\"whole_ms\": %.1f, \"cpu_own_ms\": %.0f, \"cpu_half_ms\": %.0f, "
-		"\"cpu_peers_ms\": %.0f, \"steps\": {",
-		name, b->mib, t->total_ms, target_ms, t->whole_ms, t->own_cpu_ms, t->half_cpu_ms,
-		t->peers_cpu_ms);
-	for (size_t i = 0; i < t->step_count; i++) {
-		printf(" %s@%.0f", t->steps[i].name, t->steps[i].at_ms);
-		fprintf(b->json, "%s\"%zu %s\": %.1f", i ? ", " : "", i, t->steps[i].name,
-			t->steps[i].at_ms);
-	}
-	fprintf(b->json, "}");
-	if (target_ms > 0) {
-		printf("; %s; limit %.1f ms, of it %.2f",
-		       t->total_ms <= target_ms ? "holds" : "MISSED", limit_ms,
-		       limit_ms / t->total_ms);
-		fprintf(b->json, ", \"holds\": %s, \"limit_ms\": %.1f, \"of_limit\": %.3f",
-			t->total_ms <= target_ms ? "true" : "false", limit_ms,
-			limit_ms / t->total_ms);
-	}
-	printf("\n");
-	fprintf(b->json, "}%s\n", last ? "" : ",");
+	size_t n = (size_t)snprintf(text, size, "{");
+
+	for (size_t i = 0; i < t->step_count; i++)
+		n += (size_t)snprintf(text + n, size - n, "%s\"%zu %s\": %.1f", i ? ", " : "", i,
+				      t->steps[i].name, t->steps[i].at_ms);
+	snprintf(text + n, size - n, "}");
 }
 
-static void show_limit(struct bench *b, const char *name, double ms, struct take *t)
+/* Takes by their total time; target_ms 0: a limit, which has none and was taken once. */
+static void show(struct bench *b, const char *name, const char *engine, const struct take *takes,
+		 size_t count, double target_ms, double limit_ms)
+{
+	static const struct {
+		const char *name;
+		size_t offset;
+	} metrics[] = { { "total", offsetof(struct take, total_ms) },
+			{ "whole", offsetof(struct take, whole_ms) },
+			{ "cpu-own", offsetof(struct take, own_cpu_ms) },
+			{ "cpu-half", offsetof(struct take, half_cpu_ms) },
+			{ "cpu-peers", offsetof(struct take, peers_cpu_ms) } };
+	char full[64], steps[STEPS * 64];
+	double figures[TAKES_MAX];
+
+	snprintf(full, sizeof(full), "%s/%um", name, b->mib);
+	steps_of(&takes[(count - 1) / 2], steps, sizeof(steps));
+	for (size_t i = 0; i < ARRAY_SIZE(metrics); i++) {
+		struct row row = { .name = full,
+				   .engine = engine,
+				   .metric = metrics[i].name,
+				   .unit = "ms",
+				   .count = count };
+
+		for (size_t k = 0; k < count; k++)
+			figures[k] = *(const double *)((const char *)&takes[k] + metrics[i].offset);
+		if (target_ms > 0)
+			row.figures = figures;
+		else
+			row.value = figures[0];
+		if (i == 0) {
+			row.target = target_ms;
+			row.limit = limit_ms;
+			row.breakdown = target_ms > 0 ? steps : NULL;
+		}
+		rows_add(b->rows, &row);
+	}
+}
+
+static void show_limit(struct bench *b, const char *name, const char *engine, double ms,
+		       struct take *t)
 {
 	t->total_ms = t->whole_ms = ms;
-	show(b, name, t, 0, 0, false);
+	show(b, name, engine, t, 1, 0, 0);
 }
 
 static int compare_takes(const void *a, const void *c)
@@ -570,11 +595,11 @@ static void bench_restore(struct bench *b, unsigned int takes)
 		for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
 			restore(b, (enum way)way, &t[way][i]);
 	for (size_t way = 0; way < ARRAY_SIZE(ways); way++) {
-		const struct take *median = &t[way][takes / 2];
+		const struct take *median = &t[way][(takes - 1) / 2];
 
 		qsort(t[way], takes, sizeof(*t[way]), compare_takes);
-		show(b, ways[way].name, median, ways[way].target_ms,
-		     limit_of(b, median, (enum way)way), way == LAZY);
+		show(b, ways[way].name, "decamp", t[way], takes, ways[way].target_ms,
+		     limit_of(b, median, (enum way)way));
 		free(t[way]);
 	}
 }
@@ -598,7 +623,7 @@ int main(int argc, char **argv)
 		else
 			return 2;
 	}
-	if (optind + 1 != argc || b.mib == 0 || takes == 0 || takes > 100)
+	if (optind + 1 != argc || b.mib == 0 || takes == 0 || takes > TAKES_MAX)
 		return 2;
 	if (fixture_missing() || fixture_find_criu(b.criu)) {
 		fprintf(stderr, "cannot run: %s\n", fixture_missing() ?: fixture_find_criu(b.criu));
@@ -613,21 +638,19 @@ int main(int argc, char **argv)
 	capture(&b);
 	start_hosts(&b);
 	store_objects(&b);
-	b.json = fopen(path, "we");
-	MUST(b.json ? 0 : -errno);
-	fprintf(b.json, "[\n");
-	show_limit(&b, "limit-fetch", only_fetch(&b, &t), &t);
-	show_limit(&b, "limit-open", only_open(&b, &t), &t);
+	b.rows = rows_open(path);
+	MUST(b.rows ? 0 : -errno);
+	show_limit(&b, "limit-fetch", "decamp", only_fetch(&b, &t), &t);
+	show_limit(&b, "limit-open", "decamp", only_open(&b, &t), &t);
 	b.shared_ms += t.own_cpu_ms;
-	show_limit(&b, "limit-write", only_write(&b, &t), &t);
+	show_limit(&b, "limit-write", "tmpfs", only_write(&b, &t), &t);
 	b.write_ms = t.own_cpu_ms;
-	show_limit(&b, "limit-copy", only_copy(&b, &t), &t);
+	show_limit(&b, "limit-copy", "memory", only_copy(&b, &t), &t);
 	b.copy_ms = t.own_cpu_ms;
-	show_limit(&b, "limit-wire", only_wire(&b, &t), &t);
+	show_limit(&b, "limit-wire", "tls", only_wire(&b, &t), &t);
 	b.shared_ms += t.own_cpu_ms;
 	bench_restore(&b, takes);
-	fprintf(b.json, "]\n");
-	fclose(b.json);
+	rows_close(b.rows);
 	umount2(b.p.images, MNT_DETACH);
 	for (int i = 0; i < HOSTS; i++)
 		host_end(&b.hosts[i]);

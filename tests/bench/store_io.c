@@ -6,9 +6,10 @@
  *
  *   store_io [--quick] FOLDER      works in FOLDER/store-io.tmp, writes FOLDER/store-io.json
  *
- * Per object the wall time, the rate (10^6 bytes per second) and the CPU time of this program, with
- * the kernel's. Rounds of all subjects take turns, and the median round counts. Wall times are worth
- * something only on a machine that does nothing else; CPU times always are, nearly.
+ * Per object the wall time and the CPU time of this program, with the kernel's; and which share of
+ * the rate of something else a rate is, or of the slower of two. Rounds of all subjects take turns,
+ * and the median round counts. Wall times are worth something only on a machine that does nothing
+ * else; CPU times always are, nearly.
  *
  * get: as a peer gets it, in memory; get-file: as the own agent does, in a sealed file.
  * raw: the object's bytes at the end of a file, and fdatasync() after as many as are in flight.
@@ -17,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <openssl/sha.h>
 #include <pthread.h>
@@ -28,8 +30,10 @@
 
 #include "agent/util/io.h"
 #include "overlay/store/store.h"
+#include "tests/bench/rows.h"
 
 enum { OBJECT = 1 << 20, ROUNDS_MAX = 15, WAYS = 3, PATH_MAX_BYTES = 400 };
+#define SHARE_TARGET 0.8
 
 static const uint32_t in_flight[WAYS] = { 1, 4, 16 };
 
@@ -39,8 +43,7 @@ struct bench {
 	uint8_t *bytes; /* one object's, changed for each */
 	uint32_t serial, count, rounds;
 	struct object_hash *hashes; /* of one round's puts */
-	FILE *json;
-	bool first, missed;
+	struct rows *rows;
 };
 
 static void check(int r, const char *what)
@@ -349,59 +352,35 @@ static struct span copy_round(struct bench *b)
 
 /* --- rows -------------------------------------------------------------------------------- */
 
-static int compare_numbers(const void *a, const void *b)
-{
-	const double *x = a, *y = b;
-
-	return *x < *y ? -1 : *x > *y;
-}
-
-/* Of all rounds; ms of wall time and us of CPU time each. */
-struct result {
-	double ms, cpu_us;
-};
-
-static struct result median(const struct span *spans, uint32_t count)
+/* Per object; the median wall time in ms, as rows_add() leaves the rounds sorted. */
+static double subject_rows(struct bench *b, const char *name, const char *engine,
+			   const struct span *spans)
 {
 	double ms[ROUNDS_MAX], cpu_us[ROUNDS_MAX];
+	struct row row = { .name = name, .engine = engine, .count = b->rounds };
 
-	for (uint32_t i = 0; i < count; i++) {
+	for (uint32_t i = 0; i < b->rounds; i++) {
 		ms[i] = spans[i].wall_s * 1e3 / spans[i].count;
 		cpu_us[i] = spans[i].cpu_s * 1e6 / spans[i].count;
 	}
-	qsort(ms, count, sizeof(*ms), compare_numbers);
-	qsort(cpu_us, count, sizeof(*cpu_us), compare_numbers);
-	return (struct result){ .ms = ms[count / 2], .cpu_us = cpu_us[count / 2] };
+	row.metric = "wall", row.unit = "ms", row.figures = ms;
+	rows_add(b->rows, &row);
+	row.metric = "cpu", row.unit = "us", row.figures = cpu_us;
+	rows_add(b->rows, &row);
+	return ms[(b->rounds - 1) / 2];
 }
 
-static double rate(struct result result)
+/* Which share of another's rate it has; target: that has to be reached, 0: none. */
+static void share_row(struct bench *b, const char *name, const char *engine, double ms,
+		      const char *metric, double other_ms, double target)
 {
-	return OBJECT / 1e3 / result.ms;
-}
-
-/* target: share of the limit's rate that has to be reached; 0: none. */
-static void row(struct bench *b, const char *name, struct result value, const struct result *limit,
-		const char *limit_name, double target)
-{
-	double share = limit ? limit->ms / value.ms : 0;
-	bool holds = target == 0 || share >= target;
-
-	printf("%-15s %8.3f ms %8.1f MB/s %8.0f us CPU", name, value.ms, rate(value), value.cpu_us);
-	if (limit)
-		printf("  %6.1f %% of %s", share * 100, limit_name);
-	printf("%s\n", target == 0 ? "" : holds ? ": holds" : ": MISSED");
-	fprintf(b->json, "%s\n{\"case\": \"%s\", \"ms\": %.4f, \"mb_s\": %.2f, \"cpu_us\": %.1f",
-		b->first ? "" : ",", name, value.ms, rate(value), value.cpu_us);
-	if (limit)
-		fprintf(b->json, ", \"limit\": \"%s\", \"limit_mb_s\": %.2f, \"share\": %.4f",
-			limit_name, rate(*limit), share);
-	if (target > 0)
-		fprintf(b->json, ", \"target\": %.2f, \"holds\": %s}", target,
-			holds ? "true" : "false");
-	else
-		fprintf(b->json, ", \"target\": null, \"holds\": null}");
-	b->first = false;
-	b->missed |= !holds;
+	rows_add(b->rows, &(struct row){ .name = name,
+					 .engine = engine,
+					 .metric = metric,
+					 .unit = "ratio",
+					 .value = other_ms / ms,
+					 .target = target,
+					 .least = true });
 }
 
 enum subject {
@@ -453,61 +432,80 @@ static void run(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX])
 	}
 }
 
-static const struct result *slower(const struct result *a, const struct result *b)
+/* An object is hashed whatever the disk does: "+sha256" is as if nothing else were done. */
+static void put_rows(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX], double loopback,
+		     double hash)
 {
-	return a->ms > b->ms ? a : b;
+	double ms[WAYS], raw, index;
+	char name[32];
+
+	for (int way = 0; way < WAYS; way++) {
+		snprintf(name, sizeof(name), "raw-%u", in_flight[way]);
+		raw = subject_rows(b, name, "disk", spans[RAW + way]);
+		snprintf(name, sizeof(name), "raw-index-%u", in_flight[way]);
+		index = subject_rows(b, name, "disk", spans[SAME + way]);
+		snprintf(name, sizeof(name), "put-%u", in_flight[way]);
+		ms[way] = subject_rows(b, name, "decamp", spans[PUT + way]);
+		share_row(b, name, "decamp", ms[way], "of-raw-index-or-loopback",
+			  fmax(index, loopback), SHARE_TARGET);
+		share_row(b, name, "decamp", ms[way], "of-raw", raw, 0);
+		share_row(b, name, "decamp", ms[way], "of-raw-index+sha256", index + hash, 0);
+	}
+	share_row(b, name, "decamp", ms[WAYS - 1], "of-put-1", ms[0], 0);
 }
 
-/* An object is hashed whatever the disk does: as if nothing else were done. */
-static void limit_row(struct bench *b, const char *name, struct result value,
-		      const struct result *raw, const struct result *hash)
+static void get_rows(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX], const char *kind,
+		     const enum subject subjects[3], double loopback, double hash)
 {
-	struct result limit = { .ms = raw->ms + hash->ms, .cpu_us = raw->cpu_us + hash->cpu_us };
+	char name[32];
+	double raw, ms;
 
-	row(b, name, value, &limit, "raw and sha256, one after the other", 0);
+	snprintf(name, sizeof(name), "raw-get-%s", kind);
+	raw = subject_rows(b, name, "disk", spans[subjects[0]]);
+	snprintf(name, sizeof(name), "get-%s", kind);
+	ms = subject_rows(b, name, "decamp", spans[subjects[1]]);
+	share_row(b, name, "decamp", ms, "of-raw-or-loopback", fmax(raw, loopback), SHARE_TARGET);
+	share_row(b, name, "decamp", ms, "of-raw+sha256", raw + hash, 0);
+	snprintf(name, sizeof(name), "get-file-%s", kind);
+	subject_rows(b, name, "decamp", spans[subjects[2]]);
 }
 
 static void report(struct bench *b, struct span spans[SUBJECTS][ROUNDS_MAX])
 {
-	struct result m[SUBJECTS];
-	char name[32];
+	static const enum subject cold[] = { RAW_COLD, GET_COLD, FILE_COLD },
+				  cached[] = { RAW_GET, GET, FILE_GET };
+	double loopback = subject_rows(b, "loopback", "loopback", spans[LOOPBACK]);
+	double hash = subject_rows(b, "sha256", "openssl", spans[HASH]);
+	double copy, punch;
 
-	for (int i = 0; i < SUBJECTS; i++)
-		m[i] = median(spans[i], b->rounds);
-	row(b, "loopback", m[LOOPBACK], NULL, "", 0);
-	row(b, "sha256", m[HASH], NULL, "", 0);
-	for (int way = 0; way < WAYS; way++) {
-		snprintf(name, sizeof(name), "raw-%u", in_flight[way]);
-		row(b, name, m[RAW + way], NULL, "", 0);
-		snprintf(name, sizeof(name), "raw-index-%u", in_flight[way]);
-		row(b, name, m[SAME + way], NULL, "", 0);
-		snprintf(name, sizeof(name), "put-%u", in_flight[way]);
-		row(b, name, m[PUT + way], slower(&m[SAME + way], &m[LOOPBACK]),
-		    "the slower of raw-index, loopback", 0.8);
-		row(b, name, m[PUT + way], &m[RAW + way], "raw", 0);
-		limit_row(b, name, m[PUT + way], &m[SAME + way], &m[HASH]);
-	}
-	row(b, "put-16", m[PUT + WAYS - 1], &m[PUT], "put-1", 0);
-	row(b, "raw-get-cold", m[RAW_COLD], NULL, "", 0);
-	row(b, "get-cold", m[GET_COLD], slower(&m[RAW_COLD], &m[LOOPBACK]),
-	    "the slower of raw, loopback", 0.8);
-	limit_row(b, "get-cold", m[GET_COLD], &m[RAW_COLD], &m[HASH]);
-	row(b, "get-file-cold", m[FILE_COLD], NULL, "", 0);
-	row(b, "raw-get-cached", m[RAW_GET], NULL, "", 0);
-	row(b, "get-cached", m[GET], slower(&m[RAW_GET], &m[LOOPBACK]),
-	    "the slower of raw, loopback", 0.8);
-	limit_row(b, "get-cached", m[GET], &m[RAW_GET], &m[HASH]);
-	row(b, "get-file-cached", m[FILE_GET], NULL, "", 0);
-	row(b, "delete", m[DELETE], NULL, "", 0);
-	row(b, "room-by-copy", m[COPY], NULL, "", 0);
-	row(b, "room-by-punch", m[PUNCH], &m[COPY], "room-by-copy", 0);
+	put_rows(b, spans, loopback, hash);
+	get_rows(b, spans, "cold", cold, loopback, hash);
+	get_rows(b, spans, "cached", cached, loopback, hash);
+	subject_rows(b, "delete", "decamp", spans[DELETE]);
+	copy = subject_rows(b, "room-by-copy", "disk", spans[COPY]);
+	punch = subject_rows(b, "room-by-punch", "disk", spans[PUNCH]);
+	share_row(b, "room-by-punch", "disk", punch, "of-room-by-copy", copy, 0);
+}
+
+/* What else the machine does shows in the difference. */
+static void whole_rows(struct bench *b, const struct span *all)
+{
+	struct row row = { .name = "all",
+			   .engine = "bench",
+			   .metric = "wall",
+			   .unit = "s",
+			   .value = all->wall_s };
+
+	rows_add(b->rows, &row);
+	row.metric = "cpu", row.value = all->cpu_s;
+	rows_add(b->rows, &row);
 }
 
 int main(int argc, char **argv)
 {
 	static struct span spans[SUBJECTS][ROUNDS_MAX];
 	bool quick = argc > 1 && !strcmp(argv[1], "--quick");
-	struct bench b = { .count = quick ? 16 : 64, .rounds = quick ? 1 : 7, .first = true };
+	struct bench b = { .count = quick ? 16 : 64, .rounds = quick ? 1 : 7 };
 	char path[PATH_MAX_BYTES + 20];
 	struct span all = { .count = 1 };
 
@@ -522,27 +520,24 @@ int main(int argc, char **argv)
 	check(store_open(path, &b.store), "open");
 	store_set_limits(b.store, UINT64_C(4) << 30, 0);
 	snprintf(path, sizeof(path), "%s/store-io.json", argv[argc - 1]);
-	b.json = fopen(path, "we");
 	b.bytes = malloc(OBJECT);
 	b.hashes = calloc(b.count, sizeof(*b.hashes));
-	if (!b.json || !b.bytes || !b.hashes)
+	if (!b.bytes || !b.hashes)
 		check(-ENOMEM, path);
 	for (uint32_t i = 0, x = 1; i < OBJECT; i++) {
 		x = x * 1664525 + 1013904223;
 		b.bytes[i] = (uint8_t)(x >> 24);
 	}
-	fprintf(b.json, "[");
+	b.rows = rows_open(path);
+	check(b.rows ? 0 : -errno, path);
 	span_start(&all);
 	run(&b, spans);
 	span_stop(&all);
 	report(&b, spans);
-	printf("CPU: %.0f %% of the wall time\n", all.cpu_s / all.wall_s * 100);
-	fprintf(b.json, ",\n{\"case\": \"all\", \"wall_s\": %.1f, \"cpu_s\": %.1f}\n]\n",
-		all.wall_s, all.cpu_s);
-	fclose(b.json);
+	whole_rows(&b, &all);
 	store_close(b.store);
 	free(b.bytes);
 	free(b.hashes);
 	check(remove_tree_at(AT_FDCWD, b.dir), "remove");
-	return b.missed ? 1 : 0;
+	return rows_close(b.rows) ? 1 : 0;
 }
