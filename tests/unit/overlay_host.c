@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -27,11 +28,12 @@
 
 enum {
 	TEST_UID = 65534,
-	CALL_MS = 20000,
+	CALL_MS = 90000, /* longer than a host takes for any request */
 	WAIT_LEAST_MS = 30000,
 	PORT_FIRST = 10240,
 	PORT_RANGE = 64,
 	PORT_RANGES = 350, /* all of them end below 32768, where those of connections begin */
+	SUSPECT_MS = 6000, /* who gets nothing of a busy machine for some seconds is not dead */
 };
 
 #ifdef __SANITIZE_ADDRESS__
@@ -77,16 +79,38 @@ void cluster_sign(const struct test_cluster *cluster, struct node_card *card)
 	EVP_PKEY_free(key);
 }
 
+/* The first port of a range that is this process's, and its hosts', until they end. */
+static int port_range(void)
+{
+	static int first;
+
+	for (int i = 0; first == 0 && i < PORT_RANGES; i++) {
+		struct sockaddr_un addr = { .sun_family = AF_UNIX };
+		int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+		int range = (getpid() + i) % PORT_RANGES;
+
+		assert_true(fd >= 0);
+		snprintf(addr.sun_path + 1, sizeof(addr.sun_path) - 1, "decamp-test-ports-%d",
+			 range);
+		if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0)
+			first = PORT_FIRST + range * PORT_RANGE;
+		else
+			close(fd);
+	}
+	assert_true(first != 0);
+	return first;
+}
+
 /*
  * Below those that the kernel gives to whoever connects, of this process or of others: such a one
- * would keep the port, for a minute after its end too. Each process has a range of its own.
+ * would keep the port, for a minute after its end too.
  */
 static uint16_t free_port(void)
 {
 	static int used;
 	const struct sockaddr_in any = { .sin_family = AF_INET,
 					 .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int first = PORT_FIRST + getpid() % PORT_RANGES * PORT_RANGE;
+	int first = port_range();
 
 	for (int tries = 0; tries < PORT_RANGE; tries++) {
 		_cleanup_close_ int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -188,6 +212,7 @@ void host_be_stable(struct test_host *host)
 	for (uint64_t t = local_s - 21 * 86400; t <= local_s; t += 600)
 		core_forecast_note(&forecast, t, 600);
 	core_forecast_encode(&forecast, bytes);
+	host->is_stable = true;
 	host_save_own(host, "habits", bytes, sizeof(bytes));
 }
 
@@ -249,10 +274,10 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	strcpy(start->advertise_addr, "127.0.0.1");
 	start->port = host->port;
 	start->probe_ms = 200;
-	start->suspect_ms = host->suspect_ms ? host->suspect_ms : 1000;
+	start->suspect_ms = host->suspect_ms ? host->suspect_ms : SUSPECT_MS;
 	start->renew_ms = 300;
-	start->lease_ms = 2000;
-	start->hold_ms = 2600;
+	start->lease_ms = 8000;
+	start->hold_ms = 10000;
 	start->quota_bytes = host->quota_bytes ? host->quota_bytes : 1 << 30;
 	start->pull_round_ms = host->pull_round_ms;
 	start->pull_forget_ms = host->pull_forget_ms;
@@ -315,7 +340,10 @@ void host_event(struct test_host *host, uint32_t op, struct ov_msg *ret_msg, int
 	}
 }
 
-uint32_t host_count_members(struct test_host *host, uint32_t state)
+/* Of the members that host knows, those of which this can be said. */
+static uint32_t count_members(struct test_host *host,
+			      bool (*is_one)(const struct member_info *row, const void *arg),
+			      const void *arg)
 {
 	struct ov_msg msg = { .op = OV_MEMBERS };
 	uint32_t count = 0;
@@ -326,10 +354,20 @@ uint32_t host_count_members(struct test_host *host, uint32_t state)
 		struct member_info row;
 
 		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
-		count += row.state == state;
+		count += is_one(&row, arg);
 	}
 	close(fd);
 	return count;
+}
+
+static bool has_state(const struct member_info *row, const void *arg)
+{
+	return row->state == *(const uint32_t *)arg;
+}
+
+uint32_t host_count_members(struct test_host *host, uint32_t state)
+{
+	return count_members(host, has_state, &state);
 }
 
 void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, int timeout_ms)
@@ -408,6 +446,28 @@ void cluster_make_hosts(struct test_host *hosts, int count, struct test_cluster 
 		host_make(&hosts[i], cluster, (uint8_t)(i + 1));
 }
 
+/* It takes packs, and says how likely it stays on if that is known. */
+static bool is_willing(const struct member_info *row, const void *arg)
+{
+	const bool *are_stable = arg;
+
+	return row->state == MEMBER_ALIVE && (row->report.flags & MEMBER_STORES_PACKS) &&
+	       row->report.store_free_bytes > 0 && (!*are_stable || row->report.stays > 0);
+}
+
+void cluster_wait_willing(struct test_host *hosts, int count)
+{
+	uint64_t deadline = deadline_of(60000);
+
+	for (int i = 0; i < count; i++) {
+		while (count_members(&hosts[i], is_willing, &hosts[i].is_stable) !=
+		       (uint32_t)count) {
+			assert_true(now_boot_ns() < deadline);
+			host_sleep_ms(50);
+		}
+	}
+}
+
 void cluster_start(struct test_host *hosts, int count)
 {
 	for (int i = 0; i < count; i++) {
@@ -415,10 +475,7 @@ void cluster_start(struct test_host *hosts, int count)
 			host_run(&hosts[i]);
 		assert_int_equal(host_start(&hosts[i], i ? &hosts[0] : NULL), 0);
 	}
-	for (int i = 0; i < count; i++)
-		host_wait_members(&hosts[i], MEMBER_ALIVE, (uint32_t)count, 20000);
-	/* Willingness travels a little behind the rows. */
-	host_sleep_ms(1000);
+	cluster_wait_willing(hosts, count);
 }
 
 void cluster_end(struct test_host *hosts, int count)

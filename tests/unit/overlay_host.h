@@ -22,8 +22,9 @@ struct test_host {
 	uint32_t scrub_age_ms;
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
 	uint32_t credit_round_ms;		/* likewise */
-	uint32_t suspect_ms;			/* 0: 1000 */
+	uint32_t suspect_ms;			/* 0: 6000 */
 	uint64_t quota_bytes;			/* 0: 1 GiB */
+	bool is_stable;				/* host_be_stable() */
 	struct ov_identity identity;
 };
 
@@ -53,6 +54,8 @@ void host_wait_members(struct test_host *host, uint32_t state, uint32_t count, i
 /* Several of them, as one cluster; the first is the others' seed. */
 void cluster_make_hosts(struct test_host *hosts, int count, struct test_cluster *cluster);
 void cluster_start(struct test_host *hosts, int count); /* until all know all, and who is willing */
+/* Until all of them know that all take packs: their reports travel behind the rows. */
+void cluster_wait_willing(struct test_host *hosts, int count);
 void cluster_end(struct test_host *hosts, int count);
 /* The one with this id, which must be there. */
 int cluster_index(const struct test_host *hosts, int count, const struct node_id *id);

@@ -62,10 +62,15 @@ static void test_put_get(void **state)
 	assert_int_equal(host_call(&f->hosts[0], &stats, -1, NULL), 0);
 	assert_true(stats.u.stats.sent_bytes > 2 * OBJECT_BYTES);
 	assert_true(stats.u.stats.received_bytes > OBJECT_BYTES);
-	assert_int_equal(stats.u.stats.peers_connected, 2);
 	/* The answer told it, too. */
 	assert_true(object.link_kib_s > 0);
 	assert_int_equal(stats.u.stats.link_bytes_per_s >> 10, object.link_kib_s);
+	/* Who was slow for a while is called anew. */
+	for (int i = 0; stats.u.stats.peers_connected != 2; i++) {
+		assert_true(i < 300);
+		host_sleep_ms(100);
+		assert_int_equal(host_call(&f->hosts[0], &stats, -1, NULL), 0);
+	}
 }
 
 static void test_put_refusals(void **state)
@@ -179,7 +184,7 @@ static void test_order(void **state)
 	struct ov_msg call = { .op = OV_ORDER_CALL, .call = 5 }, event, reply;
 
 	call.u.order.node = f->hosts[2].identity.card.id;
-	call.u.order.timeout_ms = 8000;
+	call.u.order.timeout_ms = 60000;
 	call.u.order.size = 5;
 	memcpy(call.u.order.bytes, "hello", 5);
 	assert_int_equal(send_with_fd(f->hosts[0].main, &call, sizeof(call), -1), 0);
@@ -225,14 +230,16 @@ static void test_job(void **state)
 	struct fixture *f = *state;
 	struct ov_msg msg, hold = { .op = OV_JOB_HOLD }, list = { .op = OV_JOB_LIST };
 	struct job_value value;
+	uint64_t before;
 	int fd = -1;
 
 	make_job(&f->hosts[0], 1, &msg);
 	value = msg.u.value;
 	hold.u.job.job = value.job;
 	hold.u.job.token = value.token;
+	before = now_boot_ns();
 	assert_int_equal(host_call(&f->hosts[0], &hold, -1, NULL), 0);
-	assert_true(hold.u.lease.run_until_boot_ns > now_boot_ns());
+	assert_true(hold.u.lease.run_until_boot_ns > before);
 	host_event(&f->hosts[0], OV_EV_LEASE, &msg, 3000);
 	msg = (struct ov_msg){ .op = OV_JOB_GET };
 	msg.u.value.job = value.job;
@@ -338,9 +345,13 @@ static void test_rot(void **state)
 	file = place_of(&f->hosts[first], fd, &object, &at);
 	assert_int_equal(pwrite_full(file, "rot", 3, at + 50000), 0);
 	object.holder_count = 1;
-	host_get_checked(&f->hosts[0], &object);
-	assert_int_equal(host_call(&f->hosts[first], &stats, -1, NULL), 0);
-	assert_true(stats.u.stats.bad_objects >= 1);
+	/* If it is slow the other one may be faster: it reads all the same, or the next time. */
+	for (int i = 0; stats.u.stats.bad_objects == 0; i++) {
+		assert_true(i < 100);
+		host_get_checked(&f->hosts[0], &object);
+		assert_int_equal(host_call(&f->hosts[first], &stats, -1, NULL), 0);
+		host_sleep_ms(i ? 300 : 0);
+	}
 	/* Its room was given back. */
 	assert_int_equal(pread_full(file, left, sizeof(left), at), 0);
 	assert_memory_equal(left, none, sizeof(none));

@@ -187,23 +187,38 @@ static void put_manifest(struct fixture *f, uint64_t token, uint64_t seq, struct
 	*ret = object;
 }
 
+/* Until as many are named, the first by so many holders: who is slow is not waited for. */
+static void wait_newest(struct fixture *f, uint64_t count, uint32_t holders, struct ov_found *rows)
+{
+	uint64_t deadline = now_boot_ns() + UINT64_C(60000000000);
+
+	do {
+		struct ov_msg msg = { .op = OV_JOB_NEWEST, .u.job.job.b[0] = 1 };
+		int fd = -1;
+
+		assert_true(now_boot_ns() < deadline);
+		memset(rows, 0, count * sizeof(*rows));
+		assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
+		if (msg.u.count >= count)
+			assert_int_equal(pread_full(fd, rows, count * sizeof(*rows), 0), 0);
+		close(fd);
+		for (uint64_t i = 0; i < count; i++)
+			if (rows[i].holder_count < holders)
+				rows[0].holder_count = 0;
+	} while (rows[0].holder_count == 0);
+}
+
 /* No guardian ever knew the job; its holders name what they keep, the newest first. */
 static void holders_name_the_newest(void **state)
 {
 	struct fixture *f = *state;
-	struct ov_msg msg = { .op = OV_JOB_NEWEST };
 	struct ov_object objects[3];
 	struct ov_found rows[3];
-	int fd = -1;
 
 	put_manifest(f, 4, 9, &objects[2]);
 	put_manifest(f, 5, 3, &objects[1]);
 	put_manifest(f, 5, 4, &objects[0]);
-	msg.u.job.job.b[0] = 1;
-	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
-	assert_int_equal(msg.u.count, 3);
-	assert_int_equal(pread_full(fd, rows, sizeof(rows), 0), 0);
-	close(fd);
+	wait_newest(f, 3, 2, rows);
 	for (int i = 0; i < 3; i++) {
 		assert_memory_equal(&rows[i].manifest, &objects[i].hash, sizeof(objects[i].hash));
 		assert_int_equal(rows[i].seq, objects[i].seq);
@@ -213,12 +228,7 @@ static void holders_name_the_newest(void **state)
 	}
 	/* Who is off is not waited for; the others still say. */
 	host_kill(&f->hosts[index_of(f, &objects[0].holders[0])]);
-	msg = (struct ov_msg){ .op = OV_JOB_NEWEST };
-	msg.u.job.job.b[0] = 1;
-	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
-	assert_true(msg.u.count >= 1);
-	assert_int_equal(pread_full(fd, rows, sizeof(rows[0]), 0), 0);
-	close(fd);
+	wait_newest(f, 1, 1, rows);
 	assert_memory_equal(&rows[0].manifest, &objects[0].hash, sizeof(objects[0].hash));
 	assert_int_equal(rows[0].holder_count, 1);
 }

@@ -103,6 +103,7 @@ static void dropped_objects_stay_dropped(void **state)
 	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), 0);
 	wait_copies(f, 0, 10000);
 	host_kill(host_of(f, &object.holders[0]));
+	host_wait_members(host_of(f, &object.holders[1]), MEMBER_DEAD, 1, 30000);
 	host_sleep_ms(2 * LAZY_MS + 1000);
 	assert_int_equal(copies(f), 0);
 }
