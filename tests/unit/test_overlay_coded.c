@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,8 +25,10 @@ enum {
 	ROUND_MS = 300,
 	SIZE = 700001,
 	SHARDS = 6,
-	SUSPECT_MS = 3000,
+	SUSPECT_MS = 6000,
+	QUICK_MS = 11000, /* less than a call may stall */
 	CREDIT_MS = 300,
+	WAIT_MS = 60000,
 	LOG_MAX = 65536,
 };
 
@@ -35,6 +38,7 @@ struct fixture {
 	struct ov_object object;
 	struct ov_group group;
 	uint32_t suspect_ms;
+	pid_t liar;
 	int fd;
 };
 
@@ -104,6 +108,10 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	if (f->liar > 0) {
+		assert_int_equal(kill(f->liar, SIGKILL), 0);
+		assert_int_equal(waitpid(f->liar, NULL, 0), f->liar);
+	}
 	cluster_end(f->hosts, HOSTS);
 	end_logging(&f->hosts[0]);
 	close(f->fd);
@@ -209,7 +217,7 @@ static int setup_repair(void **state)
 /* A host that is killed is held for alive for long: another takes its place. */
 static int setup_liar(void **state)
 {
-	*state = fixture_new(0, 60000);
+	*state = fixture_new(0, 600000);
 	return 0;
 }
 
@@ -234,10 +242,11 @@ static void what_does_not_fit_stays_with_copies(struct fixture *f)
 	assert_memory_equal(&group, &f->group, sizeof(group));
 }
 
-static struct ov_credit_sum given_by(struct fixture *f, const struct node_id *id)
+/* Whether it answered in time, else it is not known. */
+static bool ask_given(struct fixture *f, const struct node_id *id, struct ov_credit_sum *ret_given)
 {
-	struct ov_credit_sum given = { 0 };
 	struct ov_msg msg = { .op = OV_CREDIT };
+	bool answered = false;
 	int fd = -1;
 
 	assert_int_equal(host_call(&f->hosts[0], &msg, -1, &fd), 0);
@@ -245,11 +254,43 @@ static struct ov_credit_sum given_by(struct fixture *f, const struct node_id *id
 		struct ov_credit row;
 
 		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
-		if (node_id_equal(&row.id, id))
-			given = row.given;
+		if (!node_id_equal(&row.id, id))
+			continue;
+		answered = row.answered;
+		*ret_given = row.given;
 	}
 	close(fd);
+	return answered;
+}
+
+static struct ov_credit_sum given_by(struct fixture *f, const struct node_id *id)
+{
+	uint64_t deadline = now_boot_ns() + WAIT_MS * UINT64_C(1000000);
+	struct ov_credit_sum given = { 0 };
+
+	while (!ask_given(f, id, &given))
+		assert_true(now_boot_ns() < deadline);
 	return given;
+}
+
+/* A restore is one of each of the four that served it, and of a shard's bytes. */
+static void wait_restore(struct fixture *f)
+{
+	uint64_t deadline = now_boot_ns() + WAIT_MS * UINT64_C(1000000), restores, bytes;
+
+	do {
+		assert_true(now_boot_ns() < deadline);
+		host_sleep_ms(CREDIT_MS);
+		restores = bytes = 0;
+		for (int i = 0; i < SHARDS; i++) {
+			struct ov_credit_sum given = given_by(f, &f->group.holders[i]);
+
+			restores += given.restores;
+			bytes += given.restored_bytes;
+		}
+	} while (restores < 4);
+	assert_int_equal(restores, 4);
+	assert_int_equal(bytes, 4 * shard_bytes(SIZE, 4));
 }
 
 /* The first six holders, and who came after the copies: all have kept a shard for some time. */
@@ -257,8 +298,8 @@ static void shards_earn(void **state)
 {
 	struct fixture *f = *state;
 	struct test_host *reader = &f->hosts[0];
-	struct ov_credit_sum before[SHARDS], now;
-	uint64_t deadline = now_boot_ns() + UINT64_C(20000000000), restores = 0, bytes = 0;
+	struct ov_credit_sum before[SHARDS];
+	uint64_t deadline;
 	struct object_hash name;
 
 	shard_group_name(&f->object.hash, &name);
@@ -267,29 +308,44 @@ static void shards_earn(void **state)
 		before[i] = given_by(f, &f->group.holders[i]);
 	host_sleep_ms(200);
 	assert_int_equal(retain(f, &name), 0);
+	deadline = now_boot_ns() + WAIT_MS * UINT64_C(1000000);
 	for (int i = 0; i < SHARDS; i++)
 		while (given_by(f, &f->group.holders[i]).byte_hours <= before[i].byte_hours) {
 			assert_true(now_boot_ns() < deadline);
 			host_sleep_ms(100);
 		}
-	/* A restore is one of each of the four that served it, and of a shard's bytes. */
 	f->object.holder_count = 0;
 	host_get_checked(reader, &f->object);
-	host_sleep_ms(5 * CREDIT_MS);
-	for (int i = 0; i < SHARDS; i++) {
-		now = given_by(f, &f->group.holders[i]);
-		restores += now.restores;
-		bytes += now.restored_bytes;
+	wait_restore(f);
+	/* And none is counted twice. */
+	host_sleep_ms(3 * CREDIT_MS);
+	wait_restore(f);
+}
+
+/* A host that hangs costs half a second: not the object, nor the 12 s until it is given up. */
+static void who_hangs_is_not_waited_for(struct fixture *f, struct test_host *hanging)
+{
+	bool is_quick = false;
+
+	/* A busy machine may need as long by itself, but not again and again. */
+	for (int i = 0; i < 5 && !is_quick; i++) {
+		uint64_t began;
+
+		assert_int_equal(kill(hanging->pid, SIGSTOP), 0);
+		began = now_boot_ns();
+		host_get_checked(&f->hosts[0], &f->object);
+		is_quick = now_boot_ns() - began < QUICK_MS * UINT64_C(1000000);
+		assert_int_equal(kill(hanging->pid, SIGCONT), 0);
+		/* It may have been held for dead. */
+		host_wait_members(&f->hosts[0], MEMBER_ALIVE, HOSTS, WAIT_MS);
 	}
-	assert_int_equal(restores, 4);
-	assert_int_equal(bytes, 4 * shard_bytes(SIZE, 4));
+	assert_true(is_quick);
 }
 
 static void shards_are_read_until_too_many_are_gone(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_msg msg = { .op = OV_OBJECT_GET };
-	uint64_t began;
 	int r;
 
 	what_does_not_fit_stays_with_copies(f);
@@ -298,12 +354,7 @@ static void shards_are_read_until_too_many_are_gone(void **state)
 	host_get_checked(host_of(f, &f->group.holders[5]), &f->object);
 	f->object.holder_count = 0;
 	host_get_checked(&f->hosts[0], &f->object);
-	/* A host that hangs costs half a second: not the object, nor the 12 s until it is given up. */
-	assert_int_equal(kill(host_of(f, &f->group.holders[1])->pid, SIGSTOP), 0);
-	began = now_boot_ns();
-	host_get_checked(&f->hosts[0], &f->object);
-	assert_true(now_boot_ns() - began < UINT64_C(11000000000));
-	assert_int_equal(kill(host_of(f, &f->group.holders[1])->pid, SIGCONT), 0);
+	who_hangs_is_not_waited_for(f, host_of(f, &f->group.holders[1]));
 	host_kill(host_of(f, &f->group.holders[0]));
 	host_kill(host_of(f, &f->group.holders[3]));
 	host_get_checked(&f->hosts[0], &f->object);
@@ -314,7 +365,7 @@ static void shards_are_read_until_too_many_are_gone(void **state)
 	assert_int_equal(stats_of(&f->hosts[0]).bad_objects, 0);
 	/* And the end of the job is the end of its shards. */
 	/* Those that were just killed are asked as well, in vain: until then, to be said again. */
-	for (int i = 0; (r = retain(f, NULL)) == -EAGAIN && i < 150; i++)
+	for (int i = 0; (r = retain(f, NULL)) == -EAGAIN && i < 300; i++)
 		host_sleep_ms(200);
 	assert_int_equal(r, 0);
 	wait_objects(f, 0, 5000);
@@ -330,7 +381,7 @@ static void lost_shards_are_made_again(void **state)
 	assert_int_equal(objects(f), SHARDS - 1);
 	host_kill(host_of(f, &f->group.holders[1]));
 	/* Both come back, by hosts that cannot read what it is. */
-	wait_objects(f, SHARDS, 30000);
+	wait_objects(f, SHARDS, WAIT_MS);
 	/* Nobody goes on. */
 	host_sleep_ms(5 * ROUND_MS + LAZY_MS);
 	assert_int_equal(objects(f), SHARDS);
@@ -363,7 +414,7 @@ static void a_rotten_shard_is_made_again_where_it_lay(void **state)
 					   .holders = { f->group.holders[2] } };
 	assert_int_equal(host_call(&f->hosts[0], &msg, -1, NULL), -ENOENT);
 	assert_int_equal(stats_of(rotten).rotten_objects, 1);
-	wait_objects(f, SHARDS, 30000);
+	wait_objects(f, SHARDS, WAIT_MS);
 	assert_int_equal(stats_of(rotten).objects, 1);
 	host_kill(host_of(f, &f->group.holders[0]));
 	host_kill(host_of(f, &f->group.holders[1]));
@@ -469,6 +520,7 @@ static void liar_run(const struct test_host *host, const struct ov_group *truth)
 	sd_event *event = NULL;
 	int r;
 
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGPIPE, SIG_IGN); /* as a host does */
 	for (uint32_t i = 0; i < SHARDS; i++)
 		liar.shards[i] = malloc(liar.bytes);
@@ -488,38 +540,53 @@ static void liar_run(const struct test_host *host, const struct ov_group *truth)
 	_exit(sd_event_loop(event) < 0);
 }
 
-/* Its shard has another hash, its group leads to another object: both are named, neither believed. */
+/* How often the host has said this. */
+static uint32_t count_logged(struct test_host *host, const char *words)
+{
+	char text[LOG_MAX];
+	uint32_t count = 0;
+
+	read_log(host, text);
+	for (const char *at = text; (at = strstr(at, words)); at++)
+		count++;
+	return count;
+}
+
+/*
+ * Its shard has another hash, its group leads to another object: both are named, neither believed.
+ * Until it listens, and when it is slow, the others are enough, for the one or for the other.
+ */
 static void liars_are_named(void **state)
 {
+	static const char group[] = "the group that it told is of another object";
 	struct fixture *f = *state;
-	struct test_host *host = host_of(f, &f->group.holders[0]);
-	char words[100], log[LOG_MAX];
-	int status = 0;
-	pid_t pid;
+	struct test_host *reader = &f->hosts[0], *host = host_of(f, &f->group.holders[0]);
+	uint64_t deadline = now_boot_ns() + 2 * WAIT_MS * UINT64_C(1000000);
+	char shard[100];
 
+	snprintf(shard, sizeof(shard), "gather: peer=%s (", host->identity.card.hostname);
 	host_kill(host);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (pid == 0)
+	f->liar = fork();
+	assert_true(f->liar >= 0);
+	if (f->liar == 0)
 		liar_run(host, &f->group);
 	f->object.holder_count = 1;
 	f->object.holders[0] = f->group.holders[0];
-	/* Until it listens, and is dialled again, the others are enough. */
-	for (int i = 0; i < 40 && stats_of(&f->hosts[0]).bad_objects == 0; i++) {
+	while (!has_logged(reader, group) || !has_logged(reader, shard)) {
+		if (now_boot_ns() >= deadline) {
+			int status = 0, ended = waitpid(f->liar, &status, WNOHANG);
+			char log[LOG_MAX];
+
+			f->liar = ended ? 0 : f->liar;
+			read_log(reader, log);
+			fail_msg("the liar: %d, status %#x; the host:\n%s", ended,
+				 (unsigned int)status, log);
+		}
 		host_sleep_ms(500);
-		host_get_checked(&f->hosts[0], &f->object);
+		host_get_checked(reader, &f->object);
 	}
-	if (stats_of(&f->hosts[0]).bad_objects != 2) {
-		read_log(&f->hosts[0], log);
-		fail_msg("%u named; the liar: %d, status %#x; the host:\n%s",
-			 (unsigned int)stats_of(&f->hosts[0]).bad_objects,
-			 waitpid(pid, &status, WNOHANG), (unsigned int)status, log);
-	}
-	snprintf(words, sizeof(words), "gather: peer=%s (", host->identity.card.hostname);
-	assert_true(has_logged(&f->hosts[0], words));
-	assert_true(has_logged(&f->hosts[0], "the group that it told is of another object"));
-	assert_int_equal(kill(pid, SIGKILL), 0);
-	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_int_equal(stats_of(reader).bad_objects,
+			 count_logged(reader, group) + count_logged(reader, shard));
 }
 
 int main(void)
