@@ -21,7 +21,7 @@
 #include "overlay/net/tls.h"
 #include "overlay_host.h"
 
-enum { HOSTS = 4, ROUND_MS = 300, SUSPECT_MS = 15000, SIZE = 8000000, WAIT_MS = 15000 };
+enum { HOSTS = 4, ROUND_MS = 300, SUSPECT_MS = 60000, SIZE = 8000000, WAIT_MS = 60000 };
 
 struct fixture {
 	struct test_cluster cluster;
@@ -74,9 +74,11 @@ static int index_of(const struct fixture *f, const struct node_id *id)
 	return cluster_index(f->hosts, HOSTS, id);
 }
 
-static void ask(struct fixture *f, int asked)
+/* Returns whether all that run have answered in time. */
+static bool ask_once(struct fixture *f, int asked)
 {
 	struct ov_msg msg = { .op = OV_CREDIT };
+	bool all = true;
 	int fd = -1;
 
 	memset(f->rows, 0, sizeof(f->rows));
@@ -88,8 +90,19 @@ static void ask(struct fixture *f, int asked)
 
 		assert_int_equal(pread_full(fd, &row, sizeof(row), (off_t)(i * sizeof(row))), 0);
 		f->rows[index_of(f, &row.id)] = row;
+		all &= row.answered || f->hosts[index_of(f, &row.id)].pid <= 0;
 	}
 	close(fd);
+	return all;
+}
+
+/* Who does not answer within seconds is left out: on a busy machine all are asked again. */
+static void ask(struct fixture *f, int asked)
+{
+	uint64_t deadline = now_boot_ns() + (uint64_t)WAIT_MS * 1000000;
+
+	while (!ask_once(f, asked))
+		assert_true(now_boot_ns() < deadline);
 }
 
 static int retain(struct fixture *f, int owner, const struct ov_object *object, bool keep)
@@ -145,12 +158,13 @@ static void holders_earn_and_all_can_see_it(void **state)
 {
 	struct fixture *f = *state;
 	struct ov_object object;
+	uint64_t given, began = now_boot_ns(), lain_ms;
 	int holder, next;
-	uint64_t given;
 
 	object = earn(f, 1, &holder);
+	lain_ms = (now_boot_ns() - began) / 1000000;
 	given = f->rows[holder].given.byte_hours;
-	assert_in_range(given, SIZE / 3600 / 2, SIZE / 3600 * 20);
+	assert_in_range(given, SIZE / 3600 / 2, SIZE * lain_ms / 3600000 + 1);
 	assert_int_equal(f->rows[0].taken.byte_hours, given);
 	assert_int_equal(f->rows[0].given.byte_hours, 0);
 	assert_int_equal(f->rows[holder].given.restores, 0);
@@ -452,13 +466,19 @@ static void nobody_speaks_for_others_nor_takes_back(void **state)
 	wait_all(f);
 }
 
+/* What is to be believed is shown until it was seen; what is not, once. */
 static void show(struct fixture *f, struct lies *lies, const struct core_receipt *rows,
-		 uint32_t count, uint32_t size)
+		 uint32_t count, uint32_t size, bool good)
 {
+	uint64_t deadline = now_boot_ns() + (uint64_t)WAIT_MS * 1000000;
+
 	for (uint32_t i = 0; i < count; i++)
 		core_receipt_encode(&rows[i], lies->bytes + i * CORE_RECEIPT_BYTES);
 	lies->size = size;
-	ask(f, 0);
+	do {
+		assert_true(now_boot_ns() < deadline);
+		ask(f, 0);
+	} while (good && !f->rows[3].answered);
 }
 
 /* True receipts, shown in ways that would count them twice, or where they do not belong. */
@@ -479,28 +499,26 @@ static void nobody_shows_a_receipt_twice(void **state)
 	}
 	host_kill(liar);
 	pid = lie_for(liar, &lies);
-	show(f, lies, rows, 2, size);
-	assert_int_equal(f->rows[3].answered, 1);
+	show(f, lies, rows, 2, size, true);
 	assert_int_equal(f->rows[3].given.byte_hours, 12);
 	other[0] = other[1] = rows[0];
-	show(f, lies, other, 2, size); /* twice */
+	show(f, lies, other, 2, size, false); /* twice */
 	assert_int_equal(f->rows[3].answered, 0);
 	assert_int_equal(f->rows[3].given.byte_hours, 0);
 	other[0] = rows[1];
-	show(f, lies, other, 2, size); /* out of order */
+	show(f, lies, other, 2, size, false); /* out of order */
 	assert_int_equal(f->rows[3].answered, 0);
 	other[0] = rows[0];
 	other[1] = rows[1];
 	other[1].holder = f->hosts[0].identity.card.id; /* another's */
 	sign(f, &f->hosts[2], &other[1]);
-	show(f, lies, other, 2, size);
+	show(f, lies, other, 2, size, false);
 	assert_int_equal(f->rows[3].answered, 0);
 	assert_int_equal(f->rows[0].given.byte_hours + f->rows[3].given.byte_hours, 0);
-	show(f, lies, rows, 2, size - 1);
+	show(f, lies, rows, 2, size - 1, false);
 	assert_int_equal(f->rows[3].answered, 0);
 	rows[1].byte_hours++; /* not what was signed */
-	show(f, lies, rows, 2, size);
-	assert_int_equal(f->rows[3].answered, 1);
+	show(f, lies, rows, 2, size, true);
 	assert_int_equal(f->rows[3].given.byte_hours, 5);
 	assert_int_equal(f->rows[3].forged, 1);
 	assert_int_equal(kill(pid, SIGKILL), 0);
