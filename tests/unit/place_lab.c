@@ -79,3 +79,18 @@ void place_wait_output(const struct fixture *f, const struct place *p, size_t si
 		sleep_ms(10);
 	assert_true(place_output_size(f, p, "out") >= size);
 }
+
+bool place_hurry(const struct fixture *f, const struct place *p)
+{
+	struct keeper_status status = { 0 };
+	char path[PATH_MAX];
+	int fd;
+
+	assert_int_equal(keeper_status(f->k, &status), 0);
+	snprintf(path, sizeof(path), "/proc/%d/root%s/" PLACE_HURRY, status.main_pid, p->base);
+	fd = status.main_pid > 0 ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644) : -1;
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}

@@ -22,3 +22,22 @@ char *place_output(const struct fixture *f, const struct place *p, const char *n
 size_t place_output_size(const struct fixture *f, const struct place *p, const char *name);
 /* Until "out" is that long. */
 void place_wait_output(const struct fixture *f, const struct place *p, size_t size);
+
+/*
+ * A job sleeps between two lines, for longer in all than any test takes, until this file is there:
+ * so it is never over before it was captured, however slow the machine is.
+ */
+#define PLACE_HURRY "hurry"
+#define PLACE_REST "[ -e " PLACE_HURRY " ] || sleep $PACE"
+#define PLACE_REST_PYTHON                                   \
+	"import os, time\n"                                 \
+	"pace = float(os.environ[\"PACE\"])\n"              \
+	"def rest():\n"                                     \
+	"    if not os.path.exists(\"" PLACE_HURRY "\"):\n" \
+	"        time.sleep(pace)\n"
+
+/*
+ * In the job's own view: what comes into the layer below, who has looked there may never see.
+ * False: it is over.
+ */
+bool place_hurry(const struct fixture *f, const struct place *p);

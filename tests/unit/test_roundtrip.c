@@ -195,15 +195,17 @@ static void stop(struct fixture *f)
 /* What the program writes when nobody disturbs it. */
 static char *undisturbed(struct world *w, const char *script)
 {
-	char hurried[4096], *text;
+	char path[128], *text;
 
-	snprintf(hurried, sizeof(hurried), "export PACE=0; %s", script);
+	lab_write("", "%s/" PLACE_HURRY, w->p.base);
 	fixture_init(&w->f);
-	place_start_as(&w->f, &w->p, w->uid, hurried);
+	place_start_as(&w->f, &w->p, w->uid, script);
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
 	text = place_output(&w->f, &w->p, "out");
 	end_fixture(&w->f);
 	assert_non_null(text);
+	snprintf(path, sizeof(path), "%s/" PLACE_HURRY, w->p.base);
+	assert_int_equal(unlink(path), 0);
 	return text;
 }
 
@@ -218,6 +220,7 @@ static void restore_to_end(struct world *w, struct fixture *f, char *expected)
 	if (r < 0)
 		print_message("restore: %s\n", reason);
 	assert_int_equal(r, 0);
+	assert_true(place_hurry(f, &w->p));
 	assert_int_equal(fixture_wait_exit(f, JOB_MS), 0);
 	text = place_output(f, &w->p, "out");
 	assert_non_null(text);
@@ -252,20 +255,18 @@ static void roundtrip(struct world *w, const char *script, const char *input, si
 	place_wait_output(&w->f, &w->p, 4 * step);
 	stop(&w->f);
 	end_fixture(&w->f);
-
 	if (gone)
 		assert_int_equal(remove_tree_at(AT_FDCWD, w->p.base), 0);
 	restore_to_end(w, &w->g, expected);
 }
 
 static const char python_job[] =
-	"exec /usr/bin/python3 -c '\n"
-	"import os, time; pace = float(os.environ[\"PACE\"])\n"
+	"exec /usr/bin/python3 -c '\n" PLACE_REST_PYTHON
 	"x = 1; hist = {}; f = open(\"out\", \"a\")\n"
-	"for i in range(200):\n"
+	"for i in range(2000):\n"
 	"    for _ in range(2000): x = (x * 6364136223846793005 + 1442695040888963407) % 2**64\n"
 	"    hist[x % 97] = hist.get(x % 97, 0) + 1\n"
-	"    f.write(\"%d %d %d\\n\" % (i, x, len(hist))); f.flush(); time.sleep(pace)\n"
+	"    f.write(\"%d %d %d\\n\" % (i, x, len(hist))); f.flush(); rest()\n"
 	"f.write(open(\"input\").read()); f.close()\n'";
 
 static void test_python(void **state)
@@ -355,6 +356,17 @@ static void test_user(void **state)
 	roundtrip(w, python_job, "read at the end\n", 300, false);
 }
 
+static void wait_adopted(const struct place *p, off_t size)
+{
+	char out[128];
+	struct stat st = { 0 };
+
+	snprintf(out, sizeof(out), "%s/out", p->base);
+	for (int i = 0; (stat(out, &st) < 0 || st.st_size < size) && i < 3000; i++)
+		sleep_ms(10);
+	assert_true(st.st_size >= size);
+}
+
 static void run_adopted(const struct place *p, const char *script)
 {
 	char out[128];
@@ -377,8 +389,9 @@ static void run_adopted(const struct place *p, const char *script)
 /* Taken over while it runs on the host: its output file is rolled back all the same. */
 static void test_adopted(void **state)
 {
-	static const char script[] = "i=0; while [ $i -lt 150 ]; do i=$((i+1)); echo $i; "
-				     "sleep $PACE; done; cat input";
+	static const char script[] =
+		"i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; " PLACE_REST
+		"; done; cat input";
 	struct world *w = *state;
 	struct capture_config config = {
 		.cwd = w->p.base, .carry_cwd = true, .closure_max_bytes = 1 << 20, .adopted = true
@@ -392,16 +405,17 @@ static void test_adopted(void **state)
 	w->adopted = fork();
 	if (w->adopted == 0)
 		run_adopted(&w->p, script);
+	wait_adopted(&w->p, 10);
 	w->f.config.adopted = true;
 	w->f.config.adopt_pid = w->adopted;
 	assert_int_equal(keeper_start(&w->f.config, &w->f.k), 0);
 	config.state_dir = w->f.state_dir;
 	assert_int_equal(capture_create(&config, &w->c), 0);
-	sleep_ms(500);
+	wait_adopted(&w->p, 30);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
-	sleep_ms(500);
+	wait_adopted(&w->p, 60);
 	checkpoint(&w->f, &w->p, w->c, &w->lab, CAPTURE_RUN_ON);
-	sleep_ms(500);
+	wait_adopted(&w->p, 90);
 	assert_int_equal(kill(w->adopted, SIGKILL), 0);
 	assert_int_equal(waitpid(w->adopted, NULL, 0), w->adopted);
 	w->adopted = 0;
@@ -413,22 +427,21 @@ static void test_adopted(void **state)
 static void test_shm(void **state)
 {
 	roundtrip(*state,
-		  "exec /usr/bin/python3 -c '\n"
-		  "import mmap, os, struct, time; pace = float(os.environ[\"PACE\"])\n"
+		  "exec /usr/bin/python3 -c '\n" PLACE_REST_PYTHON "import mmap, struct\n"
 		  "os.mkdir(\"/dev/shm/dir\")\n"
 		  "open(\"/dev/shm/dir/later\", \"w\").write(\"closed file\\n\")\n"
 		  "f = open(\"/dev/shm/counter\", \"w+b\"); f.truncate(8192)\n"
 		  "m = mmap.mmap(f.fileno(), 4096)\n"
 		  "if os.fork() == 0:\n"
-		  "    for i in range(150):\n"
-		  "        m[0:8] = struct.pack(\"q\", i); time.sleep(pace)\n"
+		  "    for i in range(2000):\n"
+		  "        m[0:8] = struct.pack(\"q\", i); rest()\n"
 		  "    m[8:9] = b\"x\"; os._exit(0)\n"
 		  "last = -1\n"
-		  "while m[8:9] != b\"x\" or last < 149:\n"
+		  "while m[8:9] != b\"x\" or last < 1999:\n"
 		  "    now = struct.unpack(\"q\", m[0:8])[0]\n"
 		  "    while last < now: last += 1; print(last, flush=True)\n"
 		  "    time.sleep(0.005)\n"
-		  "    if last == 149 and m[8:9] == b\"x\": break\n"
+		  "    if last == 1999 and m[8:9] == b\"x\": break\n"
 		  "print(open(\"/dev/shm/dir/later\").read())\n'",
 		  NULL, 80, false);
 }
@@ -436,7 +449,8 @@ static void test_shm(void **state)
 static void test_pipeline(void **state)
 {
 	roundtrip(*state,
-		  "i=0; while [ $i -lt 150 ]; do i=$((i+1)); echo $i $((i*i)); sleep $PACE; done | "
+		  "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i $((i*i)); " PLACE_REST
+		  "; done | "
 		  "awk '{ s += $2; print $1, s; fflush() }' | tee copy",
 		  NULL, 100, false);
 }
@@ -446,7 +460,7 @@ static void test_xz(void **state)
 	/* The checksum line comes at the end: progress is what the loop beside it writes. */
 	roundtrip(*state,
 		  "seq 1 1500000 | xz -T2 -1 -c > big.xz & i=0; "
-		  "while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep $PACE; done; wait; "
+		  "while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; " PLACE_REST "; done; wait; "
 		  "xz -dc big.xz | cksum; cksum < big.xz",
 		  NULL, 12, true);
 }
@@ -489,33 +503,28 @@ static void test_refused(void **state)
 	assert_int_equal(access(path, F_OK), -1);
 }
 
+static const char counting_job[] = "i=0; while [ $i -lt 3000 ]; do "
+				   "i=$((i+1)); echo $i; " PLACE_REST "; done";
+
 /* A job that counts; after `fn` spoilt a capture, its output must be what it always is. */
-static void spoilt_for(struct world *w, int steps,
-		       void (*fn)(struct fixture *f, struct place *p, struct capture *c))
+static void spoilt(struct world *w,
+		   void (*fn)(struct fixture *f, struct place *p, struct capture *c))
 {
-	char script[128];
 	char *expected, *text;
 
 	SKIP_IF_MISSING();
-	snprintf(script, sizeof(script),
-		 "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; sleep $PACE; done", steps);
-	expected = undisturbed(w, script);
+	expected = undisturbed(w, counting_job);
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	place_start(&w->f, &w->p, script);
+	place_start(&w->f, &w->p, counting_job);
 	place_wait_output(&w->f, &w->p, 30);
 	fn(&w->f, &w->p, w->c);
+	assert_true(place_hurry(&w->f, &w->p));
 	assert_int_equal(fixture_wait_exit(&w->f, JOB_MS), 0);
 	text = place_output(&w->f, &w->p, "out");
 	assert_string_equal(text, expected);
 	free(text);
 	free(expected);
-}
-
-static void spoilt(struct world *w,
-		   void (*fn)(struct fixture *f, struct place *p, struct capture *c))
-{
-	spoilt_for(w, 120, fn);
 }
 
 static void expect_failure(struct fixture *f, struct place *p, struct capture *c, int error,
@@ -609,7 +618,7 @@ static void killed_native(struct fixture *f, struct place *p, struct capture *c)
 
 static void test_killed_native(void **state)
 {
-	spoilt_for(*state, 600, killed_native);
+	spoilt(*state, killed_native);
 }
 
 /* CRIU wrapped: it kills itself a moment after it began. */
@@ -662,7 +671,7 @@ static void test_too_big(void **state)
  * A process in which CRIU just makes a call of its own dies of SIGTRAP with it: some 10 us for each of
  * its calls, see docs/guarantees.md. False: this was it.
  */
-static bool survives_criu(struct world *w, const char *script, const char *expected)
+static bool survives_criu(struct world *w, const char *expected)
 {
 	char *text;
 	bool trapped;
@@ -670,9 +679,10 @@ static bool survives_criu(struct world *w, const char *script, const char *expec
 
 	fixture_init(&w->f);
 	w->c = make_capture(&w->f, &w->p);
-	place_start(&w->f, &w->p, script);
+	place_start(&w->f, &w->p, counting_job);
 	place_wait_output(&w->f, &w->p, 30);
 	killed_criu(&w->f, &w->p, w->c);
+	(void)place_hurry(&w->f, &w->p); /* it may be trapped */
 	status = fixture_wait_exit(&w->f, JOB_MS);
 	text = place_output(&w->f, &w->p, "out");
 	trapped = WTERMSIG(status) == SIGTRAP || (text && strstr(text, "Trace/breakpoint trap"));
@@ -688,15 +698,13 @@ static bool survives_criu(struct world *w, const char *script, const char *expec
 
 static void test_killed_criu(void **state)
 {
-	static const char script[] =
-		"i=0; while [ $i -lt 120 ]; do i=$((i+1)); echo $i; sleep $PACE; done";
 	struct world *w = *state;
-	char *expected;
 	int tries = 8;
+	char *expected;
 
 	SKIP_IF_MISSING();
-	expected = undisturbed(w, script);
-	while (tries > 0 && !survives_criu(w, script, expected))
+	expected = undisturbed(w, counting_job);
+	while (tries > 0 && !survives_criu(w, expected))
 		print_message("trapped: CRIU died in a call of its own; again, %d left\n", --tries);
 	free(expected);
 	assert_true(tries > 0);
