@@ -330,11 +330,11 @@ static void test_two_moves(void **state)
 /* Its vdso jumps into the kernel's, as under another kernel: here by a fault of CRIU's tests. */
 static void test_other_vdso(void **state)
 {
-	static const char path[] = "/var/tmp/decamp-test-criu";
-	char text[PATH_MAX + 64], real[PATH_MAX];
+	char text[PATH_MAX + 64], real[PATH_MAX], path[64];
 
 	SKIP_IF_MISSING();
 	memcpy(real, criu, sizeof(real));
+	snprintf(path, sizeof(path), "/var/tmp/decamp-test-criu-%d", getpid());
 	snprintf(text, sizeof(text), "#!/bin/sh\nCRIU_FAULT=127 exec %s \"$@\"\n", real);
 	lab_write(text, "%s", path);
 	assert_int_equal(chmod(path, 0755), 0);
