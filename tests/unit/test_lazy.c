@@ -25,7 +25,7 @@
 #include "tests/unit/place_lab.h"
 #include "tests/unit/slow.h"
 
-enum { JOB_MS = 240000, WHOLE_MS = 240000, STANDS_TRIES = 40, MIB = 1 << 20 };
+enum { JOB_MS = 240000, WHOLE_MS = 240000, FROZEN_MS = 30000, STANDS_TRIES = 40, MIB = 1 << 20 };
 
 /* ---- addresses ---- */
 
@@ -121,6 +121,7 @@ struct source {
 	int good;    /* so many come, then none until `mended` */
 	bool lies;   /* instead of nothing, other bytes */
 	bool stalls; /* instead of an answer, none for ever */
+	bool holds;  /* or none until `mended` */
 	atomic_bool mended;
 	int delay_ms;
 };
@@ -252,7 +253,10 @@ static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
 	if (atomic_fetch_add(&s->fetched, 1) >= s->good && !s->mended) {
 		while (s->stalls)
 			pause();
-		return s->lies ? lie(hash, size, ret_memfd) : -EHOSTUNREACH;
+		if (!s->holds)
+			return s->lies ? lie(hash, size, ret_memfd) : -EHOSTUNREACH;
+		while (!s->mended)
+			sleep_ms(10);
 	}
 	return capture_lab_fetch(s->lab, hash, size, holders, holder_count, ret_memfd);
 }
@@ -445,11 +449,14 @@ static void test_comes_later(void **state)
 	capture_job(w);
 	/* It goes on while its memory trickles in. */
 	w->source.delay_ms = 100;
+	w->source.holds = true;
+	w->then = 2;
 	assert_int_equal(restore(w), 0);
 	before = w->source.fetched;
 	assert_non_null(w->lazy);
 	assert_true(restore_is_partial(w->g.state_dir));
 	say_go(w);
+	w->source.mended = true;
 	end_whole(w);
 	assert_true(w->source.fetched > before);
 	assert_int_equal(w->starved, 0);
@@ -580,7 +587,7 @@ static void assert_stays(struct world *w, bool thaw)
 {
 	struct keeper_status status = { 0 };
 
-	for (int i = 0; i < 100 && !status.frozen; i++) {
+	for (int ms = 0; ms < slow(FROZEN_MS) && !status.frozen; ms += 20) {
 		sleep_ms(20);
 		assert_int_equal(keeper_status(w->g.k, &status), 0);
 	}
