@@ -20,10 +20,10 @@
 #include "tests/unit/place_lab.h"
 
 enum {
-	LONG_S = 24, /* the sleep that goes on */
-	AFTER_S = 14,
-	SLACK_S = 8,
-	SHORT_S = 4, /* the one that begins anew */
+	LONG_S = 48, /* the sleep that goes on */
+	AFTER_S = 28,
+	SLACK_S = 20,
+	SHORT_S = 12, /* the one that begins anew */
 	SHORT_AFTER_S = 1,
 	JOB_MS = 120000,
 };
