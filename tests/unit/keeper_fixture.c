@@ -171,12 +171,19 @@ void fixture_init(struct fixture *f)
 					    .hostname = "decamp-test" };
 }
 
+/* It only ends a test that fails: few seconds are as good as some, but on a busy machine. */
+static int patience(int timeout_ms)
+{
+	return slow(timeout_ms < WAIT_LEAST_MS ? WAIT_LEAST_MS : timeout_ms);
+}
+
 bool fixture_wait_dead(pid_t pid, int timeout_ms)
 {
+	int patience_ms = timeout_ms ? patience(timeout_ms) : 0;
 	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	for (int waited = 0; waited <= slow(timeout_ms); waited += 10) {
+	for (int waited = 0; waited <= patience_ms; waited += 10) {
 		_cleanup_free_ char *text = NULL;
 
 		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) < 0 || strstr(text, ") Z "))
@@ -208,7 +215,7 @@ static void drop_cgroup(const char *path)
 	snprintf(file, sizeof(file), "%s/cgroup.kill", path);
 	(void)!write_kernel_file(file, "1");
 	snprintf(file, sizeof(file), "%s/" KEEPER_TASKS, path);
-	for (int i = 0; i < 300; i++) {
+	for (int i = 0; i < 3000; i++) {
 		rmdir(file);
 		if (rmdir(path) == 0 || errno != EBUSY)
 			break;
@@ -228,7 +235,7 @@ void fixture_deinit(struct fixture *f)
 	drop_cgroup(keepers);
 	drop_cgroup(f->cgroup_parent);
 	/* Mounts of a killed namespace may take a moment to let go of their work folders. */
-	for (int i = 0; i < 50 && remove_tree_at(AT_FDCWD, f->base) < 0; i++)
+	for (int i = 0; i < 1500 && remove_tree_at(AT_FDCWD, f->base) < 0; i++)
 		sleep_ms(20);
 	if (access(f->base, F_OK) == 0)
 		print_message("left behind: %s\n", f->base);
@@ -327,12 +334,6 @@ long fixture_output_size(const struct fixture *f)
 
 	fixture_path(f, FIXTURE_OUT, path);
 	return stat(path, &st) < 0 ? -1 : (long)st.st_size;
-}
-
-/* It only ends a test that fails: few seconds are as good as some, but on a busy machine. */
-static int patience(int timeout_ms)
-{
-	return slow(timeout_ms < WAIT_LEAST_MS ? WAIT_LEAST_MS : timeout_ms);
 }
 
 bool fixture_wait_lines(const struct fixture *f, int lines, int timeout_ms)
