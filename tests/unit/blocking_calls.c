@@ -612,6 +612,8 @@ static long block_io_getevents(struct slot *s)
 	return fine(syscall(SYS_io_getevents, ctx, 1, 1, &ev, NULL) == 1);
 }
 
+int blocking_stretch = 1;
+
 const struct blocking blocking_calls[] = {
 	{ "read", SYS_read, with_pipe, block_read, give_byte, false, false },
 	{ "readv", SYS_readv, with_pipe, block_readv, give_byte, false, false },

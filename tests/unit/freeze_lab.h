@@ -12,7 +12,7 @@
 
 #include "slow.h"
 
-enum { FREEZE_LAB_SLOTS = 64, FREEZE_LAB_DEADLINE_MS = 5000, FREEZE_LAB_VICTIMS = 8 };
+enum { FREEZE_LAB_SLOTS = 64, FREEZE_LAB_DEADLINE_MS = 30000, FREEZE_LAB_VICTIMS = 8 };
 
 /* What a victim tells; shared memory. */
 struct freeze_page {

@@ -32,6 +32,8 @@ enum {
 	KILLS = 150,
 	KILL_WITHIN_US = 1500,
 	WAIT_MS = 50,
+	AWAIT_MS = 30000,
+	LOOKS = 300,
 	THREADS_MAX = 8,
 	VFORKS = 7
 };
@@ -172,7 +174,8 @@ static int teardown(void **state)
 	fence_lower(&f->fence);
 	freeze_lab_deinit(&f->lab);
 	fence_close(&f->fence);
-	for (int ms = 0; f->folder[0] && rmdir(f->folder) < 0 && errno == EBUSY && ms < 1000; ms++)
+	for (int ms = 0; f->folder[0] && rmdir(f->folder) < 0 && errno == EBUSY && ms < AWAIT_MS;
+	     ms++)
 		freeze_lab_sleep_us(1000);
 	free(f);
 	return 0;
@@ -232,7 +235,7 @@ static void check_alive(struct fence_lab *f)
 		long before = f->lab.page->count[n];
 
 		for (int ms = 0; f->lab.page->count[n] < before + 2; ms++) {
-			if (ms > 5000)
+			if (ms > AWAIT_MS)
 				fail_msg("thread %d of the victim stands", n);
 			freeze_lab_sleep_us(1000);
 		}
@@ -292,7 +295,10 @@ static _Noreturn void work(struct fence_lab *f, bool injects)
 
 	for (;;) {
 		if (injects) {
-			if (inject(f->victim, &tree, get_ppid, &parent) < 0)
+			int r = inject(f->victim, &tree, get_ppid, &parent);
+
+			/* It may give up where the victim gets nothing of a busy machine. */
+			if (r < 0 && r != -EOPNOTSUPP)
 				_exit(1);
 			continue;
 		}
@@ -364,7 +370,7 @@ static void test_expected(void **state)
 	kill_at_random(f, false);
 	before = f->lab.page->count[0];
 	for (int ms = 0; f->lab.page->count[0] == before; ms++) {
-		assert_true(ms < 5000);
+		assert_true(ms < AWAIT_MS);
 		freeze_lab_sleep_us(1000);
 	}
 }
@@ -383,8 +389,12 @@ static void test_seen(void **state)
 {
 	struct fence_lab *f = *state;
 
-	freeze_once(f, f->victim);
-	assert_true(f->lab.tree.leaks);
+	/* All of them may just wait for a processor. */
+	for (int i = 0; i == 0 || !f->lab.tree.leaks; i++) {
+		assert_true(i < LOOKS);
+		freeze_once(f, f->victim);
+		freeze_lab_sleep_us(3000);
+	}
 	freeze_once(f, freeze_lab_start(&f->lab, counter));
 	assert_false(f->lab.tree.leaks);
 }
@@ -438,13 +448,15 @@ static void test_vfork(void **state)
 	for (int i = 0; i < 5; i++) {
 		long before = f->lab.page->count[VFORKS];
 
-		for (int ms = 0; freeze_lab_state(parent) != 'D' && ms < 5000; ms++)
+		for (int ms = 0; freeze_lab_state(parent) != 'D'; ms++) {
+			assert_true(ms < AWAIT_MS);
 			freeze_lab_sleep_us(1000);
+		}
 		assert_true(fence_raise(&f->fence));
 		freeze_lab_sleep_us(20000);
 		assert_int_equal(fence_mend(&f->fence), 0);
 		for (int ms = 0; f->lab.page->count[VFORKS] == before; ms++) {
-			if (ms > 5000)
+			if (ms > AWAIT_MS)
 				fail_msg("the parent stands");
 			freeze_lab_sleep_us(1000);
 		}

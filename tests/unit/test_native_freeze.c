@@ -33,8 +33,9 @@ enum {
 	MEASURED = 30,
 	QUEUED = 20,
 	STARVED_MAX = 20,
-	SPARE_MS = 8000,
-	OWN_MS = 50, /* far above what is meant: sanitizers */
+	SPARE_MS = 30000,
+	SHORT_MS = 1000, /* a deadline that passes */
+	OWN_MS = 50,	 /* far above what is meant: sanitizers */
 	BEST_MS = 500,
 	AWAIT_MS = 20000,
 };
@@ -245,9 +246,11 @@ static void test_times(void **state)
 static void family(struct freeze_page *page)
 {
 	int depth = 0, width = TREE_WIDTH;
+	siginfo_t ended;
 
 	if (fork() == 0)
 		_exit(3);
+	(void)waitid(P_ALL, 0, &ended, WEXITED | WNOWAIT);
 	for (int i = 0; i < width; i++) {
 		if (fork())
 			continue;
@@ -401,7 +404,7 @@ static void test_frozen_cgroup(void **state)
 	cgroup_write(folder, "cgroup.freeze", "0");
 	thawed = grows(lab->page);
 	freeze_lab_end(pid);
-	for (int ms = 0; rmdir(folder) < 0 && ms < 1000; ms++)
+	for (int ms = 0; rmdir(folder) < 0 && ms < slow(AWAIT_MS); ms++)
 		freeze_lab_sleep_us(1000);
 	assert_true(frozen);
 	assert_int_equal(before, 0);
@@ -484,7 +487,7 @@ static void test_killed_job(void **state)
 struct slow_handler {
 	volatile long steps;
 	long seen;
-	int starved;
+	int starved, worst; /* in a row: on a busy machine the next tick may be due now and then */
 };
 
 /* Takes longer than the time between two ticks. Gives up where nothing happens between them. */
@@ -493,7 +496,9 @@ static void take_long(void *ctx)
 	struct slow_handler *h = ctx;
 	uint64_t until = now_us() + 3000;
 
-	if (h->steps == h->seen && ++h->starved > slow(STARVED_MAX))
+	h->starved = h->steps == h->seen ? h->starved + 1 : 0;
+	h->worst = h->starved > h->worst ? h->starved : h->worst;
+	if (h->starved > slow(STARVED_MAX))
 		return;
 	h->seen = h->steps;
 	while (now_us() < until)
@@ -507,11 +512,10 @@ static void test_slow_handler(void **state)
 
 	(void)state;
 	assert_int_equal(tick_start(&tick, slow(300), take_long, &h), 0);
-	while (!tick_over(&tick))
+	while (!tick_over(&tick) || (h.seen <= 0 && h.worst <= slow(STARVED_MAX)))
 		h.steps++;
 	tick_stop(&tick);
-	/* Of slow(75) ticks: in a guest that is put off by others, the next may be due at once. */
-	assert_in_range(h.starved, 0, slow(STARVED_MAX));
+	assert_in_range(h.worst, 0, slow(STARVED_MAX));
 	assert_true(h.seen > 0);
 }
 
@@ -543,7 +547,7 @@ static void test_deadline(void **state)
 	t = fork();
 	if (t == 0) {
 		uint64_t from = now_us(), took_us;
-		int r = freeze_lab_try(lab, pid, slow(100));
+		int r = freeze_lab_try(lab, pid, slow(SHORT_MS));
 
 		took_us = now_us() - from;
 		if (!strstr(lab->reason, "vfork")) {
@@ -551,8 +555,8 @@ static void test_deadline(void **state)
 			_exit(1);
 		}
 		/* The lingering does not take longer where the machine is slow. */
-		if (took_us < (uint64_t)slow(90) * 1000 ||
-		    took_us > (uint64_t)(slow(100) + FREEZE_LINGER_MS + SPARE_MS) * 1000)
+		if (took_us < (uint64_t)slow(SHORT_MS - 10) * 1000 ||
+		    took_us > (uint64_t)(slow(SHORT_MS) + FREEZE_LINGER_MS + SPARE_MS) * 1000)
 			_exit(2);
 		_exit(r == -ENOTRECOVERABLE ? 0 : 3);
 	}
@@ -560,7 +564,7 @@ static void test_deadline(void **state)
 	assert_int_equal(status, 0);
 	atomic_store(&lab->page->stop, 1);
 	for (int ms = 0; !atomic_load(&lab->page->count[0]); ms++) {
-		assert_true(ms < slow(2000));
+		assert_true(ms < slow(AWAIT_MS));
 		freeze_lab_sleep_us(1000);
 	}
 	freeze_lab_freeze(lab, pid);
@@ -596,20 +600,20 @@ static void test_refused(void **state)
 			pause();
 	}
 	freeze_lab_await_ready(lab, 2);
-	assert_int_equal(freeze_lab_try(lab, pid, 1000), -EOPNOTSUPP);
+	assert_int_equal(freeze_lab_try(lab, pid, FREEZE_LAB_DEADLINE_MS), -EOPNOTSUPP);
 	assert_non_null(strstr(lab->reason, "traced by"));
 	freeze_lab_end(t);
 	freeze_lab_freeze(lab, pid);
 	thaw_tree(&lab->tree);
 	freeze_lab_end(pid);
-	assert_int_equal(freeze_lab_try(lab, pid, 1000), -ESRCH);
-	assert_int_equal(freeze_lab_try(lab, getpid(), 1000), -EOPNOTSUPP);
+	assert_int_equal(freeze_lab_try(lab, pid, FREEZE_LAB_DEADLINE_MS), -ESRCH);
+	assert_int_equal(freeze_lab_try(lab, getpid(), FREEZE_LAB_DEADLINE_MS), -EOPNOTSUPP);
 
 	pid = freeze_lab_start(lab, leader_ends);
 	freeze_lab_await_ready(lab, 1);
 	while (freeze_lab_state(pid) != 'Z')
 		freeze_lab_sleep_us(1000);
-	assert_int_equal(freeze_lab_try(lab, pid, 1000), -EOPNOTSUPP);
+	assert_int_equal(freeze_lab_try(lab, pid, FREEZE_LAB_DEADLINE_MS), -EOPNOTSUPP);
 	assert_non_null(strstr(lab->reason, "main thread"));
 	assert_int_equal(waitpid(pid, &status, WNOHANG), 0);
 	freeze_lab_end(pid);
