@@ -6,10 +6,12 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -145,14 +147,24 @@ static void test_gone(void **state)
 	proc_view_deinit(&view);
 }
 
+/* Shared with the process: whether its end may come, and after how long. */
+struct end {
+	atomic_int may;
+	useconds_t us;
+};
+
 static void *end_all(void *arg)
 {
-	usleep(*(useconds_t *)arg);
+	const struct end *end = arg;
+
+	while (!atomic_load(&end->may))
+		usleep(1000);
+	usleep(end->us);
 	_exit(0);
 }
 
-/* Its first thread ends at once, its other one, and it, after a while. */
-static pid_t start_headless(useconds_t us)
+/* Its first thread ends at once, its other one, and it, when it is told, after a while. */
+static pid_t start_headless(struct end *end)
 {
 	pid_t pid = fork();
 
@@ -161,7 +173,7 @@ static pid_t start_headless(useconds_t us)
 		pthread_t thread;
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		pthread_create(&thread, NULL, end_all, &us);
+		pthread_create(&thread, NULL, end_all, end);
 		syscall(SYS_exit, 0);
 	}
 	while (!proc_is_headless(pid))
@@ -175,15 +187,22 @@ static void test_headless(void **state)
 		useconds_t us;
 		int error;
 	} cases[] = { { 300000, 0 }, { 600000000, -EOPNOTSUPP } };
+	struct end *end =
+		mmap(NULL, sizeof(*end), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	(void)state;
+	assert_true(end != MAP_FAILED);
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
 		char reason[CAPTURE_REASON_MAX] = "";
 		struct proc_view view = { 0 };
-		pid_t pid = start_headless(cases[i].us);
+		pid_t pid;
 
+		atomic_store(&end->may, 0);
+		end->us = cases[i].us;
+		pid = start_headless(end);
 		assert_false(proc_is_gone(pid));
 		assert_int_equal(proc_view_read(&view, pid, false), 0);
+		atomic_store(&end->may, 1);
 		assert_int_equal(capture_await_whole(&view, reason), cases[i].error);
 		proc_view_deinit(&view);
 		if (cases[i].error)
@@ -193,6 +212,7 @@ static void test_headless(void **state)
 		kill(pid, SIGKILL);
 		assert_int_equal(waitpid(pid, NULL, 0), pid);
 	}
+	munmap(end, sizeof(*end));
 }
 
 int main(void)

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -615,9 +616,15 @@ static void test_locks(void **state)
 	fl_end(lab);
 }
 
+struct forked {
+	atomic_int ready; /* it has its files */
+	pid_t pid;
+};
+
 /* fork: one struct file, one entry; and a lock of it once. */
 static int do_fork(int order, void *arg)
 {
+	struct forked *forked = arg;
 	pid_t pid;
 
 	(void)order;
@@ -627,15 +634,17 @@ static int do_fork(int order, void *arg)
 	if (pid == 0) {
 		MUST(prctl(PR_SET_PDEATHSIG, SIGKILL));
 		MUST(move_fd(open("own", O_CREAT | O_RDWR, 0600), 11));
+		atomic_store(&forked->ready, 1);
 		pause();
 	}
-	*(pid_t *)arg = pid;
+	forked->pid = pid;
 	return pid < 0 ? -1 : 0;
 }
 
 static void test_fork(void **state)
 {
-	pid_t *child = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct forked *child =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct files_lab *lab = *state;
 	NatFiles__Fdinfo *fds[8];
 	NatFiles__Lock *locks[4];
@@ -643,12 +652,15 @@ static void test_fork(void **state)
 	uint32_t id = 0;
 
 	assert_ptr_not_equal(child, MAP_FAILED);
-	*child = 0;
 	fl_start(lab, do_fork, child);
+	for (int ms = 0; !atomic_load(&child->ready); ms++) {
+		assert_true(ms < 30000);
+		usleep(1000);
+	}
 	fl_stop(lab);
-	usleep(20000);
+	usleep(20000); /* it pauses */
 	fl_add_task(lab, lab->child);
-	fl_add_task(lab, *child);
+	fl_add_task(lab, child->pid);
 	/* A shared page of the test is no file of the child's own. */
 	for (int i = 0; i < 2; i++)
 		for (size_t v = 0; v < lab->tasks[i].vma_count; v++)
@@ -668,7 +680,7 @@ static void test_fork(void **state)
 			      (ProtobufCMessage **)locks, ARRAY_SIZE(locks));
 	assert_int_equal(count, 1);
 	nat_files__lock__free_unpacked(locks[0], NULL);
-	kill(*child, SIGKILL);
+	kill(child->pid, SIGKILL);
 	fl_end(lab);
 	munmap(child, 4096);
 }
