@@ -362,19 +362,29 @@ static int names_verify(void)
 
 /* ---- inet and netlink ---- */
 
-static int inet_socket(int family, int type, uint16_t port, int to)
+enum { PORT_FIRST = 8192, PORTS = 2048, PORT_TRIES = 64 };
+
+/*
+ * At a port below those that the kernel gives to whoever connects, and below those of test hosts:
+ * between a dump and a restore it is free.
+ */
+static int inet_socket(int family, int type, int to)
 {
-	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_port = htons(port) };
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
-	int fd = socket(family, type, 0), one = 1, r;
+	struct sockaddr_in v4 = { .sin_family = AF_INET };
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6 };
+	int fd = socket(family, type, 0), one = 1, r = -1;
 
 	v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	v6.sin6_addr = in6addr_loopback;
 	if (fd < 0)
 		return -1;
 	(void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	r = family == AF_INET ? bind(fd, (struct sockaddr *)&v4, sizeof(v4)) :
-				bind(fd, (struct sockaddr *)&v6, sizeof(v6));
+	for (int i = 0; i < PORT_TRIES && r < 0; i++) {
+		v4.sin_port = v6.sin6_port =
+			htons((uint16_t)(PORT_FIRST + (getpid() * PORT_TRIES + i) % PORTS));
+		r = family == AF_INET ? bind(fd, (struct sockaddr *)&v4, sizeof(v4)) :
+					bind(fd, (struct sockaddr *)&v6, sizeof(v6));
+	}
 	return r < 0 ? -1 : move(fd, to);
 }
 
@@ -384,17 +394,17 @@ static int inet_prepare(void)
 	struct sock_fprog filter = { .len = 1, .filter = code };
 	int fd, one = 1;
 
-	CHECK(inet_socket(AF_INET, SOCK_STREAM, 0, FD_A) == FD_A);
+	CHECK(inet_socket(AF_INET, SOCK_STREAM, FD_A) == FD_A);
 	CHECK(setsockopt(FD_A, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) == 0);
 	CHECK(listen(FD_A, 17) == 0);
-	CHECK(inet_socket(AF_INET, SOCK_DGRAM, 0, FD_B) == FD_B);
+	CHECK(inet_socket(AF_INET, SOCK_DGRAM, FD_B) == FD_B);
 	CHECK(setsockopt(FD_B, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof(filter)) == 0);
 	fd = socket(AF_INET, SOCK_STREAM, 0);
 	CHECK(move(fd, FD_C) == FD_C);
 	fd = socket(AF_INET, SOCK_DGRAM, 0);
 	CHECK(move(fd, FD_D) == FD_D);
 	/* Hosts without IPv6 have the others. */
-	return inet_socket(AF_INET6, SOCK_STREAM, 0, FD_E) == FD_E ? listen(FD_E, 3) : 0;
+	return inet_socket(AF_INET6, SOCK_STREAM, FD_E) == FD_E ? listen(FD_E, 3) : 0;
 }
 
 static int inet_verify(void)
@@ -474,7 +484,7 @@ static int packet_prepare(void)
 
 static int unread_prepare(void)
 {
-	CHECK(inet_socket(AF_INET, SOCK_STREAM, 0, FD_A) == FD_A && listen(FD_A, 4) == 0);
+	CHECK(inet_socket(AF_INET, SOCK_STREAM, FD_A) == FD_A && listen(FD_A, 4) == 0);
 	return 0;
 }
 
