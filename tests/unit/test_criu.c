@@ -35,9 +35,12 @@ struct scene {
 	char reason[CRIU_REASON_MAX];
 };
 
-/* Counts to 400 with some work in each step; the last line is a digest of all. */
+/*
+ * Counts to 1000 with some work in each step: three seconds, some of which a test may lose between
+ * two dumps. The last line is a digest of all.
+ */
 static const char count_script[] =
-	"awk 'BEGIN { for (i = 1; i <= 400; i++) { for (j = 0; j < 30000; j++) s = (s * 31 + j) "
+	"awk 'BEGIN { for (i = 1; i <= 1000; i++) { for (j = 0; j < 30000; j++) s = (s * 31 + j) "
 	"% 65521; print i, s; fflush() } print \"end\", s; exit 9 }'";
 
 static bool find_criu(char path[PATH_MAX])
@@ -281,7 +284,7 @@ static void wait_content(const struct fixture *f, const char *path)
 	struct stat st = { 0 };
 
 	fixture_path(f, path, in_layer);
-	for (int i = 0; i < 1000 && (stat(in_layer, &st) < 0 || st.st_size == 0); i++)
+	for (int i = 0; i < 3000 && (stat(in_layer, &st) < 0 || st.st_size == 0); i++)
 		sleep_ms(10);
 	assert_true(st.st_size > 0);
 }
@@ -305,7 +308,7 @@ static void test_threads(void **state)
 	struct scene *s = started(state);
 
 	fixture_run_shell(&s->f, USER,
-			  "seq 1 2000000 | xz -T2 -3 --block-size=1MiB >/var/tmp/decamp-test-xz; "
+			  "seq 1 4000000 | xz -T2 -3 --block-size=1MiB >/var/tmp/decamp-test-xz; "
 			  "xz -dc /var/tmp/decamp-test-xz | sha256sum");
 	wait_content(&s->f, "/var/tmp/decamp-test-xz");
 	assert_int_equal(try_dump(s, 0, USER, copy_upper, s), 0);
@@ -315,7 +318,7 @@ static void test_threads(void **state)
 	assert_int_equal(try_restore(s, 0, NULL), 0);
 	assert_int_equal(fixture_wait_exit(&s->f, 120000), 0);
 	char *text = fixture_output(&s->f), expected[128];
-	FILE *f = popen("seq 1 2000000 | sha256sum", "re");
+	FILE *f = popen("seq 1 4000000 | sha256sum", "re");
 
 	assert_non_null(f);
 	assert_non_null(fgets(expected, sizeof(expected), f));
