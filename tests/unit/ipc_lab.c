@@ -26,8 +26,8 @@
 
 enum {
 	HEAD_BYTES = 8, /* two magic numbers */
-	FREEZE_MS = 5000,
-	ASK_MS = 20000,
+	FREEZE_MS = 30000,
+	ASK_MS = 60000,
 	IMAGE_MAX = 16 << 20,
 };
 

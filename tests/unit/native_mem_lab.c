@@ -18,7 +18,7 @@ enum {
 	VM_PFNMAP_BIT = 0x400,
 	TRUTH_BYTES = 700 << 20,
 	WORDS_MAX_BYTES = 256 << 20, /* larger VMAs are asked for by scan */
-	DEADLINE_MS = 3000,
+	DEADLINE_MS = 30000,
 };
 
 struct truth_vma {

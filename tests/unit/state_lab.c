@@ -316,7 +316,7 @@ static void wait_for_pause(pid_t pid)
 	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 6000; i++) {
 		_cleanup_closedir_ DIR *dir = opendir(path);
 		struct dirent *entry;
 		bool all = true;

@@ -17,7 +17,7 @@
 #include "agent/native/freeze.h"
 #include "agent/native/state.h"
 
-enum { REPORT_TIMERS = 4, STATE_LAB_DEADLINE_MS = 5000 };
+enum { REPORT_TIMERS = 4, STATE_LAB_DEADLINE_MS = 30000 };
 
 /* What a child knows of itself. */
 struct state_report {

@@ -485,7 +485,7 @@ static void exited_leader(void **state)
 		pthread_create(&thread, NULL, sleep_on, NULL);
 		syscall(SYS_exit, 0); /* this thread only */
 	}
-	for (int i = 0; i < 1000 && !is_state(pid, 'Z'); i++)
+	for (int i = 0; i < 30000 && !is_state(pid, 'Z'); i++)
 		usleep(1000);
 	report = check(pid, 0, 0);
 	assert_true(has_problem(report, "PID ", "first thread has ended"));

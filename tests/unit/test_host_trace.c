@@ -18,7 +18,7 @@
 #include "agent/host/host.h"
 #include "agent/util/io.h"
 
-enum { SKIP_CODE = 77, WAIT_MS_MAX = 5000 };
+enum { SKIP_CODE = 77, WAIT_MS_MAX = 30000 };
 
 static struct host_trace *trace;
 static sd_event *event;

@@ -19,7 +19,7 @@
 #include "agent/job/job.h"
 #include "agent/util/io.h"
 
-enum { ANSWER_MS = 5000, CALLER = 4321 };
+enum { ANSWER_MS = 60000, CALLER = 4321 };
 
 struct lab {
 	char dir[64];

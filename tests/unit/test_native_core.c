@@ -23,7 +23,7 @@
 #include "agent/util/io.h"
 #include "tests/unit/state_lab.h"
 
-enum { IMAGE_MAX = 1 << 20, WAIT_MS = 10000, COMMAND_MAX = 2048 };
+enum { IMAGE_MAX = 1 << 20, WAIT_MS = 60000, COMMAND_MAX = 2048 };
 
 /* ---- children ---- */
 

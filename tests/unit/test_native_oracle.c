@@ -156,7 +156,7 @@ static int start_mutator(struct oracle *o, const struct scenario *s)
 	posix_spawn_file_actions_addclosefrom_np(&actions, 3);
 	r = posix_spawn(&o->pid, mutator, &actions, NULL, argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
-	for (int i = 0; r == 0 && i < 10000 && !steps_of(o->pid); i++)
+	for (int i = 0; r == 0 && i < 60000 && !steps_of(o->pid); i++)
 		usleep(1000);
 	return r ? -r : steps_of(o->pid) ? 0 : -ETIME;
 }

@@ -159,7 +159,7 @@ static int anonymous_verify(void)
 
 	memcpy(&pid, (void *)(area + 4096 + 100), sizeof(pid));
 	CHECK(kill(pid, SIGUSR2) == 0);
-	for (int i = 0; i < 2000 && area[4096 + 200] == before; i++)
+	for (int i = 0; i < 30000 && area[4096 + 200] == before; i++)
 		usleep(1000);
 	CHECK(area[4096 + 200] == (uint8_t)(before + 1));
 	return check_fill(area, PAGES, 3);

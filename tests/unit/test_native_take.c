@@ -15,7 +15,7 @@
 #include "agent/util/io.h"
 #include "slow.h"
 
-enum { STAND_US = 20000, DEADLINE_MS = 2000, IN_VAIN = 2, SKIP_CODE = 77 };
+enum { STAND_US = 20000, DEADLINE_MS = 30000, IN_VAIN = 2, SKIP_CODE = 77 };
 
 struct hooks {
 	int frozen, in_vain;
