@@ -96,6 +96,8 @@ void victim_end(pid_t pid);
 void spinners(unsigned int count);
 void sleepers(unsigned int count);
 char state_in_proc(pid_t pid);
+/* Until it, its threads and its descendants sleep, and still do a little later. */
+void await_asleep(pid_t pid);
 
 /* Opened once in a process. */
 int device(void);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "tests/kmod/kmod.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -164,6 +165,48 @@ char state_in_proc(pid_t pid)
 	text[n] = '\0';
 	p = strrchr(text, ')');
 	return p ? p[2] : 0;
+}
+
+static bool children_asleep(const char *path);
+
+static bool all_asleep(pid_t pid)
+{
+	char path[64], children[96];
+	struct dirent *e;
+	bool all = true;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	while (dir && all && (e = readdir(dir))) {
+		pid_t tid = (pid_t)atol(e->d_name);
+
+		snprintf(children, sizeof(children), "%s/%d/children", path, tid);
+		all = tid <= 0 || (state_in_proc(tid) == 'S' && children_asleep(children));
+	}
+	if (dir)
+		closedir(dir);
+	return dir && all;
+}
+
+static bool children_asleep(const char *path)
+{
+	FILE *f = fopen(path, "re");
+	bool all = true;
+	int pid;
+
+	while (f && all && fscanf(f, "%d", &pid) == 1)
+		all = all_asleep(pid);
+	if (f)
+		fclose(f);
+	return f && all;
+}
+
+void await_asleep(pid_t pid)
+{
+	AWAIT(all_asleep(pid));
+	sleep_ms(50); /* it was no page that came from a slow disk */
+	AWAIT(all_asleep(pid));
 }
 
 static int device_fd = -1;

@@ -260,8 +260,8 @@ static void case_adoption(void)
 
 	AWAIT(callbacks() == 0);
 	pid = victim(sleep_8, NULL);
-	AWAIT(atomic_load(&shared->flags[0]) && state_in_proc(pid) == 'S');
-	sleep_ms(50);
+	AWAIT(atomic_load(&shared->flags[0]));
+	await_asleep(pid);
 	before = callbacks();
 	for (int i = 0; i < 100; i++)
 		close(freeze_all(pid, NULL));
@@ -295,7 +295,8 @@ static void case_tree(void)
 	atomic_store(&shared->flags[0], 0);
 	pids[1] = victim(sleep_8, NULL);
 	AWAIT(atomic_load(&shared->flags[0]) == 1);
-	sleep_ms(50);
+	await_asleep(pids[0]);
+	await_asleep(pids[1]);
 	first = freeze_all(pids[0], &c);
 	CHECK_INT(c.quiesced, 30);
 	CHECK_INT(freeze(pids[0]), -EBUSY);
