@@ -125,7 +125,7 @@ class Case(unittest.TestCase):
         if input is not None:
             more["stdin"] = subprocess.PIPE
         process = self.start(*args, **more)
-        out, err = process.communicate(input, timeout=30)
+        out, err = process.communicate(input, timeout=120)
         self.assertEqual(process.returncode, code, (args, out, err))
         err = err.decode()
         self.assertNotIn("\033", err)
@@ -532,7 +532,7 @@ class TestSteering(Case):
         while not self.server.requests:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
         self.assertIn(b"the job runs on", err)
 
@@ -578,12 +578,12 @@ class TestSteering(Case):
     def test_interrupted_work_goes_on(self):
         release = threading.Event()
         self.addCleanup(release.set)
-        self.answer("ckpt", lambda _: release.wait(20) and {"seq": 1})
+        self.answer("ckpt", lambda _: release.wait(120) and {"seq": 1})
         process = self.start("ckpt", "sim1")
         while not self.server.requests:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 130)
         self.assertIn(b"decamp: sim1: decampd goes on with the work\n", err)
 
@@ -729,7 +729,7 @@ class TestTerminal(Case):
         process = subprocess.Popen([DECAMP, *args], stdin=slave, stdout=slave, stderr=slave,
                                    env=env or self.env(), start_new_session=True)
         os.close(slave)
-        text, end = b"", time.monotonic() + 20
+        text, end = b"", time.monotonic() + 60
         while time.monotonic() < end:
             if select.select([master], [], [], 0.1)[0]:
                 try:
@@ -742,7 +742,7 @@ class TestTerminal(Case):
             if keys and keys(text, process):
                 keys = None
         os.close(master)
-        return process.wait(10), text.decode()
+        return process.wait(60), text.decode()
 
     def test_width(self):
         self.answer("ps", {"jobs": [SUMMARY]})
@@ -762,7 +762,7 @@ class TestTerminal(Case):
     def test_progress(self):
         release = threading.Event()
         self.addCleanup(release.set)
-        self.answer("ckpt", lambda _: release.wait(10) and {"seq": 18})
+        self.answer("ckpt", lambda _: release.wait(120) and {"seq": 18})
         self.answer("show", dict(SUMMARY, state="checkpointing", step="copy pages", step_done=3,
                                  step_total=4))
 
@@ -774,13 +774,13 @@ class TestTerminal(Case):
 
         code, text = self.on_terminal("ckpt", "sim1", keys=keys)
         self.assertEqual(code, 0)
-        self.assertIn("\r\033[Ksim1: copy pages, 75 %, 0 s", text)
+        self.assertRegex(text, r"\r\x1b\[Ksim1: copy pages, 75 %, \d+ s")
         self.assertRegex(text, r"\r\x1b\[Ksim1: checkpoint 18 is committed")
 
     def test_progress_of_vacate(self):
         release = threading.Event()
         self.addCleanup(release.set)
-        self.answer("vacate", lambda _: release.wait(10) and {"moved": 1, "jobs_left": []})
+        self.answer("vacate", lambda _: release.wait(120) and {"moved": 1, "jobs_left": []})
         self.answer("ps", {"jobs": [SUMMARY, dict(SUMMARY, name="m", state="moving"),
                                     dict(SUMMARY, name="o", state="moving")]})
 

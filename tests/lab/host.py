@@ -236,7 +236,7 @@ class Host:
             into += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", "--"]
         return into + [str(part) for part in command]
 
-    def run(self, command, user="root", cwd=None, env=None, timeout=60, check=True, stdin=None):
+    def run(self, command, user="root", cwd=None, env=None, timeout=120, check=True, stdin=None):
         """Run a command to its end; the CompletedProcess with text output."""
         where = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
         done = subprocess.run(self.argv(command, user, cwd, env), capture_output=True, text=True,
@@ -327,14 +327,14 @@ class Host:
         """End decampd at once; jobs and their keepers stay."""
         if self.daemon:
             self.daemon.kill(number)
-            self.daemon.popen.wait(20)
+            self.daemon.popen.wait(60)
 
     def restart_daemon(self, number=signal.SIGKILL):
         self.kill_daemon(number)
         self.start_daemon()
         self.wait_daemon()
 
-    def decamp(self, verb, *arguments, user="root", cwd=None, timeout=120):
+    def decamp(self, verb, *arguments, user="root", cwd=None, timeout=300):
         """One decamp command with --json: its decoded answer, or CliError."""
         words = verb.split()
         argv = [str(self.lab.build / "decamp"), *words, "--json", *map(str, arguments)]
@@ -371,7 +371,7 @@ class Host:
 
     def tell_logind(self, *words):
         with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(10)
+            control.settimeout(60)
             control.connect(str(self.path(LOGIND)))
             control.sendall((" ".join(words) + "\n").encode())
             answer = control.makefile().readline().strip()

@@ -130,7 +130,7 @@ class Lab:
         for number, handler in previous:
             signal.signal(number, handler)
 
-    def assert_clean(self, seconds=15):
+    def assert_clean(self, seconds=60):
         """After close(): fail if a process, namespace, mount, cgroup or directory is left."""
         end = time.monotonic() + seconds
         while True:

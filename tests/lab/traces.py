@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PREFIX = "decamp-lab-"
-LEAST_SECONDS = 30
+LEAST_SECONDS = 120
 NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
 
 
@@ -62,7 +62,7 @@ def set_patience(factor):
 
 def wait_for(condition, seconds, what, interval=0.05):
     """The first true value of condition(), or a LabError after so many seconds. These only end a
-    test that fails: few are as good as some, unless the machine has much else to do."""
+    test that fails: few are as good as many, unless the machine has much else to do."""
     seconds = max(seconds, LEAST_SECONDS) * getattr(wait_for, "patience", 1)
     end = time.monotonic() + seconds
     while True:
