@@ -23,6 +23,7 @@ LOGIND = "/run/lab-logind"
 USERS = {"root": (0, "/root"), "alice": (2001, "/home/alice"), "bob": (2002, "/home/bob")}
 VAR_FOLDERS = ["var/" + name for name in ("lib/decamp", "lib/dbus", "log", "cache", "spool", "tmp")]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+UNREACHABLE = 3  # decamp's exit code if no decampd answers
 
 
 class CliError(LabError):
@@ -175,8 +176,7 @@ class Host:
     def copy_disk(self, name):
         """The state directory as a power cut would leave it now; decampd stands still meanwhile."""
         copy = self.dir / name
-        halves = [pid for pid in traces.pids_of(self.cgroup)
-                  if traces.command_of(pid).startswith(f"{self.lab.build}/decampd ")]
+        halves = self.daemon_pids()
         for pid in halves:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -307,6 +307,8 @@ class Host:
     def start_daemon(self, env=None):
         if self.daemon and self.daemon.running():
             return
+        # Of the one before both processes have ended: they hold the port, the store and a lock.
+        wait_for(lambda: not self.daemon_pids(), 20, f"{self.name}: the end of decampd before")
         self.configure()
         self.remove(SOCKET)
         with (self.lab.log_dir / f"{self.name}.log").open("a") as log:
@@ -319,9 +321,14 @@ class Host:
             if not self.daemon.running():
                 raise LabError(f"{self.name}: decampd ended with code "
                                f"{self.daemon.popen.returncode}, see {self.lab.log_dir}")
-            return self.run([self.lab.build / "decamp", "doctor", "--json"],
-                            check=False).returncode != 127 and self.exists(SOCKET)
+            done = self.run([self.lab.build / "decamp", "doctor", "--json"], check=False)
+            return done.returncode not in (127, UNREACHABLE) and self.exists(SOCKET)
         wait_for(answers, seconds, f"{self.name}: an answer of decampd")
+
+    def daemon_pids(self):
+        """The processes of decampd, as the machine knows them."""
+        return [pid for pid in traces.pids_of(self.cgroup)
+                if traces.command_of(pid).startswith(f"{self.lab.build}/decampd ")]
 
     def kill_daemon(self, number=signal.SIGKILL):
         """End decampd at once; jobs and their keepers stay."""
