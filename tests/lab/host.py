@@ -98,7 +98,7 @@ class Host:
         self.state_dir.mkdir()
         disk = self.dir / "disk"
         disk.mkdir()
-        subprocess.run(["cp", "-a", str(self.etc), str(disk / "etc")], check=True)
+        wait_for(lambda: self._copy_etc(disk / "etc"), 30, f"{self.name}: a copy of {self.etc}", 1)
         for name in VAR_FOLDERS:
             (disk / name).mkdir(parents=True)
         for name in ("home", "root", "srv", "mnt"):
@@ -113,6 +113,11 @@ class Host:
         (etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(
             f"{host.addr} {host.name}\n" for host in self.lab.hosts))
         self._make_users(etc)
+
+    def _copy_etc(self, target):
+        """False if a file went meanwhile: something may be being installed on the machine."""
+        shutil.rmtree(target, ignore_errors=True)
+        return subprocess.run(["cp", "-a", str(self.etc), str(target)], check=False).returncode == 0
 
     def _make_users(self, etc):
         names = ("alice", "bob")
