@@ -43,7 +43,7 @@ def test_two_of_five_die(lab):
     seq = job.show()["seq"]
     job.wait_seq(seq + 2)
     check(True, "two checkpoints are committed by the three that are left")
-    check_equal(job.ask("migrate", job.name, "host2")["host"], "host2", "it moves")
+    check_equal(job.migrate(lab[2])["host"], "host2", "it moves")
     job.wait_host([lab[2]])
     job.wait_seq(seq + 4)
     check(True, "and commits there")
@@ -66,7 +66,7 @@ def test_all_restart(lab):
     lab.wait_members()
     host = job.wait_host(lab.hosts, 40)
     check(job.show()["seq"] >= seq, f"nothing that was committed is lost; it runs on {host.name}")
-    check_equal(len(lab.where("mark-2")), 1, "once")
+    wait_for(lambda: len(lab.where("mark-2")) == 1, 30, "one incarnation")
     job.wait_collected()
     check_counter(job, STEPS)
 
@@ -78,7 +78,7 @@ def test_disk_rolled_back(lab):
     job = submit(lab, home, "old-disk", counter_argv("mark-3", STEPS + 200, 0.05), "--every", "2")
     job.wait_seq(1)
     copy = victim.copy_disk("copy")
-    job.wait_seq(job.show()["seq"] + 4)  # longer than a hold
+    job.wait_seq(job.show()["seq"] + 6)  # longer than a hold
     victim.power_cut()
     victim.roll_back_disk(copy)
     victim.boot()
@@ -99,7 +99,7 @@ def test_disk_rolled_back(lab):
     lab.admit(victim)
     lab.wait_members()
     wait_states(lab, victim, home)
-    job.ask("migrate", job.name, victim.name)
+    job.migrate(victim)
     job.wait_host([victim])
     check(True, "and takes jobs")
     job.wait_collected()

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import check, check_counter, counter_argv, main, note, submit, traces
+from common import check, check_counter, counter_argv, main, note, submit, traces, wait_for
 
 HOSTS = 20
 STEPS = 120
@@ -37,7 +37,8 @@ def test_join(lab):
     lab.wait_members(seconds=60)
     note(f"joined after {joined - start:.1f} s, all agree {time.monotonic() - joined:.1f} s later; "
          f"a host takes {memory_mib(lab[7])} MiB")
-    check(len(lab.alive_seen_by(lab[HOSTS])) == HOSTS, f"{HOSTS} hosts are members")
+    wait_for(lambda: len(lab.alive_seen_by(lab[HOSTS])) == HOSTS, 60, f"{HOSTS} members")
+    check(True, f"{HOSTS} hosts are members")
     lab.user = lab.job_user()
 
 
@@ -45,7 +46,7 @@ def test_move(lab):
     """A job of one of the last to join runs on others too and comes home."""
     job = submit(lab, lab[HOSTS], "far", counter_argv("mark-1", STEPS, 0.05), "--every", "2")
     job.wait_seq(1)
-    job.ask("migrate", job.name, "host11")
+    job.migrate(lab[11])
     job.wait_host([lab[11]])
     job.wait_collected()
     check_counter(job, STEPS)

@@ -21,7 +21,7 @@ def test_moves(lab):
     job.wait_seq(2, seconds=120)
     for target in (lab[2], lab[3]):
         seq = job.show()["seq"]
-        job.ask("migrate", job.name, target.name)
+        job.migrate(target)
         job.wait_host([target], seconds=120)
         wait_for(lambda host=target: said(lab, host, "all of its memory is here"), 120,
                  "the rest of its memory")
@@ -36,7 +36,7 @@ def migrate_slowly(lab, job, target):
     """Until the job runs there and its memory is still coming: all of it from others, and slowly."""
     folder = target.path("/var/lib/decamp/jobs")
     lab.throttle(target, SLOW_KB_PER_S)
-    job.ask("migrate", job.name, target.name)
+    job.migrate(target)
     wait_for(lambda: list(folder.glob("*/lazy")), 120, "a job that is not all there", 0.005)
 
 
@@ -76,7 +76,7 @@ def test_whole(lab):
                  "3")
     job.wait_seq(2, seconds=120)
     seq = job.show()["seq"]
-    job.ask("migrate", job.name, target.name)
+    job.migrate(target)
     job.wait_host([target], seconds=120)
     job.wait_seq(seq + 2, seconds=120)
     check(not said(lab, target, "whole: all of its memory is here"), "its memory came before it ran")

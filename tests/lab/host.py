@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import traces
@@ -24,15 +25,46 @@ USERS = {"root": (0, "/root"), "alice": (2001, "/home/alice"), "bob": (2002, "/h
 VAR_FOLDERS = ["var/" + name for name in ("lib/decamp", "lib/dbus", "log", "cache", "spool", "tmp")]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UNREACHABLE = 3  # decamp's exit code if no decampd answers
+# What decamp refuses while a host is taken for dead, or not yet known to be back.
+MOMENTARY = ("no-majority", "owner-away", "host-away", "host-busy", "lease-runs", "busy", "stale",
+             "timed-out", "try-again", "unreadable")
+MOMENTARY_FAILURES = ("it does not count", "Resource temporarily unavailable")
 
 
 class CliError(LabError):
-    """decamp ended with an error: .code is its exit code, .text what it said on stderr."""
+    """decamp ended with an error: .code is its exit code, .text what it said on stderr, .kind the
+    stable code of docs/api.md."""
 
-    def __init__(self, argv, code, text):
+    def __init__(self, argv, code, text, kind=""):
         super().__init__(f"{' '.join(argv)}: exit code {code}: {text.strip()}")
         self.code = code
         self.text = text
+        self.kind = kind
+
+    def may_pass(self, *more):
+        return self.kind in MOMENTARY + more or (
+            self.kind == "failed" and any(words in self.text for words in MOMENTARY_FAILURES))
+
+
+def kind_of(answer):
+    """The stable code in an error as decamp --json prints it."""
+    try:
+        return json.loads(answer)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def insist(call, *more, seconds=60):
+    """Its answer, asked again while it is refused for a reason that passes, or one of more."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except CliError as error:
+            if not error.may_pass(*more) or time.monotonic() > end:
+                raise
+            print(f"  -- asked again: {error}", flush=True)
+        time.sleep(0.5)
 
 
 class Spawned:
@@ -353,7 +385,7 @@ class Host:
         done = self.run(argv, user=user, cwd=cwd, timeout=timeout, check=False)
         if done.returncode:
             raise CliError(["decamp", *words, *map(str, arguments)], done.returncode, done.stderr
-                           or done.stdout)
+                           or done.stdout, kind_of(done.stdout))
         try:
             return json.loads(done.stdout) if done.stdout.strip() else {}
         except ValueError as error:
