@@ -26,6 +26,8 @@ SKIP_CODE = 77
 RUNNING = ("running", "checkpointing")
 ENDED = ("done", "collected", "killed", "lost")
 TELL_SECONDS = 2
+# Where decampd is killed and the job must never notice: the next one has time to start.
+LONG_LEASE = {"lease_ms": 15000, "hold_ms": 17000}
 
 
 class Failed(Exception):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Jobs that run before all of their memory is there: moved, checkpointed there, moved again."""
 
-from common import check, check_counter, counter_argv, main, submit, wait_for
+from common import LONG_LEASE, check, check_counter, counter_argv, main, submit, wait_for
 
 STEPS, MEGABYTES = 500, 256
 SLOW_KB_PER_S = 2000  # a job's memory takes some seconds then
@@ -106,4 +106,4 @@ def test_holder_dies(lab):
 
 
 if __name__ == "__main__":
-    main(globals(), hosts=5)
+    main(globals(), hosts=5, settings=LONG_LEASE)
