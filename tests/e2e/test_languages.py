@@ -19,7 +19,7 @@ from pathlib import Path
 from common import (ROOT, Failed, Skipped, check, check_equal, main, make_folder, note, submit)
 
 SOURCES = Path(__file__).resolve().parent / "languages"
-STEPS = 900
+STEPS = 1800
 CHECKPOINTS = 10
 # name: (command that builds in an empty folder, the job's command line)
 LANGUAGES = {
@@ -95,7 +95,7 @@ def live(lab, job, errors):
         taken = 0
         for turn, count in enumerate((5, 3, 2)):
             if turn:
-                job.ask("migrate", job.name, hosts[turn].name, at=hosts[turn - 1])
+                job.migrate(hosts[turn], at=hosts[turn - 1])
                 job.wait_host([hosts[turn]])
             for _ in range(count):
                 job.ask("ckpt", job.name, at=hosts[turn])
@@ -141,7 +141,7 @@ def finish(job, wanted, native):
          + f"; {job.show().get('detail', {}).get('fallback_reason', '')}".rstrip("; "))
     if native:
         check("criu" not in engines, f"{job.name}: the native engine covers all of it")
-    shown = job.wait_collected(90)
+    shown = job.wait_collected(200)
     check(shown["seq"] >= CHECKPOINTS, f"{job.name}: {shown['seq']} checkpoints")
     folder = job.home.path(f"{'/root' if job.user == 'root' else '/home/' + job.user}/{job.name}")
     check((folder / "out.txt").read_bytes() == wanted,

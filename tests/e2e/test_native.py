@@ -9,8 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from common import (Failed, ROOT, check, check_counter, check_equal, counter_argv, home_of, main,
-                    make_folder, note, submit, traces, wait_for)
+from common import (Failed, LONG_LEASE, ROOT, check, check_counter, check_equal, counter_argv,
+                    home_of, main, make_folder, note, submit, traces, wait_for)
 
 SEED = 5
 STEADY_SECONDS = 60
@@ -32,6 +32,10 @@ def detail(job):
     return job.show(at=job.host())["detail"]
 
 
+def little_is_left(told):
+    return told["native"]["residue_bytes"] < told["mem_bytes"] / 2
+
+
 def check_native(job, least=1):
     told = detail(job)
     check(told.get("native_count", 0) >= least and not told.get("fallbacks"),
@@ -49,15 +53,18 @@ def steady(lab, host, name, *options):
     job = submit(lab, host, name, [f"{folder}/steady", folder, str(STEADY_SECONDS)], *options,
                  cwd=folder)
     job.marker = f"{folder}/steady"
+    job.tell_from = 0
     return job
 
 
 def check_steady(job):
     text = (job.home.path(f"{home_of(job.user)}/{job.name}") / "out.txt").read_text()
-    steps = STEADY_SECONDS * 50
-    bad = [line for line in text.splitlines() if line.startswith("BAD")]
+    *steps, last = text.splitlines()
+    bad = [line for line in (*steps, last) if line.startswith("BAD")]
     check_equal(bad, [], f"{job.name}: no call was interrupted, no register changed")
-    check_equal(len(text.splitlines()), steps + 1, f"{job.name}: no step is missing or twice there")
+    check(len(steps) >= STEADY_SECONDS * 50, f"{job.name}: {len(steps)} steps")
+    check_equal([int(line.split()[0]) for line in steps], list(range(len(steps))),
+                f"{job.name}: no step is missing or twice there")
     check(text.endswith("all was well\n"), f"{job.name}: all was well")
 
 
@@ -68,12 +75,13 @@ def test_moves(lab):
     job.wait_seq(5)
     told = check_native(job, 3)
     note(f"pause {told['native']['pause']}, memory by {told['native']['tracker']}")
-    check(told["native"]["residue_bytes"] < told["mem_bytes"] / 2,
-          "less than half of the memory is left for the pause")
+    # It writes a quarter of it between two lines: more is left if its tracer has to wait.
+    wait_for(lambda: little_is_left(detail(job)), 60, "a pause with little of the memory left", 1)
+    check(True, "less than half of the memory is left for the pause")
     cpu = {max(os.sched_getaffinity(0))}
     for pid in home.pids(job.marker):
         os.sched_setaffinity(pid, cpu)
-    job.ask("migrate", job.name, "host3")
+    job.migrate(lab[3])
     job.wait_host([lab[3]])
     job.wait_seq(job.show()["seq"] + 2)
     check_native(job)
@@ -107,7 +115,7 @@ def test_nothing_noticed(lab):
     job = steady(lab, lab[2], "steady", "--every", "1")
     job.wait_seq(6)
     check_native(job, 4)
-    job.ask("migrate", job.name, "host4")
+    job.migrate(lab[4])
     job.wait_host([lab[4]])
     job.wait_collected(90)
     check_steady(job)
@@ -118,7 +126,7 @@ def test_script(lab):
     folder = make_folder(lab[1], "typed", lab.user)
     job = submit(lab, lab[1], "typed",
                  ["/usr/bin/script", "-q", "-c",
-                  "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.1; done",
+                  "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.1; done",
                   f"{folder}/typescript"], "--every", "1", cwd=folder)
     job.wait_seq(3)
     told = detail(job)
@@ -128,7 +136,7 @@ def test_script(lab):
     job.wait_collected()
     text = (lab[1].path(folder) / "typescript").read_text()
     numbers = [line.strip() for line in text.splitlines() if line.strip().isdigit()]
-    check_equal(numbers, [str(i) for i in range(1, 101)], "script(1) recorded all of it")
+    check_equal(numbers, [str(i) for i in range(1, 301)], "script(1) recorded all of it")
 
 
 def in_pause(pid, seconds=4):
@@ -256,4 +264,4 @@ def reason_of(job):
 
 
 if __name__ == "__main__":
-    main(globals(), needs=("gcc", "script"), settings={"engine": "auto"})
+    main(globals(), needs=("gcc", "script"), settings={"engine": "auto", **LONG_LEASE})
