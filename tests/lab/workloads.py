@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 NUMERIC = """\
@@ -122,6 +123,8 @@ class Reference:
     def __init__(self, workloads, directory):
         self.directory = Path(directory)
         self.running = {}
+        self.seconds = {}  # that each took, of those that have ended
+        self.started = time.monotonic()
         for workload in workloads:
             folder = self.directory / workload.name
             folder.mkdir(parents=True)
@@ -132,9 +135,14 @@ class Reference:
 
     def results(self):
         """Wait for them: {workload name: {output: digest}}."""
+        while len(self.seconds) < len(self.running):
+            for workload, process in self.running.items():
+                if workload.name not in self.seconds and process.poll() is not None:
+                    self.seconds[workload.name] = time.monotonic() - self.started
+            time.sleep(0.1)
         found = {}
         for workload, process in self.running.items():
-            if process.wait() != 0:
+            if process.returncode != 0:
                 raise RuntimeError(f"{workload.name}: the undisturbed run failed")
             found[workload.name] = digests(workload, self.directory / workload.name)
         shutil.rmtree(self.directory)
