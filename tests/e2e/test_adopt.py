@@ -2,10 +2,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A process that was started elsewhere becomes a job and outlives its host."""
 
-from common import (Job, check, check_equal, counter_argv, home_of, is_counted, main, make_folder,
-                    wait_for)
+from pathlib import Path
+
+from common import (Job, check, check_equal, command_of, counter_argv, home_of, is_counted, main,
+                    make_folder, wait_for)
 
 STEPS = 350
+
+
+def at_work(host, marker):
+    """The program itself, once it has written something: before, a shell has its PID."""
+    def found():
+        return [pid for pid in host.pids(marker)
+                if command_of(pid).startswith("/usr/bin/python3")
+                and written(Path(f"/proc/{pid}/cwd/out.txt"))]
+    return wait_for(found, 30, "the process")[0]
+
+
+def written(path):
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 # Its standard streams must come from the host's own files, not from the harness.
 DETACH = ["sh", "-c", 'exec setsid "$@" </dev/null >/dev/null 2>&1', "sh"]
 
@@ -16,7 +36,7 @@ def test_adopt(lab):
     folder = make_folder(host, "adopt", lab.user)
     started = host.spawn([*DETACH, *counter_argv("mark-1", STEPS, 0.05)], user=lab.user,
                          cwd=folder)
-    pid = wait_for(lambda: [p for p in host.pids("mark-1")], 5, "the process")[0]
+    pid = at_work(host, "mark-1")
     inner = host.inner_pid(pid)
     check(host.decamp("check", inner, user=lab.user)["ok"], "check says that it can be adopted")
     host.decamp("adopt", "--name", "adopted", "--every", "2", inner, user=lab.user)
@@ -48,7 +68,7 @@ def test_adopt_twice(lab):
     host = lab[2]
     folder = make_folder(host, "short", lab.user)
     host.spawn([*DETACH, *counter_argv("mark-2", 120, 0.05)], user=lab.user, cwd=folder)
-    pid = wait_for(lambda: host.pids("mark-2"), 5, "the process")[0]
+    pid = at_work(host, "mark-2")
     inner = host.inner_pid(pid)
     host.decamp("adopt", "--name", "short", inner, user=lab.user)
     done = host.run([lab.build / "decamp", "adopt", str(inner)], user=lab.user, check=False)

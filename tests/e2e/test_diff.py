@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = Path(os.environ.get("DECAMP_BUILD", ROOT / "build"))
 SKIP_CODE = 77
+REST_SECONDS = 60
 
 sys.path.insert(0, str(HERE / "diff"))
 # pylint: disable=wrong-import-position
@@ -87,11 +88,12 @@ class Victim:
             self.process = subprocess.Popen([program], cwd=self.folder / "work", env={},
                                             stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                             start_new_session=False)
-        end = time.monotonic() + 10
+        end = time.monotonic() + REST_SECONDS
         while "ready" not in (self.folder / "out").read_text():
             if self.process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError((self.folder / "out").read_text() or "the victim is not ready")
             time.sleep(0.02)
+        self.wait_still("SZ")
 
     def pids(self):
         found, queue = [], [self.process.pid]
@@ -101,6 +103,28 @@ class Victim:
             children = Path(f"/proc/{pid}/task/{pid}/children")
             queue += [int(word) for word in children.read_text().split()]
         return found
+
+    def look(self):
+        """The state of each thread, and how often it has run."""
+        found = {}
+        for pid in self.pids():
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                status = dict(line.split(":\t", 1) for line in
+                              (task / "status").read_text().splitlines() if ":\t" in line)
+                found[task.name] = (status["State"][0], status["voluntary_ctxt_switches"],
+                                    status["nonvoluntary_ctxt_switches"])
+        return found
+
+    def wait_still(self, states):
+        """Until all threads are in such a state, and none has run between two looks."""
+        end, before = time.monotonic() + REST_SECONDS, None
+        while time.monotonic() < end:
+            now = self.look()
+            if now == before and all(each[0] in states for each in now.values()):
+                return
+            before = now
+            time.sleep(0.1)
+        raise RuntimeError(f"the victim does not come to rest: {before}")
 
     def signal(self, number):
         for pid in self.pids():
@@ -117,7 +141,7 @@ def dump(program, victim, folder):
     done = subprocess.run([*program, "dump", "--tree", str(victim.process.pid), "--images-dir",
                            str(folder), "--log-file", "dump.log", "--leave-running",
                            "--file-locks"],
-                          capture_output=True, text=True, timeout=60, check=False)
+                          capture_output=True, text=True, timeout=240, check=False)
     if done.returncode:
         log = folder / "dump.log"
         lines = [line for line in log.read_text().splitlines() if "Error" in line] \
@@ -177,7 +201,7 @@ def main():
         for name, before in (("blocked", None), ("stopped", signal.SIGSTOP)):
             if before:
                 victim.signal(before)
-                time.sleep(0.1)
+                victim.wait_still("TZ")
             print(f"{name}: a tree of {len(victim.pids())} processes")
             failed += compare(victim, criu, scratch, name)
     finally:

@@ -21,7 +21,28 @@ def watched(lab, host, name, *options):
                     ROOT / "tests/e2e/watched.c"], check=True)
     job = submit(lab, host, name, [f"{folder}/watched", folder], *options, cwd=folder)
     job.marker = f"{folder}/watched"
+    wait_for(lambda: in_place(host.pids(job.marker)), 30, f"{name}: all threads in their places")
     return job
+
+
+def threads_of(pid):
+    """What /proc/PID/stat says of each thread, from the state on."""
+    return {int(task.name): (task / "stat").read_text().rsplit(")", 1)[1].split()
+            for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def in_place(pids):
+    """Two processes; of the first all threads are where they stay: three sleep, one spins."""
+    try:
+        child, parent = sorted((threads_of(pid) for pid in pids), key=len)
+        main_pid = next(pid for pid in pids if pid in parent)
+        written = Path(f"/proc/{main_pid}/cwd/out.txt").stat().st_size
+    except (OSError, ValueError):
+        return False
+    others = [fields for tid, fields in parent.items() if tid != main_pid]
+    return len(child) == 1 and [fields[0] for fields in child.values()] == ["S"] and written \
+        and sorted(fields[0] for fields in others) == ["R", "S", "S", "S"] \
+        and any(fields[0] == "R" and int(fields[11]) for fields in others)
 
 
 def export(host, lab, *arguments, user=None):
@@ -225,7 +246,7 @@ def test_mount(lab):
     check_equal(run("readlink", f"{point}/{job.name}/latest").stdout.strip(), str(before),
                 "a new checkpoint appears, and is the latest")
     other.restart_daemon()
-    other.wait_daemon()
+    lab.wait_members()
     run("cmp", f"{here}/core", f"{folder}/old.core")
     check(True, "after a restart of decampd it reads on")
     run("fusermount3", "-u", point)
@@ -281,8 +302,9 @@ def test_many(lab):
     job = lab.watched[0]
     for _ in range(18):
         seq = job.ask("ckpt", job.name)["seq"]
-        seen = ask(lab[3], lab.user, "snapshot", job=job.name, seq=seq)
-        check_equal(seen.get("seq"), seq, "it can be looked into")
+        wait_for(lambda n=seq: n == ask(lab[3], lab.user, "snapshot", job=job.name,
+                                        seq=n).get("seq"), 30, f"a look into {seq}")
+        check(True, f"{seq} can be looked into")
 
 
 def test_not_dumpable(lab):
@@ -318,7 +340,7 @@ def test_criu_engine(lab):
     home = lab[2]
     home.configure(engine="criu")
     home.restart_daemon()
-    home.wait_daemon()
+    lab.wait_members()
     job = watched(lab, home, "bycriu", "--every", "3600")
     job.ask("ckpt", job.name)
     check_equal(job.history()["checkpoints"][-1]["engine"], "criu", "CRIU took it")
@@ -337,7 +359,7 @@ def test_hostile_holder(lab):
     other = lab[3]
     seq = job.ask("ckpt", job.name)["seq"]
     other.restart_daemon()
-    other.wait_daemon()
+    lab.wait_members()
     damaged = sum(damage_store(host) for host in lab.hosts)
     check(damaged > 0, f"{damaged} blocks of copies are damaged")
     refused(lambda: export(other, lab, f"{job.name}@{seq}", "--core", f"{folder}/bad.core"),

@@ -10,7 +10,8 @@ import shutil
 import signal
 import time
 
-from common import (Skipped, check, check_equal, home_of, main, make_folder, refused, wait_for)
+from common import (Skipped, check, check_equal, home_of, insist, main, make_folder, refused,
+                    wait_for)
 from test_export import ask
 from test_promises import Sniffer, files_with
 
@@ -38,7 +39,8 @@ class Mount:
                  "the mount")
 
     def run(self, *command, check=True, user=None, stdin=None):
-        return self.host.run(command, user=user or self.user, check=check, stdin=stdin)
+        return self.host.run(command, user=user or self.user, check=check, stdin=stdin,
+                             timeout=240)
 
     def sh(self, text, check=True):
         return self.run("sh", "-c", f"cd {self.point}/folders && {text}", check=check)
@@ -57,7 +59,7 @@ class Mount:
 
 
 def folder(lab, host, name, user=None):
-    return host.decamp("folder", name, user=user or lab.user)["folders"][0]
+    return insist(lambda: host.decamp("folder", name, user=user or lab.user))["folders"][0]
 
 
 def versions(lab, host, name):
@@ -99,8 +101,9 @@ def test_write_and_read(lab):
     mount.sh("cd thesis && head -c 3000000 /dev/urandom >big && cp big sub/copy")
     seq = settled(lab, home, "thesis")
     lab.other = there = Mount(lab, other)
-    check_equal(there.sh("readlink thesis").stdout.strip(), f"thesis@{seq}",
-                "elsewhere its name leads to the newest version")
+    wait_for(lambda: there.sh("readlink thesis", check=False).stdout.strip() == f"thesis@{seq}",
+             30, f"thesis@{seq} elsewhere")
+    check(True, "elsewhere its name leads to the newest version")
     sums = "cd thesis && find . -type f -print0 | sort -z | xargs -0 sha256sum -z | tr '\\0' '|'; "
     sums += "cd . && find . -type l -printf '%p %l|'; find . -mindepth 1 -type f -printf '%f %m|'"
     ours = mount.sh(sums).stdout.replace("\0", "")
@@ -339,8 +342,9 @@ except OSError as error:
     print('refused', error.errno)
 """).stdout.split()
     check_equal(failed, ["refused", "5"], "fsync does not promise what is not so")
-    work = wait_for(lambda: folder(lab, home, "thesis").get("work", {}), 20, "its status")
-    check(work["dirty"] and work["problem"], f"it is said: {work}")
+    work = wait_for(lambda: (lambda work: work.get("dirty") and work.get("problem") and work)(
+        folder(lab, home, "thesis").get("work", {})), 60, "word of it in its status")
+    check(True, f"it is said: {work}")
     check_equal(mount.sh("cat thesis/alone").stdout, "alone\n", "writing goes on")
     lab.mend(home)
     wait_version(lab, home, "thesis", seq, 90)
@@ -427,7 +431,12 @@ def test_mount_killed(lab):
                 "echo ha >&3 && sleep 600"], user=lab.user)
     wait_for(lambda: mount.sh("cat thesis/precious").stdout == "ha\n", 20, "the writer")
     mount.sh("echo closed >thesis/closed")
-    time.sleep(1)  # as close(2) does not wait for the mount
+    ident = folder(lab, home, "thesis")["folder"]
+    base = home.path(f"{home_of(lab.user)}/.local/state/decamp/folders/{ident}")
+    # close(2) does not wait for the mount, which has a mark of each file that is open.
+    only = [str((base / "tree/precious").stat().st_ino)]
+    wait_for(lambda: [mark.name for mark in (base / "writing").iterdir() if "." not in mark.name]
+             == only, 20, "the other file's close")
     mount.kill()
     lab.home = mount = Mount(lab, home)
     seq = settled(lab, home, "thesis")

@@ -48,6 +48,11 @@ def reaches(source, target):
     return answered(source, target) > 0
 
 
+def will_reach(source, target):
+    """An answer may be late: whoever gives it may have to wait for a processor."""
+    return wait_for(lambda: reaches(source, target), 30, f"{target.name} from {source.name}")
+
+
 def test_separate(lab):
     """Each host has its own name, id, files, processes and users."""
     one, two = lab[1], lab[2]
@@ -79,19 +84,20 @@ def test_links(lab):
     one, two, three = lab.hosts[:3]
     for host in lab.hosts:
         listen(host)
-    wait_for(lambda: reaches(one, two) and reaches(three, one), 5, "the network")
+    for source in lab.hosts:
+        wait_for(lambda at=source: all(reaches(at, host) for host in lab.hosts), 5, "the network")
     lab.cut(two)
-    check(not reaches(one, two) and reaches(one, three), "a cut link separates one host")
+    check(not reaches(one, two) and will_reach(one, three), "a cut link separates one host")
     lab.mend(two)
     wait_for(lambda: reaches(one, two), 5, "the mended link")
     lab.partition([one, two])
-    check(reaches(one, two) and not reaches(one, three) and not reaches(three, two),
+    check(will_reach(one, two) and not reaches(one, three) and not reaches(three, two),
           "a partition separates groups")
-    check(reaches(three, lab[4]), "hosts named in no group form one")
+    check(will_reach(three, lab[4]), "hosts named in no group form one")
     lab.partition()
-    check(reaches(one, three), "a healed partition")
+    check(will_reach(one, three), "a healed partition")
     lab.lose(50)
-    check(8 <= answered(one, two, 100, 0.1) <= 50,
+    check(8 <= answered(one, two, 100, 0.3) <= 50,
           "50 % of packets lost: about a quarter of echoes")
     lab.lose(0)
     check_equal(answered(one, two, 50, 10), 50, "no loss again")
@@ -157,8 +163,9 @@ def test_killed_harness(_lab):
     with Lab(1, "test_lab_killed") as lab:
         pass
     lab.assert_clean()
-    left = common.traces.traces(lab_id)
-    check_equal(left, [], "nothing is left of a lab whose harness was killed")
+    # Killed is not ended yet; and a lab beside this one may have begun to sweep it.
+    wait_for(lambda: not common.traces.traces(lab_id), 30, f"the end of all of {lab_id}")
+    check(True, "nothing is left of a lab whose harness was killed")
 
 
 def test_half_made(_lab):

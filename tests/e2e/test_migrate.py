@@ -16,7 +16,7 @@ def test_migrate(lab):
     home = lab[1]
     job = submit(lab, home, "migrate", counter_argv("mark-1", STEPS, 0.05), "--every", "5")
     job.wait_seq(1)
-    check_equal(job.ask("migrate", job.name, "host4")["host"], "host4", "migrate tells the host")
+    check_equal(job.migrate(lab[4])["host"], "host4", "migrate tells the host")
     job.wait_host([lab[4]])
     wait_for(lambda: lab.where("mark-1") == [lab[4]], 5, "exactly one incarnation")
     check(True, "it runs on host4 and nowhere else")
@@ -25,7 +25,7 @@ def test_migrate(lab):
     job.wait_host([lab[host]])
     moves = job.history()["moves"]
     check_equal([move["lost_ms"] for move in moves], [0, 0], "nothing was lost")
-    refused(lambda: job.ask("migrate", job.name, "host99"), "host99")
+    refused(lambda: job.ask_once("migrate", job.name, "host99"), "host99")
     job.wait_collected()
     check_counter(job, STEPS)
 
@@ -53,8 +53,11 @@ def test_freeze_thaw(lab):
 
 def test_restore_older(lab):
     """restore JOB@N goes back to an older checkpoint, on the host that one names."""
-    job = submit(lab, lab[3], "restore", counter_argv("mark-3", STEPS, 0.05), "--every", "2")
-    job.wait_seq(3)
+    # None by itself: only the newest four are kept, and the oldest must not go now.
+    job = submit(lab, lab[3], "restore", counter_argv("mark-3", STEPS, 0.05), "--every", "3600")
+    job.wait_seq(1)
+    while job.ask("ckpt", job.name)["seq"] < 3:
+        pass
     points = [point for point in job.history()["checkpoints"]
               if point["restorable"]]
     oldest = min(point["seq"] for point in points)
@@ -71,11 +74,12 @@ def test_wait_and_kill(lab):
     folder = make_folder(home, "code", lab.user)
     home.decamp("run", "--name", "code", "--cwd", folder, "--", "/bin/sh", "-c",
                 "sleep 1; exit 7", user=lab.user)
-    done = home.run([lab.build / "decamp", "wait", "code"], user=lab.user, check=False)
+    done = home.run([lab.build / "decamp", "wait", "code"], user=lab.user, timeout=240,
+                    check=False)
     check_equal(done.returncode, 7, "wait exits with the job's exit code")
     job = submit(lab, home, "victim", counter_argv("mark-4", 5000, 0.05), "--every", "5")
     job.wait_seq(1)
-    job.ask("migrate", job.name, "host2")
+    job.migrate(lab[2])
     job.ask("kill", job.name)
     wait_for(lambda: not lab.where("mark-4"), 10, "end of its processes")
     job.wait_state(("killed", "collected", "done"))

