@@ -315,8 +315,11 @@ static int run(const struct scenario *s, struct outcome *out)
 		usleep((useconds_t)(rand_r(&o.rng) % (s->pause_ms * 1000 + 1)));
 	}
 	before = steps_of(o.pid);
-	usleep(20000);
-	out->steps = steps_of(o.pid);
+	out->steps = before;
+	for (int i = 0; out->steps == before && i < 60000; i++) {
+		usleep(1000);
+		out->steps = steps_of(o.pid); /* 0: it has ended */
+	}
 	out->alive = out->steps > before;
 	read_log(&o, out);
 	stop(&o);
