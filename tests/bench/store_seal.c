@@ -41,7 +41,6 @@ struct sealer {
 	bool limit;
 	struct store_wire *wire;   /* NULL: no limit of committing */
 	struct store_peers *peers; /* NULL: objects go nowhere */
-	uint64_t keep_us; /* CPU time that this took, in the kernel but for next to nothing */
 	uint64_t seq;
 	uint64_t dirty_bytes;
 };
@@ -67,18 +66,9 @@ static int commit_object(struct sealer *s, int memfd, const struct object_hash *
 	return 0;
 }
 
-static uint64_t thread_cpu_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 /* The packer writes its next object into the same memory. */
 static int keep_object(struct sealer *s, int memfd, const struct object_hash *hash, uint32_t size)
 {
-	uint64_t began = thread_cpu_us();
 	int copy = memfd_new("kept"), r = copy < 0 ? copy : 0;
 	off_t at = 0;
 
@@ -93,7 +83,6 @@ static int keep_object(struct sealer *s, int memfd, const struct object_hash *ha
 		s->objects[s->object_count++] = (struct object){ *hash, size, copy };
 	else if (r == 0)
 		r = -ENOMEM;
-	s->keep_us += thread_cpu_us() - began;
 	pthread_mutex_unlock(&s->lock);
 	return r;
 }
@@ -434,7 +423,7 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 		store_die("memory", -ENOMEM);
 	t->s = s;
 	t->k = k;
-	s->dirty_bytes = s->keep_us = 0;
+	s->dirty_bytes = 0;
 	s->seq = seq;
 	load_step(t, dir);
 	if (s->peers)
@@ -457,7 +446,7 @@ static void seal_step(struct sealer *s, const char *dir, unsigned int k, uint64_
 	       (unsigned long long)counts.delta_bytes, (unsigned long long)counts.sent_bytes,
 	       s->ref.manifest_size, counts.packs, counts.packs_new, t->wanted_count,
 	       (unsigned long long)(us_of(&after.ru_utime) - us_of(&before.ru_utime)),
-	       (unsigned long long)(us_of(&after.ru_stime) - us_of(&before.ru_stime) - s->keep_us),
+	       (unsigned long long)(us_of(&after.ru_stime) - us_of(&before.ru_stime)),
 	       (unsigned long long)(now_boot_ns() - began) / 1000, after.ru_maxrss, counts.level);
 	print_spent(s, &spent);
 	print_limit(s, t, first, counts.level);
