@@ -316,7 +316,7 @@ static int run(const struct scenario *s, struct outcome *out)
 	}
 	before = steps_of(o.pid);
 	out->steps = before;
-	for (int i = 0; out->steps == before && i < 60000; i++) {
+	for (int i = 0; r == 0 && out->steps == before && i < 60000; i++) {
 		usleep(1000);
 		out->steps = steps_of(o.pid); /* 0: it has ended */
 	}
