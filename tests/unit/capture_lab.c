@@ -13,9 +13,7 @@ static int store(void *ctx, int memfd, const struct object_hash *hash, uint32_t 
 		 uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
 	struct capture_lab *lab = ctx;
-
 	int copy = memfd_new("object");
-
 	off_t at = 0;
 
 	assert_true(copy >= 0 && lab->count < CAPTURE_LAB_OBJECTS_MAX);

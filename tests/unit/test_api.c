@@ -533,7 +533,7 @@ static void test_silent_client_is_dropped(void **state)
 	receive(fd, &answer);
 	assert_int_equal(answer.status / 100 == 2, 0);
 	/* By the server, not because nothing came for so long. */
-	assert_true(now_boot_ns() - start < PATIENCE_MS * UINT64_C(1000000));
+	assert_true(now_boot_ns() - start < 10000000000ull);
 }
 
 static void test_long_handler_is_not_dropped(void **state)

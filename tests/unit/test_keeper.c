@@ -173,16 +173,11 @@ static void test_freeze(void **state)
 {
 	struct fixture *f = started(state);
 	struct keeper_status status;
-	uint64_t quickest = UINT64_MAX;
 
 	fixture_run_shell(f, NOBODY, COUNT_LOOP);
 	assert_true(fixture_wait_lines(f, TICK_LINES, 5000));
 	for (int i = 0; i < 5; i++) {
-		uint64_t began = now_boot_ns(), took;
-
 		assert_int_equal(keeper_freeze(f->k, FREEZE_MS), 0);
-		took = now_boot_ns() - began;
-		quickest = took < quickest ? took : quickest;
 		assert_int_equal(keeper_status(f->k, &status), 0);
 		assert_true(status.frozen);
 		assert_false(status.lease_frozen);
@@ -191,9 +186,7 @@ static void test_freeze(void **state)
 		assert_true(output_grows(f));
 	}
 	print_message("slowest freeze: %llu us\n", (unsigned long long)status.freeze_worst_us);
-	assert_true(status.freeze_worst_us > 0);
-	/* On a busy machine one may take long, not each. */
-	assert_true(quickest < UINT64_C(1000000000));
+	assert_true(status.freeze_worst_us < 1000000);
 }
 
 static void await_lease_frozen(struct fixture *f, struct keeper_status *ret_status)

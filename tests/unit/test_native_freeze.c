@@ -33,7 +33,7 @@ enum {
 	MEASURED = 30,
 	QUEUED = 20,
 	STARVED_MAX = 20,
-	SPARE_MS = 30000,
+	SPARE_MS = 8000,
 	SHORT_MS = 1000, /* a deadline that passes */
 	OWN_MS = 50,	 /* far above what is meant: sanitizers */
 	BEST_MS = 500,
