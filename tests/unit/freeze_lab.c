@@ -15,6 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "agent/util/io.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -29,6 +31,22 @@ void freeze_lab_sleep_us(unsigned int us)
 
 	while (nanosleep(&ts, &ts) < 0 && errno == EINTR)
 		;
+}
+
+bool freeze_lab_await_frozen(const char *folder)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/cgroup.events", folder);
+	for (int ms = 0; ms < slow(FREEZE_LAB_DEADLINE_MS); ms++) {
+		_cleanup_free_ char *text = NULL;
+
+		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) == 0 &&
+		    strstr(text, "frozen 1"))
+			return true;
+		freeze_lab_sleep_us(1000);
+	}
+	return false;
 }
 
 void freeze_lab_init(struct freeze_lab *lab)

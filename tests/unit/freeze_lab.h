@@ -58,5 +58,7 @@ void freeze_lab_check_stopped(pid_t root);
 /* The letter in /proc/TID/stat, 0: gone. */
 char freeze_lab_state(pid_t tid);
 void freeze_lab_sleep_us(unsigned int us);
+/* Until the cgroup that has this folder stands. */
+bool freeze_lab_await_frozen(const char *folder);
 /* In a victim: a detached thread with a small stack. */
 void freeze_lab_thread(void *(*fn)(void *arg), void *arg);

@@ -338,22 +338,6 @@ static bool cgroup_write(const char *folder, const char *name, const char *value
 	return write_kernel_file(path, value) == 0;
 }
 
-static bool await_frozen(const char *folder)
-{
-	char path[256];
-
-	snprintf(path, sizeof(path), "%s/cgroup.events", folder);
-	for (int ms = 0; ms < slow(AWAIT_MS); ms++) {
-		_cleanup_free_ char *text = NULL;
-
-		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) == 0 &&
-		    strstr(text, "frozen 1"))
-			return true;
-		freeze_lab_sleep_us(1000);
-	}
-	return false;
-}
-
 static void test_frozen_cgroup(void **state)
 {
 	static const char *const roots[] = { "/sys/fs/cgroup/unified", "/sys/fs/cgroup" };
@@ -385,7 +369,7 @@ static void test_frozen_cgroup(void **state)
 		print_message("skipped: the cgroup cannot be frozen\n");
 		skip();
 	}
-	frozen = await_frozen(folder);
+	frozen = freeze_lab_await_frozen(folder);
 	before = sum(lab->page);
 	for (int i = 0; i < 5; i++) {
 		int r = freeze_lab_try(lab, pid, FREEZE_LAB_DEADLINE_MS);

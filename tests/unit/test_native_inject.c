@@ -255,23 +255,9 @@ static void test_group_stop(void **state)
 	assert_int_equal(atomic_load(&lab->page->wrong), 0);
 }
 
-static void await_frozen(const char *folder)
-{
-	char path[160];
-
-	snprintf(path, sizeof(path), "%.127s/cgroup.events", folder);
-	for (int ms = 0; ms < slow(AWAIT_MS); ms++) {
-		_cleanup_free_ char *text = NULL;
-
-		if (read_file_at(AT_FDCWD, path, 4096, &text, NULL) == 0 &&
-		    strstr(text, "frozen 1"))
-			return;
-		freeze_lab_sleep_us(1000);
-	}
-}
-
 static void test_frozen_cgroup(void **state)
 {
+	bool stands = true;
 	static const char *const roots[] = { "/sys/fs/cgroup/unified", "/sys/fs/cgroup" };
 	struct freeze_lab *lab = *state;
 	char folder[128] = "", path[160], number[32];
@@ -299,7 +285,7 @@ static void test_frozen_cgroup(void **state)
 	if (r2 == 0) {
 		int both[2] = { pid, -1 };
 
-		await_frozen(folder);
+		stands = freeze_lab_await_frozen(folder);
 		before = atomic_load(&lab->page->count[0]);
 		r = inject(pid, NULL, get_uffd, both);
 		r2 = write_kernel_file(path, "0");
@@ -310,6 +296,7 @@ static void test_frozen_cgroup(void **state)
 	freeze_lab_end(pid);
 	for (int ms = 0; rmdir(folder) < 0 && ms < slow(AWAIT_MS); ms++)
 		freeze_lab_sleep_us(1000);
+	assert_true(stands);
 	if (r2 < 0) {
 		print_message("skipped: the cgroup cannot be frozen\n");
 		skip();
