@@ -5,7 +5,7 @@
  *   store take DIR COUNT INTERVAL_MS WARMUP_MS PROGRAM...
  *   store bound DIR COUNT
  *   store seal DIR COUNT [verify] [again] [cache=BYTES] [disk=BYTES] [link=BYTES_PER_S]
- *              [chain=N] [threads=N] [commit] [limit]
+ *              [chain=N] [threads=N] [commit | file] [limit]
  */
 #include "tests/bench/store.h"
 
@@ -136,6 +136,8 @@ static bool option(struct store_seal_options *o, const char *word)
 		o->again = true;
 	else if (!strcmp(word, "commit"))
 		o->commit = true;
+	else if (!strcmp(word, "file"))
+		o->file = true;
 	else if (!strcmp(word, "limit"))
 		o->limit = true;
 	else if (!strncmp(word, "threads=", 8))

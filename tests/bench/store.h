@@ -27,7 +27,8 @@ enum { STORE_PAGE = 4096, STORE_FILES_MAX = 512 };
 struct store_seal_options {
 	bool verify; /* unpack the last checkpoint and compare it */
 	bool again;  /* then the first one again: nothing has changed */
-	bool commit; /* packs go to three peers; else nowhere */
+	bool commit; /* packs go to three peers */
+	bool file;   /* they go into a file, each synced; else nowhere */
 	bool limit;  /* measure it beside each checkpoint */
 	struct packer_budget budget;
 };

@@ -37,6 +37,8 @@ struct sealer {
 	pthread_mutex_t lock; /* guards the objects */
 	struct object *objects;
 	size_t object_count;
+	int file; /* without a name, for all objects one after the other; -1: none */
+	off_t file_end;
 	bool keep; /* objects, for the check at the end and for the limit */
 	bool limit;
 	struct store_wire *wire;   /* NULL: no limit of committing */
@@ -66,16 +68,36 @@ static int commit_object(struct sealer *s, int memfd, const struct object_hash *
 	return 0;
 }
 
+/* All of a memfd, behind `at`. */
+static int copy_object(int to, off_t at, int memfd, uint32_t size)
+{
+	off_t from = 0;
+
+	if (lseek(to, at, SEEK_SET) < 0)
+		return -errno;
+	while (from < (off_t)size)
+		if (sendfile(to, memfd, &from, size - (size_t)from) <= 0)
+			return -EIO;
+	return 0;
+}
+
+/* One is written while another one is synced. */
+static int write_object(struct sealer *s, int memfd, uint32_t size)
+{
+	int r;
+
+	pthread_mutex_lock(&s->lock);
+	r = copy_object(s->file, s->file_end, memfd, size);
+	s->file_end += size;
+	pthread_mutex_unlock(&s->lock);
+	return r == 0 && fdatasync(s->file) < 0 ? -errno : r;
+}
+
 /* The packer writes its next object into the same memory. */
 static int keep_object(struct sealer *s, int memfd, const struct object_hash *hash, uint32_t size)
 {
-	int copy = memfd_new("kept"), r = copy < 0 ? copy : 0;
-	off_t at = 0;
+	int copy = memfd_new("kept"), r = copy < 0 ? copy : copy_object(copy, 0, memfd, size);
 
-	while (r == 0 && at < (off_t)size) {
-		if (sendfile(copy, memfd, &at, size - (size_t)at) <= 0)
-			r = -EIO;
-	}
 	/* Several may be on their way. */
 	pthread_mutex_lock(&s->lock);
 	s->objects = reallocarray(s->objects, s->object_count + 1, sizeof(*s->objects));
@@ -97,6 +119,11 @@ static int put(void *ctx, int memfd, const struct object_hash *hash, uint32_t si
 	memset(ret_holders, 1, sizeof(*ret_holders));
 	if (s->peers) {
 		r = commit_object(s, memfd, hash, size, ret_holder_count, ret_holders);
+		if (r < 0)
+			return r;
+	}
+	if (s->file >= 0) {
+		r = write_object(s, memfd, size);
 		if (r < 0)
 			return r;
 	}
@@ -138,6 +165,9 @@ static void start(struct sealer *s, const struct store_seal_options *o)
 	strcpy(s->card.hostname, "bench");
 	s->keep = o->verify || o->limit;
 	s->limit = o->limit;
+	s->file = o->file ? open(o->budget.cache_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) : -1;
+	if (o->file && s->file < 0)
+		store_die(o->budget.cache_dir, -errno);
 	if (o->limit && o->commit)
 		s->wire = store_wire_open(o->budget.cache_dir);
 	if (o->commit)
@@ -536,6 +566,8 @@ void store_seal(const char *dir, unsigned int count, const struct store_seal_opt
 		store_peers_end(s->peers);
 	if (s->wire)
 		store_wire_close(s->wire);
+	if (s->file >= 0)
+		close(s->file);
 	for (size_t i = 0; i < s->object_count; i++)
 		close(s->objects[i].fd);
 	free(s->objects);
