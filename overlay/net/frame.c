@@ -176,7 +176,7 @@ static bool take_put(struct reader *in, struct net_call *call)
 	call->object.seq = take64(in);
 	call->object.size = take32(in);
 	return call->object.size > 0 && call->object.size <= OV_PACK_MAX &&
-	       call->stream_size == call->object.size;
+	       call->stream_size == (call->op == NET_OP_PUT ? call->object.size : 0);
 }
 
 static bool take_holders(struct reader *in, struct net_call *call)
@@ -226,6 +226,7 @@ int net_call_decode(const uint8_t *body, size_t size, struct net_call *ret_call)
 		return -EBADMSG;
 	switch (call.op) {
 	case NET_OP_PUT:
+	case NET_OP_REFER:
 		good = take_put(&in, &call);
 		break;
 	case NET_OP_GET:
@@ -309,6 +310,7 @@ size_t net_call_encode(const struct net_call *call, uint8_t body[static NET_CALL
 	p = add32(p, call->stream_size);
 	switch (call->op) {
 	case NET_OP_PUT:
+	case NET_OP_REFER:
 		p = add_bytes(p, &call->object.job, sizeof(call->object.job));
 		p = add_token(p, &call->object.token);
 		p = add_bytes(p, &call->object.hash, sizeof(call->object.hash));

@@ -13,6 +13,7 @@
  *
  *   PUT    = job, token, hash, u64 seq, u32 size; the stream is the object
  *   GET    = hash; the reply's stream is the object
+ *   REFER  = fields of PUT: you keep this object for some job; keep it for this one, too
  *   RETAIN = job, token, u64 upto_seq, u32 count; the stream is the hashes
  *   ORDER  = u32 timeout_ms, u32 size, bytes; the reply's inline bytes are the answer
  *   LIST   = nothing; the reply's stream is struct job_value[]
@@ -94,6 +95,7 @@ enum net_op {
 	NET_OP_CREDIT,
 	NET_OP_GROUP,
 	NET_OP_GROUP_GET,
+	NET_OP_REFER,
 };
 
 struct net_frame {
@@ -106,7 +108,7 @@ struct net_call {
 	uint64_t call;
 	uint16_t op; /* enum net_op; says which fields count */
 	uint32_t stream_size;
-	struct ov_object object; /* PUT: job, token, hash, seq, size; GET: hash; others: see above */
+	struct ov_object object; /* PUT, REFER: job, token, hash, seq, size; others: see above */
 	struct ov_retain retain;
 	struct ov_group group;
 	uint32_t order_timeout_ms, order_size;

@@ -91,6 +91,22 @@ static void test_calls(void **state)
 	assert_int_equal(net_call_decode(body, size + 1, &back), -EBADMSG);
 	call.stream_size = 999;
 	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	/* The same without the bytes. */
+	call.op = NET_OP_REFER;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	call.stream_size = 1000;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	call.stream_size = 0;
+	size = net_call_encode(&call, body);
+	assert_int_equal(net_call_decode(body, size, &back), 0);
+	assert_memory_equal(&back, &call, sizeof(call));
+	for (size_t i = 0; i < size; i++)
+		assert_int_equal(net_call_decode(body, i, &back), -EBADMSG);
+	assert_int_equal(net_call_decode(body, size + 1, &back), -EBADMSG);
+	call.object.size = 0;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
+	call.object.size = OV_PACK_MAX + 1;
+	assert_int_equal(net_call_decode(body, net_call_encode(&call, body), &back), -EBADMSG);
 
 	call = (struct net_call){ .op = NET_OP_RETAIN, .stream_size = 64 };
 	call.retain.count = 2;
