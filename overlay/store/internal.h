@@ -119,6 +119,12 @@ static inline struct extent store_row_extent(const struct object_row *row)
 {
 	return (struct extent){ .segment = row->segment, .size = row->size, .offset = row->offset };
 }
+static inline bool store_row_same_place(const struct object_row *a, const struct object_row *b)
+{
+	return a->segment == b->segment && a->offset == b->offset;
+}
+/* In a transaction of its own. */
+int store_row_find(struct store *store, const struct object_hash *hash, struct object_row *ret_row);
 /*
  * One reading of what the row names, into `out` of row->size bytes unless it is NULL, and to the end
  * of `file` unless that is -1: then only what is returned says whether it may be used. -ENOENT: it had
@@ -134,6 +140,11 @@ void store_release(struct store *store, const struct extent *extent);
  */
 int store_fence_check(struct store *store, MDB_txn *txn, const struct job_id *job,
 		      const struct fence_token *token, bool remember);
+/* Likewise in a transaction of its own, and nothing is remembered. */
+int store_fence_look(struct store *store, const struct ov_object *object);
+/* Within txn: the job's reference, of which the newer number counts; the row counts new ones. */
+int store_reference(struct store *store, MDB_txn *txn, const struct ov_object *object,
+		    bool *ret_new);
 /* Within txn: one reference less; deletes the row at zero. */
 int store_unref(struct store *store, MDB_txn *txn, const struct object_hash *hash,
 		bool *ret_dropped, struct extent *ret_extent);

@@ -39,11 +39,6 @@ void store_release(struct store *store, const struct extent *extent)
 	pthread_mutex_unlock(&store->lock);
 }
 
-static bool is_same_place(const struct object_row *a, const struct object_row *b)
-{
-	return a->segment == b->segment && a->offset == b->offset;
-}
-
 /*
  * Rot: the row, all references and the extent go. -EAGAIN: the object has gone or come again while
  * it was read, so what was read means nothing.
@@ -60,7 +55,7 @@ static int drop_rotten(struct store *store, const struct object_hash *hash,
 	if (r < 0)
 		return r;
 	r = store_row_read(store, txn, hash, &row);
-	if (r == -ENOENT || (r == 0 && !is_same_place(&row, read)))
+	if (r == -ENOENT || (r == 0 && !store_row_same_place(&row, read)))
 		r = -EAGAIN;
 	if (r == 0)
 		r = store_lmdb_errno(mdb_del(txn, store->objects, &key, NULL));
@@ -83,7 +78,7 @@ static int drop_rotten(struct store *store, const struct object_hash *hash,
 	return 0;
 }
 
-static int read_row(struct store *store, const struct object_hash *hash, struct object_row *ret_row)
+int store_row_find(struct store *store, const struct object_hash *hash, struct object_row *ret_row)
 {
 	MDB_txn *txn = NULL;
 	int r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, MDB_RDONLY, &txn));
@@ -190,7 +185,7 @@ static int read_out(struct store *store, const struct object_hash *hash, uint8_t
 		_cleanup_free_ uint8_t *bytes = NULL;
 		_cleanup_close_ int file = -1;
 		struct object_row row;
-		int r = read_row(store, hash, &row);
+		int r = store_row_find(store, hash, &row);
 
 		if (r < 0)
 			return r;

@@ -45,7 +45,7 @@ static void arriving_done(struct store *store, uint32_t size)
 	pthread_mutex_unlock(&store->lock);
 }
 
-static int fence_of_put(struct store *store, const struct ov_object *object)
+int store_fence_look(struct store *store, const struct ov_object *object)
 {
 	MDB_txn *txn = NULL;
 	int r = mdb_txn_begin(store->index, NULL, MDB_RDONLY, &txn);
@@ -77,7 +77,7 @@ int store_put_begin(struct store *store, const struct ov_object *object, struct 
 
 	if (object->size == 0 || object->size > OV_PACK_MAX)
 		return -EINVAL;
-	r = fence_of_put(store, object);
+	r = store_fence_look(store, object);
 	if (r < 0)
 		return r;
 	r = arriving_begin(store, object->size);
@@ -143,9 +143,8 @@ static int put_check(struct store_put *put)
 	return 0;
 }
 
-/* The job's reference: the newer number counts. */
-static int index_reference(struct store *store, MDB_txn *txn, const struct ov_object *object,
-			   bool *ret_new)
+int store_reference(struct store *store, MDB_txn *txn, const struct ov_object *object,
+		    bool *ret_new)
 {
 	struct ref_row ref = { .token = object->token, .seq = object->seq }, old;
 	struct ref_key name = { .job = object->job, .hash = object->hash };
@@ -187,7 +186,7 @@ static int index_object(struct store_put *put, MDB_txn *txn)
 		return r;
 	if (put->replaces)
 		put->old = store_row_extent(&row);
-	r = index_reference(store, txn, object, &is_new);
+	r = store_reference(store, txn, object, &is_new);
 	if (r < 0)
 		return r;
 	row.refs += is_new;

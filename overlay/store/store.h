@@ -82,6 +82,14 @@ void store_put_abort(struct store_put *put);
  */
 void store_puts_commit(struct store_put *const *puts, uint32_t count, int *status);
 
+/*
+ * An object that is here, with that size, is kept for this job, too: as if it had been put again.
+ * It is read first, so this says as much as a put does. -ENOENT: it is not here, or has just been
+ * found rotten; -EAGAIN: it came and went all the time.
+ */
+int store_refer(struct store *store, const struct ov_object *object)
+	__attribute__((warn_unused_result));
+
 /* Into memory that the caller frees, once its hash was found right. */
 int store_read(struct store *store, const struct object_hash *hash, uint8_t **ret_bytes,
 	       uint32_t *ret_size) __attribute__((warn_unused_result));

@@ -58,6 +58,7 @@ struct shared {
 	uint32_t calls;
 	bool ended;
 	int put[OBJECTS], drop[OBJECTS];
+	int refer;
 	int record;
 	int opened;
 };
@@ -149,7 +150,7 @@ static int get(struct store *store, uint32_t object)
  * Of the base: 0 and 1 belong to job 1, 2 and 3 to job 2, 4 to job 3, 5 to job 4 and has rotted, 6
  * to job 5.
  */
-enum { BASE = 7, ROTTEN = 5 };
+enum { BASE = 7, ROTTEN = 5, REFERRED = 3, REFERRING_JOB = 8 };
 
 static const uint8_t base_jobs[BASE] = { 1, 1, 2, 2, 3, 4, 5 };
 
@@ -157,6 +158,20 @@ static void set_drop(struct shared *shared, const uint32_t *objects, uint32_t co
 {
 	for (uint32_t i = 0; i < count; i++)
 		shared->drop[objects[i]] = to;
+}
+
+/* Another job refers to it; then the one that put it does not any more. */
+static void refer(struct store *store, struct shared *shared)
+{
+	uint8_t bytes[SIZE_MAX_BYTES];
+	struct ov_object object = describe(REFERRED, REFERRING_JOB, bytes);
+	struct job_id first = { { base_jobs[REFERRED] } };
+
+	shared->refer = ASKED;
+	shared->refer = store_refer(store, &object) < 0 ? REFUSED : DONE;
+	set_drop(shared, (uint32_t[]){ REFERRED }, 1, ASKED);
+	if (store_give_up(store, &first, &object.hash) == 0)
+		set_drop(shared, (uint32_t[]){ REFERRED }, 1, DONE);
 }
 
 static void drop_some(struct store *store, struct shared *shared)
@@ -201,6 +216,7 @@ static void scenario(const char *run, struct shared *shared)
 	if (early)
 		shared->put[9] = store_put_commit(early) < 0 ? REFUSED : DONE;
 	store_put_abort(aborted);
+	refer(store, shared);
 	drop_some(store, shared);
 	/* An object that is here comes again; the old extent goes. */
 	put_group(store, shared, 5, 6, 1);
@@ -262,6 +278,10 @@ static int expected(const struct shared *shared, uint32_t object)
 
 	if (object == ROTTEN)
 		return 0;
+	if (object == REFERRED && shared->refer == DONE)
+		return 1;
+	if (object == REFERRED && shared->refer != NOT_YET && shared->drop[object] == DONE)
+		return -1;
 	if (shared->drop[object] == DONE)
 		return 0;
 	if (shared->drop[object] == ASKED)
@@ -289,6 +309,8 @@ static void check_room(struct store *store, const char *dir)
 
 static void check(const char *dir, struct shared *shared)
 {
+	uint8_t bytes[SIZE_MAX_BYTES];
+	struct ov_object referred = describe(REFERRED, REFERRING_JOB, bytes);
 	struct store_stats stats;
 	struct store *store = NULL;
 	bool record = false;
@@ -304,6 +326,8 @@ static void check(const char *dir, struct shared *shared)
 		if (want >= 0)
 			assert_int_equal(found, want ? 0 : -ENOENT);
 	}
+	if (shared->refer == DONE)
+		assert_int_equal(store_vouch(store, &referred.job, &referred.hash), 0);
 	store_get_stats(store, &stats);
 	assert_true(stats.rotten <= 1);
 	assert_int_equal(store_each_record(store, note_record, &record), 0);
