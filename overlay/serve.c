@@ -24,6 +24,7 @@ struct service {
 	struct object_hash hash;
 	struct store_verdict verdict;
 	struct ov_group group;
+	struct ov_object refer;
 	struct ov_object newest[STORE_NEWEST_MAX];
 	uint32_t newest_count;
 	uint8_t *object; /* what was read */
@@ -68,6 +69,9 @@ static void service_run(struct store_task *task)
 		if (service->status == -ENOENT &&
 		    store_get_group(store, &service->hash, &service->group) == 0)
 			service->status = -EREMOTE;
+		break;
+	case NET_OP_REFER:
+		service->status = store_refer(store, &service->refer);
 		break;
 	case NET_OP_GROUP:
 		service->status = store_set_group(store, &service->group);
@@ -130,7 +134,7 @@ static void service_done(struct store_task *task)
 	struct service *service = container_of(task, struct service, task);
 	struct overlay *overlay = service->overlay;
 
-	if (service->op == NET_OP_GET)
+	if (service->op == NET_OP_GET || service->op == NET_OP_REFER)
 		overlay->reads--;
 	if (!task->cancelled && service->op == NET_OP_VERDICT)
 		reply_verdict(service);
@@ -190,6 +194,26 @@ static int serve_get(struct overlay *overlay, uint64_t served, const struct net_
 	if (!service)
 		return -ENOMEM;
 	service->hash = call->object.hash;
+	r = store_worker_submit(overlay->worker, &service->task);
+	if (r < 0)
+		service_free(service);
+	else
+		overlay->reads++;
+	return r;
+}
+
+/* A reading like a GET's, of which nothing is sent. */
+static int serve_refer(struct overlay *overlay, uint64_t served, const struct net_call *call)
+{
+	struct service *service;
+	int r;
+
+	if (overlay->reads >= OVERLAY_READS_MAX)
+		return -EAGAIN;
+	service = service_new(overlay, served, call->op);
+	if (!service)
+		return -ENOMEM;
+	service->refer = call->object;
 	r = store_worker_submit(overlay->worker, &service->task);
 	if (r < 0)
 		service_free(service);
@@ -299,6 +323,8 @@ static int on_call(void *ctx, uint64_t served, const struct node_id *from,
 		return serve_put(overlay, served, call, ret_sink);
 	case NET_OP_GET:
 		return serve_get(overlay, served, call);
+	case NET_OP_REFER:
+		return serve_refer(overlay, served, call);
 	case NET_OP_RETAIN:
 		return serve_retain(overlay, served, call, ret_sink);
 	case NET_OP_ORDER:
