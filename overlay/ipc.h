@@ -150,6 +150,8 @@ struct ov_object {
 	uint32_t copies;
 	uint32_t holder_count;
 	uint32_t link_kib_s; /* a PUT's answer: how fast objects leave this host; 0: not known */
+	uint32_t offer;	     /* a PUT: holders may have it for another job: they are asked first */
+	uint32_t sent;	     /* a PUT's answer: copies that were sent; the other holders had it */
 	struct node_id holders[OV_HOLDERS_MAX];
 };
 

@@ -14,8 +14,16 @@ enum { IO_BYTES = 256 << 10 };
 
 /* --- PUT ------------------------------------------------------------------------------- */
 
+/*
+ * Of an object that is offered the first candidates are asked whether they have it for another job
+ * (REFER); what is still missing is sent (PUT). Any other object is sent at once.
+ */
 struct put_op {
 	struct request *request;
+	struct node_id *candidates; /* in order */
+	uint32_t candidate_count;
+	uint32_t asked;		     /* the first of them */
+	int answers[OV_HOLDERS_MAX]; /* what these said */
 	struct fan fan;
 	int worst; /* why the last peer refused */
 	bool timed;
@@ -32,6 +40,7 @@ static void put_free(struct put_op *op)
 {
 	put_timed(op, 0);
 	fan_free(&op->fan);
+	free(op->candidates);
 	free(op);
 }
 
@@ -40,10 +49,16 @@ static void put_cancel(struct request *request)
 	put_free(request->state);
 }
 
+static void put_holder(struct put_op *op, const struct node_id *node)
+{
+	struct ov_object *object = &op->request->msg.u.object;
+
+	object->holders[object->holder_count++] = *node;
+}
+
 static bool put_result(struct fan_leg *leg, int status)
 {
 	struct put_op *op = leg->fan->owner;
-	struct ov_object *object = &op->request->msg.u.object;
 
 	if (status < 0) {
 		log_debug("put: peer=%02x%02x status=%d", leg->node.b[0], leg->node.b[1], status);
@@ -55,7 +70,8 @@ static bool put_result(struct fan_leg *leg, int status)
 			put_timed(op, 0);
 		return false;
 	}
-	object->holders[object->holder_count++] = leg->node;
+	put_holder(op, &leg->node);
+	op->request->msg.u.object.sent++;
 	return true;
 }
 
@@ -64,10 +80,11 @@ static void put_finished(struct fan *fan)
 	struct put_op *op = fan->owner;
 	struct request *request = op->request;
 	struct ov_object *object = &request->msg.u.object;
-	uint64_t kib_s;
+	uint64_t kib_s, bytes = (uint64_t)object->size * fan->wanted / object->copies;
 	int status = object->holder_count > 0 ? 0 : op->worst;
 
-	put_timed(op, status == 0 ? object->size : 0);
+	/* An object counts once with all its copies: with some of them, that much of it. */
+	put_timed(op, object->sent > 0 ? (uint32_t)bytes : 0);
 	kib_s = link_bytes_per_s(&request->overlay->link) >> 10;
 	object->link_kib_s = kib_s < UINT32_MAX ? (uint32_t)kib_s : UINT32_MAX;
 	if (status == 0)
@@ -78,6 +95,102 @@ static void put_finished(struct fan *fan)
 }
 
 static const struct fan_ops put_ops = { .result = put_result, .finished = put_finished };
+
+/* Those without it, in order; at last those that did not say so: they may be gone. */
+static uint32_t put_targets(const struct put_op *op, struct node_id *ret_nodes)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < op->candidate_count; i++)
+		if (i >= op->asked || op->answers[i] == -ENOENT)
+			ret_nodes[count++] = op->candidates[i];
+	for (uint32_t i = 0; i < op->asked; i++)
+		if (op->answers[i] < 0 && op->answers[i] != -ENOENT)
+			ret_nodes[count++] = op->candidates[i];
+	return count;
+}
+
+/* What holders do not have yet. */
+static int put_send(struct put_op *op)
+{
+	struct request *request = op->request;
+	const struct ov_object *object = &request->msg.u.object;
+	struct node_id *targets = malloc(op->candidate_count * sizeof(*targets));
+	uint32_t missing = object->copies - object->holder_count;
+
+	if (!targets)
+		return -ENOMEM;
+	op->fan = (struct fan){
+		.overlay = request->overlay,
+		.ops = &put_ops,
+		.owner = op,
+		.call = { .op = NET_OP_PUT, .stream_size = object->size, .object = *object },
+		.stream_fd = request->fd,
+		.stall_ms = OVERLAY_PUT_STALL_MS,
+		.wanted = missing,
+		.width = missing,
+		.targets = targets,
+		.target_count = put_targets(op, targets)
+	};
+	op->timed = missing > 0 && object->size >= LINK_OBJECT_MIN;
+	if (op->timed)
+		link_begin(&request->overlay->link, now_boot_ns());
+	return fan_start(&op->fan);
+}
+
+static bool refer_result(struct fan_leg *leg, int status)
+{
+	struct put_op *op = leg->fan->owner;
+
+	for (uint32_t i = 0; i < op->asked; i++)
+		if (node_id_equal(&op->candidates[i], &leg->node))
+			op->answers[i] = status;
+	if (status < 0) {
+		log_debug("refer: peer=%02x%02x status=%d", leg->node.b[0], leg->node.b[1], status);
+		return false;
+	}
+	put_holder(op, &leg->node);
+	return true;
+}
+
+static void refer_finished(struct fan *fan)
+{
+	struct put_op *op = fan->owner;
+	int r;
+
+	fan_free(fan);
+	*fan = (struct fan){ 0 };
+	r = put_send(op);
+	if (r < 0)
+		request_finish(op->request, r, -1);
+}
+
+static const struct fan_ops refer_ops = { .result = refer_result, .finished = refer_finished };
+
+static int refer_ask(struct put_op *op)
+{
+	struct request *request = op->request;
+	const struct ov_object *object = &request->msg.u.object;
+	uint32_t count = op->candidate_count < object->copies ? op->candidate_count :
+								object->copies;
+	struct node_id *targets = malloc(count * sizeof(*targets));
+
+	if (!targets)
+		return -ENOMEM;
+	memcpy(targets, op->candidates, count * sizeof(*targets));
+	op->asked = count;
+	op->fan = (struct fan){ .overlay = request->overlay,
+				.ops = &refer_ops,
+				.owner = op,
+				.call = { .op = NET_OP_REFER, .object = *object },
+				.stream_fd = -1,
+				.stall_ms = OVERLAY_PUT_STALL_MS,
+				.wanted = count,
+				.width = count,
+				.targets = targets,
+				.target_count = count };
+	return fan_start(&op->fan);
+}
 
 /* Put into the own store: only a host that is alone does so. */
 struct local_put {
@@ -124,6 +237,7 @@ static void local_put_done(struct store_task *task)
 		if (local->status == 0) {
 			request->msg.u.object.holders[0] = local->overlay->self;
 			request->msg.u.object.holder_count = 1;
+			request->msg.u.object.sent = 1;
 		}
 		request_finish(request, local->status, -1);
 	}
@@ -172,7 +286,6 @@ static int put_check(const struct request *request)
 
 static int put_start(struct request *request, struct node_id *candidates_take, uint32_t count)
 {
-	struct ov_object *object = &request->msg.u.object;
 	struct put_op *op = calloc(1, sizeof(*op));
 
 	if (!op) {
@@ -180,25 +293,12 @@ static int put_start(struct request *request, struct node_id *candidates_take, u
 		return -ENOMEM;
 	}
 	op->request = request;
+	op->candidates = candidates_take;
+	op->candidate_count = count;
 	op->worst = -EHOSTUNREACH;
-	op->fan = (struct fan){
-		.overlay = request->overlay,
-		.ops = &put_ops,
-		.owner = op,
-		.call = { .op = NET_OP_PUT, .stream_size = object->size, .object = *object },
-		.stream_fd = request->fd,
-		.stall_ms = OVERLAY_PUT_STALL_MS,
-		.wanted = object->copies,
-		.width = object->copies,
-		.targets = candidates_take,
-		.target_count = count
-	};
 	request->state = op;
 	request->cancel = put_cancel;
-	op->timed = object->size >= LINK_OBJECT_MIN;
-	if (op->timed)
-		link_begin(&request->overlay->link, now_boot_ns());
-	return fan_start(&op->fan);
+	return request->msg.u.object.offer ? refer_ask(op) : put_send(op);
 }
 
 void object_put(struct request *request)
@@ -209,7 +309,7 @@ void object_put(struct request *request)
 	uint32_t count = 0, live_count;
 	int r = put_check(request);
 
-	object->holder_count = 0;
+	object->holder_count = object->sent = 0;
 	memset(object->holders, 0, sizeof(object->holders));
 	if (r == 0) {
 		nodes = malloc(OVERLAY_PUT_CANDIDATES_MAX * sizeof(*nodes));

@@ -108,12 +108,56 @@ static void dropped_objects_stay_dropped(void **state)
 	assert_int_equal(copies(f), 0);
 }
 
+/* Told by one that knows how many are gone; all others have done it then. */
+static void end_job(struct test_host *from, const struct ov_object *object, uint32_t gone)
+{
+	struct ov_msg msg = { .op = OV_OBJECT_RETAIN };
+
+	msg.u.retain = (struct ov_retain){ .job = object->job,
+					   .token = object->token,
+					   .upto_seq = UINT64_MAX };
+	host_wait_members(from, MEMBER_DEAD, gone, 30000);
+	assert_int_equal(host_call(from, &msg, -1, NULL), 0);
+}
+
 static struct ov_stats stats_of(struct test_host *host)
 {
 	struct ov_msg stats = { .op = OV_STATS };
 
 	assert_int_equal(host_call(host, &stats, -1, NULL), 0);
 	return stats.u.stats;
+}
+
+/* One object of two jobs: what is made again is made for both, and stays for the one that lives. */
+static void copies_of_two_jobs(void **state)
+{
+	struct fixture *f = *state;
+	struct ov_object first, second;
+	int fd = object_make(300000, 6, &first), another = HOSTS - 1;
+
+	second = first;
+	second.job.b[0] = 2;
+	second.offer = 1;
+	assert_int_equal(host_put(&f->hosts[0], fd, &first, 2), 0);
+	assert_int_equal(host_put(&f->hosts[0], fd, &second, 2), 0);
+	close(fd);
+	assert_int_equal(second.holder_count, 2);
+	assert_int_equal(second.sent, 0);
+	host_sleep_ms(NOTED_MS);
+	assert_int_equal(copies(f), 2);
+	host_kill(host_of(f, &first.holders[0]));
+	wait_copies(f, 3, 30000);
+	end_job(host_of(f, &first.holders[1]), &first, 1);
+	wait_copies(f, 3, 30000);
+	/* Only what is known of the second job says now that some are missing. */
+	host_kill(host_of(f, &first.holders[1]));
+	while (f->hosts[another].pid <= 0 || stats_of(&f->hosts[another]).objects == 0)
+		assert_true(--another > 0);
+	host_kill(&f->hosts[another]);
+	wait_copies(f, 2, 30000);
+	host_get_checked(&f->hosts[0], &second);
+	end_job(&f->hosts[0], &second, 3);
+	wait_copies(f, 0, 30000);
 }
 
 static void report_user(struct test_host *host, uint32_t flags)
@@ -173,6 +217,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(lost_copies_are_made_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(dropped_objects_stay_dropped, setup, teardown),
+		cmocka_unit_test_setup_teardown(copies_of_two_jobs, setup, teardown),
 		cmocka_unit_test_setup_teardown(rot_is_found_and_made_good, setup, teardown),
 	};
 
