@@ -17,6 +17,9 @@
 void pack_info_clear(struct pack_info *info)
 {
 	free(info->deltas);
+	if (info->shared_key)
+		key_wipe(info->shared_key, sizeof(*info->shared_key));
+	free(info->shared_key);
 	memset(info, 0, sizeof(*info));
 }
 

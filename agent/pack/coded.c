@@ -28,8 +28,8 @@ int packer_old(const struct packer *p, uint64_t age, uint32_t size_min, struct p
 	for (size_t i = 0; i < p->pack_count; i++) {
 		const struct pack_info *info = &p->packs[i];
 
-		if (info->state != PACK_KNOWN || info->k || info->size < size_min ||
-		    info->seq + age > p->seq ||
+		if (info->state != PACK_KNOWN || info->k || info->shared_key ||
+		    info->size < size_min || info->seq + age > p->seq ||
 		    (uint64_t)info->live * 100 < (uint64_t)info->blocks * LIVE_PERCENT_MIN)
 			continue;
 		packs[count] = (struct pack_old){ .hash = info->hash,
@@ -103,10 +103,16 @@ bool pack_holders_valid(const Decamp__Pack *p)
 	       count == p->data_shards + p->parity_shards;
 }
 
-void pack_info_read(const struct manifest *m, size_t index, struct pack_info *info)
+int pack_info_read(const struct manifest *m, size_t index, struct pack_info *info)
 {
 	const Decamp__Pack *p = m->pb->packs[index];
 
+	if (p->shared_key.len) {
+		info->shared_key = malloc(sizeof(*info->shared_key));
+		if (!info->shared_key)
+			return -ENOMEM;
+		memcpy(info->shared_key->b, p->shared_key.data, sizeof(info->shared_key->b));
+	}
 	memcpy(info->hash.b, p->hash.data, sizeof(info->hash.b));
 	info->state = PACK_KNOWN;
 	info->size = p->size;
@@ -117,4 +123,5 @@ void pack_info_read(const struct manifest *m, size_t index, struct pack_info *in
 	info->coded_said = info->k != 0;
 	info->holder_count = (uint32_t)(p->holders.len / sizeof(struct node_id));
 	memcpy(info->holders, p->holders.data, p->holders.len);
+	return 0;
 }

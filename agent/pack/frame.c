@@ -143,35 +143,52 @@ int pack_table_decode(const uint8_t *bytes, size_t size, const struct pack_heade
 	return 0;
 }
 
+static int view_open(struct pack_view *v, const void *bytes, const struct pack_header *h,
+		     const struct secret_key *key, const struct job_id *job, uint64_t seq)
+{
+	struct table_ad ad = { .header = *h, .job = *job, .seq = seq };
+	uint8_t table[PACK_TABLE_MAX];
+	int r;
+
+	r = aead_open(key, PACK_TABLE_NUMBER, &ad, sizeof(ad),
+		      (const uint8_t *)bytes + h->table_offset, h->table_size, table);
+	if (r == 0)
+		r = pack_table_decode(table, h->table_size - AEAD_TAG, h, &v->table);
+	if (r < 0)
+		return r;
+	v->bytes = bytes;
+	v->job = *job;
+	v->seq = seq;
+	v->key = *key;
+	v->header = *h;
+	return 0;
+}
+
 int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const struct job_id *job,
 		   const struct secret_key *job_key, uint64_t seq)
 {
-	struct table_ad ad = { .job = *job, .seq = seq };
-	uint8_t table[PACK_TABLE_MAX];
 	struct pack_header header;
 	struct secret_key key;
 	int r;
 
 	r = pack_header_decode(bytes, size, &header);
-	if (r < 0)
-		return r;
-	r = pack_frame_key(job_key, &header, &key);
-	if (r < 0)
-		return r;
-	ad.header = header;
-	r = aead_open(&key, PACK_TABLE_NUMBER, &ad, sizeof(ad),
-		      (const uint8_t *)bytes + header.table_offset, header.table_size, table);
 	if (r == 0)
-		r = pack_table_decode(table, header.table_size - AEAD_TAG, &header, &v->table);
-	if (r == 0) {
-		v->bytes = bytes;
-		v->job = *job;
-		v->seq = seq;
-		v->key = key;
-		v->header = header;
-	}
+		r = pack_frame_key(job_key, &header, &key);
+	if (r < 0)
+		return r;
+	r = view_open(v, bytes, &header, &key, job, seq);
 	key_wipe(&key, sizeof(key));
 	return r;
+}
+
+int pack_view_open_shared(struct pack_view *v, const void *bytes, size_t size,
+			  const struct secret_key *key)
+{
+	static const struct job_id nobody;
+	struct pack_header header;
+	int r = pack_header_decode(bytes, size, &header);
+
+	return r < 0 ? r : view_open(v, bytes, &header, key, &nobody, 0);
 }
 
 static int frame_plain(const struct pack_view *v, uint32_t frame, uint8_t *out, uint8_t *scratch)

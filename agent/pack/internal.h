@@ -7,6 +7,7 @@
  *   writer.c    pack objects being written
  *   delta.c     differences of blocks; bodies of frames that have some
  *   cache.c     contents of blocks that deltas may be made against
+ *   share.c     packs that jobs share: files of the system, sealed so that equal ones are equal
  *   pipeline.c  threads that seal and store
  *   level.c     how much to compress
  *   base.c      which block a new one may be a difference to
@@ -278,10 +279,13 @@ void sealers_submit(struct sealers *s, struct frame_job *f);
 void sealers_wait(struct sealers *s, struct frame_job *f);
 
 struct stored_pack {
+	pack_store_fn store;
 	const uint8_t *bytes; /* NULL: none */
+	uint8_t *own;	      /* freed once it is stored; NULL: the bytes are the writer's */
 	uint32_t size;
 	uint32_t pack; /* packer's id */
 	int result;
+	uint32_t there; /* holders that had it already */
 	struct object_hash hash;
 	uint32_t holder_count;
 	struct node_id holders[OV_HOLDERS_MAX];
@@ -290,15 +294,16 @@ struct stored_pack {
  * packer.c: names and stores it; fills the rest. file: -1 or a memfd of the last object, whose memory
  * serves again; the caller closes it at last, and only one object at a time is in it.
  */
-int pack_store_object(pack_store_fn store, void *ctx, int *file,
-		      struct stored_pack *pack) _must_check_;
+int pack_store_object(void *ctx, int *file, struct stored_pack *pack) _must_check_;
+/* Of its size, what was sent of each copy on the average. */
+uint64_t pack_sent_bytes(const struct stored_pack *stored);
 
 struct storer;
-int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer) _must_check_;
+int storer_create(void *ctx, struct storer **ret_storer) _must_check_;
 /* Waits for what is being stored. NULL is accepted. */
 void storer_destroy(struct storer *s);
 /* The bytes are the storer's until the pack is taken; at most STORER_PACKS are its. */
-void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack);
+void storer_submit(struct storer *s, const struct stored_pack *pack);
 /* The oldest one, which is waited for. False: no more than `leave` are the storer's. */
 bool storer_take(struct storer *s, uint32_t leave, struct stored_pack *ret_pack);
 
@@ -354,6 +359,9 @@ struct pack_view {
 /* Authenticates header, table and padding; frames are authenticated one by one. -EBADMSG. */
 int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const struct job_id *job,
 		   const struct secret_key *job_key, uint64_t seq) _must_check_;
+/* Likewise one that jobs share, with the key that is its own. */
+int pack_view_open_shared(struct pack_view *v, const void *bytes, size_t size,
+			  const struct secret_key *key) _must_check_;
 /*
  * Blocks of a frame. One with a base (an index into v->table.bases) is the exclusive or of its
  * content and the base block's. out and scratch have PACK_FRAME_RAW + PACK_FRAME_SLACK bytes each.
@@ -503,6 +511,8 @@ struct pack_info {
 	uint32_t size, blocks, live;
 	uint32_t k, m;	 /* 0: kept as copies; else holders[i] has shard i */
 	bool coded_said; /* by the last finished manifest */
+	struct secret_key
+		*shared_key; /* NULL: sealed for this job; else it is shared, and never coded */
 	uint32_t holder_count;
 	struct node_id holders[OV_SHARDS_MAX];
 	uint32_t manifest_index;   /* while a manifest is built */
@@ -513,7 +523,7 @@ struct pack_info {
 
 /* coded.c */
 bool pack_holders_valid(const Decamp__Pack *p);
-void pack_info_read(const struct manifest *m, size_t index, struct pack_info *info);
+int pack_info_read(const struct manifest *m, size_t index, struct pack_info *info) _must_check_;
 
 struct packer {
 	struct job_id job;
@@ -538,7 +548,11 @@ struct packer {
 	struct fence_token token;
 	pack_store_fn store;
 	void *store_ctx;
-	int object_file; /* of what this thread stores; -1: none yet */
+	pack_store_fn store_shared; /* NULL: nothing is shared */
+	struct secret_key share_key;
+	struct shared_writer *sharing; /* NULL: no shared file yet */
+	bool share_file;	       /* the file being read is one */
+	int object_file;	       /* of what this thread stores; -1: none yet */
 	struct packer_counts counts;
 	bool writing;
 	uint32_t open_pack;
@@ -567,6 +581,19 @@ int packer_block(struct packer *p, const uint8_t *block, struct block_hash hash,
 int packer_rewrite(struct packer *p, const uint8_t *block, uint32_t *ret_pack,
 		   uint32_t *ret_slot) _must_check_;
 int packer_flush(struct packer *p) _must_check_;
+/* Its state is PACK_OPEN. pack->own is taken over. The store may still be busy with it on return. */
+int packer_store_pack(struct packer *p, const struct stored_pack *pack) _must_check_;
+
+/* share.c */
+bool packer_shares(const struct packer *p, const struct pack_input *in);
+/* As packer_read_file(), all blocks of it in shared packs. */
+int packer_share_file(struct packer *p, const struct pack_input *in, struct extent_list *extents,
+		      uint8_t ret_content_hash[32]) _must_check_;
+/* One chunk of it; the extents' packs are for packer_share_file() alone. */
+int packer_share_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
+			struct extent_list *extents) _must_check_;
+/* NULL is accepted. */
+void shared_writer_destroy(struct shared_writer *w);
 int packer_new_pack(struct packer *p, uint32_t *ret_pack) _must_check_;
 int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 			struct object_hash *ret_hash, uint32_t *ret_holder_count,
@@ -624,6 +651,10 @@ struct manifest {
 	Decamp__Manifest *pb;
 	ProtobufCAllocator *allocator;
 };
+
+/* share.c: by the job's key, or by its own if it is shared. */
+int manifest_view_open(const struct manifest *m, uint32_t pack, const struct secret_key *job_key,
+		       const void *bytes, size_t size, struct pack_view *v) _must_check_;
 
 /* links.c: packs of a manifest by their names; empty if none has differences. */
 int links_init(struct slotmap *links, const struct manifest *m) _must_check_;

@@ -161,6 +161,14 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget) _mus
 void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);
 
 /*
+ * Files of the system (FILE_CLOSURE, root's, readable by all, 128 KiB and more) go into packs that all
+ * jobs of a cluster share: equal content gives equal objects, under this key, which is the cluster's
+ * agents' own. store as in packer_begin(), with its ctx, but that it returns how many of the holders
+ * had the object already and were sent nothing. The key is copied.
+ */
+void packer_share(struct packer *p, const struct secret_key *key, pack_store_fn store);
+
+/*
  * Starts checkpoint seq. store is called from packer_add and packer_finish, or from threads of the
  * packer (packer_budget.threads), PACKER_STORES_MAX at a time; the manifest alone and last. A pack
  * that it refuses fails the next calls, packer_finish at last.

@@ -86,6 +86,7 @@ static void release_buffers(struct packer *p)
 	close_fdp(&p->object_file);
 	p->object_file = -1;
 	pack_writer_deinit(&p->writer);
+	shared_writer_destroy(take_ptr(p->sharing));
 }
 
 void packer_destroy(struct packer *p)
@@ -121,6 +122,12 @@ int packer_set_budget(struct packer *p, const struct packer_budget *budget)
 	return 0;
 }
 
+void packer_share(struct packer *p, const struct secret_key *key, pack_store_fn store)
+{
+	p->share_key = *key;
+	p->store_shared = store;
+}
+
 void packer_set_link(struct packer *p, uint64_t link_bytes_per_s)
 {
 	if (link_bytes_per_s > 0)
@@ -133,7 +140,7 @@ static void stop_threads(struct packer *p)
 	storer_destroy(take_ptr(p->storer));
 }
 
-static int start_threads(struct packer *p, pack_store_fn store, void *ctx)
+static int start_threads(struct packer *p, void *ctx)
 {
 	int r;
 
@@ -141,7 +148,7 @@ static int start_threads(struct packer *p, pack_store_fn store, void *ctx)
 		return 0;
 	r = sealers_create(p->budget.threads, &p->sealers);
 	if (r == 0)
-		r = storer_create(store, ctx, &p->storer);
+		r = storer_create(ctx, &p->storer);
 	return r;
 }
 
@@ -156,7 +163,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	p->read_buffer = malloc(READ_CHUNK);
 	if (!p->read_buffer)
 		return -ENOMEM;
-	r = start_threads(p, store, ctx);
+	r = start_threads(p, ctx);
 	if (r == 0)
 		r = pack_writer_init(&p->writer, &p->levels, p->sealers);
 	if (r < 0) {
@@ -247,7 +254,7 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack)
 	return 0;
 }
 
-static int store_file(pack_store_fn store, void *ctx, int file, struct stored_pack *pack)
+static int store_file(void *ctx, int file, struct stored_pack *pack)
 {
 	int r = ftruncate(file, pack->size) < 0 ? -errno : 0;
 
@@ -256,19 +263,23 @@ static int store_file(pack_store_fn store, void *ctx, int file, struct stored_pa
 	if (r < 0)
 		return r;
 	object_hash_of(pack->bytes, pack->size, &pack->hash);
-	r = store(ctx, file, &pack->hash, pack->size, &pack->holder_count, pack->holders);
+	r = pack->store(ctx, file, &pack->hash, pack->size, &pack->holder_count, pack->holders);
 	if (r < 0)
 		return r;
-	return pack->holder_count < 1 || pack->holder_count > OV_HOLDERS_MAX ? -EPROTO : 0;
+	pack->there = (uint32_t)r;
+	return pack->holder_count < 1 || pack->holder_count > OV_HOLDERS_MAX ||
+			       pack->there > pack->holder_count ?
+		       -EPROTO :
+		       0;
 }
 
-int pack_store_object(pack_store_fn store, void *ctx, int *file, struct stored_pack *pack)
+int pack_store_object(void *ctx, int *file, struct stored_pack *pack)
 {
 	int r;
 
 	if (*file < 0)
 		*file = memfd_new("decamp-object");
-	r = *file < 0 ? *file : store_file(store, ctx, *file, pack);
+	r = *file < 0 ? *file : store_file(ctx, *file, pack);
 	if (r < 0) { /* of a call that failed somebody may still be reading */
 		close_fdp(file);
 		*file = -1;
@@ -280,8 +291,8 @@ int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 			struct object_hash *ret_hash, uint32_t *ret_holder_count,
 			struct node_id *ret_holders)
 {
-	struct stored_pack object = { .bytes = bytes, .size = size };
-	int r = pack_store_object(p->store, p->store_ctx, &p->object_file, &object);
+	struct stored_pack object = { .store = p->store, .bytes = bytes, .size = size };
+	int r = pack_store_object(p->store_ctx, &p->object_file, &object);
 
 	if (r < 0)
 		return r;
@@ -292,10 +303,18 @@ int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 	return 0;
 }
 
+uint64_t pack_sent_bytes(const struct stored_pack *stored)
+{
+	uint32_t sent = stored->holder_count - stored->there;
+
+	return (uint64_t)stored->size * sent / stored->holder_count;
+}
+
 static int pack_stored(struct packer *p, const struct stored_pack *stored)
 {
 	struct pack_info *info = &p->packs[stored->pack];
 
+	free(stored->own);
 	if (stored->result < 0) {
 		p->failed = p->failed < 0 ? p->failed : stored->result;
 		return p->failed;
@@ -306,7 +325,7 @@ static int pack_stored(struct packer *p, const struct stored_pack *stored)
 	info->hash = stored->hash;
 	info->holder_count = stored->holder_count;
 	memcpy(info->holders, stored->holders, sizeof(stored->holders));
-	p->counts.sent_bytes += stored->size;
+	p->counts.sent_bytes += pack_sent_bytes(stored);
 	p->counts.packs_new++;
 	return p->failed;
 }
@@ -321,10 +340,27 @@ static int wait_stored(struct packer *p, uint32_t leave)
 	return p->failed;
 }
 
+int packer_store_pack(struct packer *p, const struct stored_pack *pack)
+{
+	struct stored_pack stored = *pack;
+	int r = wait_stored(p, STORER_PACKS - 1);
+
+	if (r < 0) {
+		free(stored.own);
+		return r;
+	}
+	if (p->storer) {
+		storer_submit(p->storer, &stored);
+		return 0;
+	}
+	stored.result = pack_store_object(p->store_ctx, &p->object_file, &stored);
+	return pack_stored(p, &stored);
+}
+
 /* The open pack goes to the store, which may still be busy with it on return. */
 static int close_pack(struct packer *p)
 {
-	struct stored_pack stored = { .pack = p->open_pack };
+	struct stored_pack stored = { .store = p->store, .pack = p->open_pack };
 	int r;
 
 	r = pack_writer_end(&p->writer, &stored.bytes, &stored.size);
@@ -333,16 +369,8 @@ static int close_pack(struct packer *p)
 		return r;
 	}
 	p->packs[p->open_pack].blocks = p->writer.header.block_count;
-	r = wait_stored(p, STORER_PACKS - 1);
-	if (r < 0)
-		return r;
 	p->writing = false;
-	if (p->storer) {
-		storer_submit(p->storer, stored.bytes, stored.size, p->open_pack);
-		return 0;
-	}
-	stored.result = pack_store_object(p->store, p->store_ctx, &p->object_file, &stored);
-	return pack_stored(p, &stored);
+	return packer_store_pack(p, &stored);
 }
 
 int packer_flush(struct packer *p)
@@ -562,6 +590,8 @@ static int fill_file(struct packer *p, const struct pack_input *in, struct packe
 		r = packer_add_runs(p, in, &f->extents);
 	else if (in->fd < 0)
 		r = reuse_content(p, in, f);
+	else if (packer_shares(p, in))
+		r = packer_share_file(p, in, &f->extents, f->content_hash);
 	else
 		r = packer_read_file(p, in, &f->extents, f->content_hash);
 	if (r == 0)
@@ -659,7 +689,8 @@ static void forget_surplus(struct packer *p, size_t known)
 	if (known <= PACKS_REFERENCED_MAX || !order)
 		return; /* without memory: at the next checkpoint */
 	for (size_t i = 0; i < p->pack_count; i++)
-		if (p->packs[i].state == PACK_KNOWN && p->packs[i].live < PACK_SMALL_LIVE)
+		if (p->packs[i].state == PACK_KNOWN && !p->packs[i].shared_key &&
+		    p->packs[i].live < PACK_SMALL_LIVE)
 			order[small++] = (uint32_t)i;
 	if (small < PACKS_REFERENCED_MAX - PACKS_REFERENCED_KEEP)
 		return;
@@ -682,7 +713,7 @@ void packer_retire(struct packer *p)
 		else if ((uint64_t)info->live * 100 <
 			 (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN)
 			info->state = PACK_FORGOTTEN;
-		if (info->state == PACK_KNOWN)
+		if (info->state == PACK_KNOWN && !info->shared_key)
 			known++;
 	}
 	forget_surplus(p, known);

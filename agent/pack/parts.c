@@ -148,8 +148,7 @@ static int open_pack(struct manifest_reader *r, uint32_t pack)
 	if (e < 0)
 		e = fetch_pack(r, pack, bytes);
 	if (e == 0)
-		e = pack_view_open(&view, bytes, info->size, &r->m->head.job, &r->job_key,
-				   info->seq);
+		e = manifest_view_open(r->m, pack, &r->job_key, bytes, info->size, &view);
 	if (e < 0)
 		return e;
 	free(r->bytes);

@@ -130,7 +130,6 @@ struct storer {
 	pthread_cond_t work, done;
 	pthread_t threads[STORER_PACKS];
 	unsigned int thread_count;
-	pack_store_fn store;
 	void *ctx;
 	bool stop;
 	struct stored_pack packs[STORER_PACKS]; /* a ring: at work, then their results */
@@ -153,7 +152,7 @@ static void *store_thread(void *arg)
 			break;
 		at = s->begun++ % STORER_PACKS;
 		pthread_mutex_unlock(&s->lock);
-		s->packs[at].result = pack_store_object(s->store, s->ctx, &file, &s->packs[at]);
+		s->packs[at].result = pack_store_object(s->ctx, &file, &s->packs[at]);
 		pthread_mutex_lock(&s->lock);
 		s->stored[at] = true;
 		pthread_cond_signal(&s->done);
@@ -162,14 +161,13 @@ static void *store_thread(void *arg)
 	return NULL;
 }
 
-int storer_create(pack_store_fn store, void *ctx, struct storer **ret_storer)
+int storer_create(void *ctx, struct storer **ret_storer)
 {
 	struct storer *s = calloc(1, sizeof(*s));
 	int r = 0;
 
 	if (!s)
 		return -ENOMEM;
-	s->store = store;
 	s->ctx = ctx;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->work, NULL);
@@ -202,12 +200,12 @@ bool storer_take(struct storer *s, uint32_t leave, struct stored_pack *ret_pack)
 	return true;
 }
 
-void storer_submit(struct storer *s, const uint8_t *bytes, uint32_t size, uint32_t pack)
+void storer_submit(struct storer *s, const struct stored_pack *pack)
 {
 	uint32_t at = s->submitted % STORER_PACKS;
 
 	pthread_mutex_lock(&s->lock);
-	s->packs[at] = (struct stored_pack){ .bytes = bytes, .size = size, .pack = pack };
+	s->packs[at] = *pack;
 	s->stored[at] = false;
 	s->submitted++;
 	pthread_cond_signal(&s->work);

@@ -153,7 +153,9 @@ static int read_range(struct packer *p, const struct pack_input *in, EVP_MD_CTX 
 		/* Whole blocks: the end of the file is padded with zeros. */
 		memset(p->read_buffer + n, 0, blocks * PACK_BLOCK - n);
 		r = sha ? hash_update(sha, p->read_buffer, n) : 0;
-		if (r == 0)
+		if (r == 0 && p->share_file)
+			r = packer_share_blocks(p, p->read_buffer, blocks, extents);
+		else if (r == 0)
 			r = packer_add_blocks(p, p->read_buffer, blocks, &old, extents);
 		if (r < 0)
 			return r;

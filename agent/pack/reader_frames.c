@@ -303,8 +303,7 @@ int reader_hand_over(struct pack_reader *r, struct worker *me, struct work *w,
 	struct pack_view v;
 	int e;
 
-	e = pack_view_open(&v, me->bytes, me->size, &r->c.manifest->head.job, r->c.job_key,
-			   pack->seq);
+	e = manifest_view_open(r->c.manifest, w->pack, r->c.job_key, me->bytes, me->size, &v);
 	if (e < 0)
 		return e;
 	/* Frames are full but the last, so a slot below block_count lies in a frame below count. */

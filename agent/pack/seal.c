@@ -9,8 +9,9 @@
 #define MANIFEST_LABEL "decamp manifest v1"
 
 enum {
-	MANIFEST_VERSION = 2,
-	MANIFEST_VERSION_MIN = 1, /* no pack has deltas */
+	MANIFEST_VERSION = 3,
+	MANIFEST_VERSION_UNSHARED = 2, /* no pack is shared */
+	MANIFEST_VERSION_MIN = 1,      /* nor has any deltas */
 	MANIFEST_ZSTD_LEVEL = 3,
 	/* Decoded protobuf in memory: many times its size on the wire for tiny messages. */
 	DECODED_MAX = 768 << 20,
@@ -75,11 +76,19 @@ static int compress(const Decamp__Manifest *pb, uint8_t **ret_bytes, size_t *ret
 	return 0;
 }
 
+static uint32_t version_of(const Decamp__Manifest *pb)
+{
+	for (size_t i = 0; i < pb->n_packs; i++)
+		if (pb->packs[i]->shared_key.len)
+			return MANIFEST_VERSION;
+	return MANIFEST_VERSION_UNSHARED;
+}
+
 int manifest_seal(const Decamp__Manifest *pb, const struct secret_key *job_key,
 		  const struct secret_key *sign_seed, const struct node_card *card,
 		  uint8_t **ret_bytes, size_t *ret_size)
 {
-	struct manifest_header header = { .version = MANIFEST_VERSION, .card = *card };
+	struct manifest_header header = { .version = version_of(pb), .card = *card };
 	_cleanup_free_ uint8_t *plain = NULL;
 	_cleanup_free_ uint8_t *out = NULL;
 	struct signed_bytes s;

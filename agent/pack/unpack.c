@@ -117,7 +117,10 @@ static int seed_packs(struct packer *seed, const struct manifest *m)
 		return -ENOMEM;
 	seed->pack_count = m->pb->n_packs;
 	for (size_t i = 0; i < m->pb->n_packs; i++) {
-		pack_info_read(m, i, &seed->packs[i]);
+		int r = pack_info_read(m, i, &seed->packs[i]);
+
+		if (r < 0)
+			return r;
 		seed->packs[i].uid = ++seed->last_uid;
 	}
 	return 0;
@@ -189,8 +192,10 @@ int packer_seed_begin(struct packer *seed, const struct manifest *m)
 	if (seed->active || memcmp(&seed->job, &m->head.job, sizeof(seed->job)) != 0)
 		return -EINVAL;
 	packer_reset(seed);
-	if (seed_packs(seed, m) < 0)
+	if (seed_packs(seed, m) < 0) {
+		packer_reset(seed);
 		return -ENOMEM;
+	}
 	seed->seeding = true;
 	return 0;
 }
