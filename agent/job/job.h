@@ -350,6 +350,9 @@ int job_hold(struct job *job, int patience_ms) _must_check_;
 void job_drop(struct job *job);
 int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
 		     uint32_t *ret_holder_count, struct node_id *ret_holders);
+/* For packs that jobs share; returns how many of the holders had it. */
+int job_store_shared(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		     uint32_t *ret_holder_count, struct node_id *ret_holders);
 /* Objects of a job, for several threads at once: each call has a side channel of its own. */
 enum { FETCH_CHANNELS_MAX = 8 }; /* kept open */
 struct fetch_ctx {

@@ -82,6 +82,23 @@ void job_share_packing(struct job *job)
 		job->pack_shares = shares;
 }
 
+/* The system's files go where other jobs have them; without that the job's own packs have them. */
+static void share_files(struct job *job)
+{
+	const struct cluster *c = job->agent->cluster;
+	struct secret_key key;
+	int r;
+
+	if (!c)
+		return;
+	r = key_derive(cluster_worker_key(c), cluster_id(c), 16, "decamp shared files v1", &key);
+	if (r == 0)
+		packer_share(job->packer, &key, job_store_shared);
+	else
+		log_errno(r, "%s: files that jobs share", job->spec.name);
+	key_wipe(&key, sizeof(key));
+}
+
 int job_make_capture(struct job *job)
 {
 	struct json_object *inputs = NULL, *carry;
@@ -111,8 +128,10 @@ int job_make_capture(struct job *job)
 	if (r == 0)
 		r = packer_create(&job->id, &job->key, &job->packer);
 	job->pack_shares = 0;
-	if (r == 0)
+	if (r == 0) {
+		share_files(job);
 		job_share_packing(job);
+	}
 	return r;
 }
 

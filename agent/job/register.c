@@ -173,17 +173,18 @@ void job_drop(struct job *job)
 		log_debug("%s: no side channel", job->spec.name);
 }
 
-int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
-		     uint32_t *ret_holder_count, struct node_id *ret_holders)
+/* offer: holders may have it already; returns how many had. */
+static int put_object(struct job *job, int memfd, const struct object_hash *hash, uint32_t size,
+		      bool offer, uint32_t *ret_holder_count, struct node_id *ret_holders)
 {
-	struct job *job = ctx;
 	struct ov_msg msg = { .op = OV_OBJECT_PUT,
 			      .u.object = { .job = job->id,
 					    .token = job->value.token,
 					    .hash = *hash,
 					    .seq = job->value.history[0].seq + 1,
 					    .size = size,
-					    .copies = job->agent->config.copies } };
+					    .copies = job->agent->config.copies,
+					    .offer = offer } };
 	/* Several packs may be on their way, each on a channel of its own. */
 	_cleanup_close_ int channel = ov_open_channel(job->agent->main_channel);
 	int r;
@@ -207,7 +208,21 @@ int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint3
 	*ret_holder_count = msg.u.object.holder_count;
 	memcpy(ret_holders, msg.u.object.holders,
 	       msg.u.object.holder_count * sizeof(struct node_id));
-	return 0;
+	return msg.u.object.sent < msg.u.object.holder_count && offer ?
+		       (int)(msg.u.object.holder_count - msg.u.object.sent) :
+		       0;
+}
+
+int job_store_object(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		     uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	return put_object(ctx, memfd, hash, size, false, ret_holder_count, ret_holders);
+}
+
+int job_store_shared(void *ctx, int memfd, const struct object_hash *hash, uint32_t size,
+		     uint32_t *ret_holder_count, struct node_id *ret_holders)
+{
+	return put_object(ctx, memfd, hash, size, true, ret_holder_count, ret_holders);
 }
 
 int job_object_call(struct job *job, struct ov_msg *msg, int fd, int timeout_ms)

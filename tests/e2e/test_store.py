@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where checkpoints lie: no room on peers, no memory for the images, a disk that changes bytes."""
 
+from pathlib import Path
+
 from common import (CliError, LONG_LEASE, check, check_counter, check_equal, counter_argv,
                     damage_store, main, note, refused, submit, wait_for)
 
@@ -64,6 +66,38 @@ def test_no_memory_for_images(lab):
         host.run(["mount", "-o", "remount,size=50%", "/run"])
     job.wait_collected()
     check_counter(job, STEPS, 24)
+
+
+def first_sent(job):
+    return next(point["sent_bytes"] for point in job.history()["checkpoints"]
+                if point["seq"] == 1)
+
+
+def test_files_are_shared(lab):
+    """Two users' jobs run one program: its files are kept once, and as long as one of them needs them."""
+    first = submit(lab, lab[1], "first", counter_argv("mark-1", STEPS, 0.05), "--every", "3600")
+    first.wait_seq(1)
+    home = lab[2]
+    second = submit(lab, home, "second", counter_argv("mark-2", STEPS, 0.05), "--every", "2",
+                    user="bob")
+    second.wait_seq(2)
+    sent = [first_sent(first), first_sent(second)]
+    # Each is kept by three of the four others, so two holders at least are the same.
+    check(sent[1] < 0.6 * sent[0], f"a first checkpoint sends {sent[0]} bytes, then {sent[1]}")
+    program = Path("/usr/bin/python3").resolve().read_bytes()
+    needle = program[len(program) // 2:][:64]
+    check(not any(needle in path.read_bytes() for host in lab.hosts
+                  for path in (host.state_dir / "overlay/segments").iterdir()),
+          "no host keeps a piece of it in plaintext")
+    first.kill()
+    first.wait_ended()
+    home.power_cut()
+    second.wait_host([host for host in lab.hosts if host is not home], 60, at=lab[1])
+    home.boot()
+    home.start_daemon()
+    home.wait_daemon()
+    second.wait_collected()
+    check_counter(second, STEPS)
 
 
 def test_flipped_bytes(lab):
