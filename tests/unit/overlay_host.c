@@ -273,7 +273,7 @@ int host_start(struct test_host *host, const struct test_host *seed)
 	strcpy(start->listen_addr, "127.0.0.1");
 	strcpy(start->advertise_addr, "127.0.0.1");
 	start->port = host->port;
-	start->probe_ms = 200;
+	start->probe_ms = host->probe_ms ? host->probe_ms : 200;
 	start->suspect_ms = host->suspect_ms ? host->suspect_ms : SUSPECT_MS;
 	start->renew_ms = 300;
 	start->lease_ms = 8000;
@@ -435,6 +435,28 @@ void host_get_checked(struct test_host *host, const struct ov_object *object)
 	assert_memory_equal(&hash, &object->hash, sizeof(hash));
 	close(fd);
 	free(bytes);
+}
+
+int host_place_of(const struct test_host *host, int fd, const struct ov_object *object,
+		  off_t *ret_offset)
+{
+	uint8_t *wanted = malloc(object->size), *found = malloc(object->size);
+	char path[256];
+	int file;
+
+	assert_true(wanted && found);
+	assert_int_equal(pread_full(fd, wanted, object->size, 0), 0);
+	snprintf(path, sizeof(path), "%s/segments/00000001", host->dir);
+	file = open(path, O_RDWR | O_CLOEXEC);
+	assert_true(file >= 0);
+	for (*ret_offset = 0;; *ret_offset += 4096) {
+		assert_int_equal(pread_full(file, found, object->size, *ret_offset), 0);
+		if (!memcmp(found, wanted, object->size))
+			break;
+	}
+	free(wanted);
+	free(found);
+	return file;
 }
 
 /* --- several ---------------------------------------------------------------------------- */

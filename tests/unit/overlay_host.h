@@ -22,7 +22,7 @@ struct test_host {
 	uint32_t scrub_age_ms;
 	uint32_t pull_round_ms, pull_forget_ms; /* likewise */
 	uint32_t credit_round_ms;		/* likewise */
-	uint32_t suspect_ms;			/* 0: 6000 */
+	uint32_t probe_ms, suspect_ms;		/* 0: 200, 6000 */
 	uint64_t quota_bytes;			/* 0: 1 GiB */
 	bool is_stable;				/* host_be_stable() */
 	struct ov_identity identity;
@@ -67,4 +67,7 @@ void cluster_wait_objects(struct test_host *hosts, int count, uint64_t objects, 
 int object_make(uint32_t size, uint8_t salt, struct ov_object *ret_object);
 int host_put(struct test_host *host, int fd, struct ov_object *object, uint32_t copies);
 void host_get_checked(struct test_host *host, const struct ov_object *object);
+/* Where the bytes of fd begin in a host's first segment, which is not full: that file, to write. */
+int host_place_of(const struct test_host *host, int fd, const struct ov_object *object,
+		  off_t *ret_offset);
 void host_sleep_ms(unsigned int ms);

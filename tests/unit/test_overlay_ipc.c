@@ -308,29 +308,6 @@ static void test_kill_and_restart(void **state)
 }
 
 /* Rot on a peer's disk is found by that peer, and the other holder serves. */
-/* Where the object of fd begins in a host's first segment, which is not full. */
-static int place_of(const struct test_host *host, int fd, const struct ov_object *object,
-		    off_t *ret_offset)
-{
-	uint8_t *wanted = malloc(object->size), *found = malloc(object->size);
-	char path[256];
-	int file;
-
-	assert_true(wanted && found);
-	assert_int_equal(pread_full(fd, wanted, object->size, 0), 0);
-	snprintf(path, sizeof(path), "%s/segments/00000001", host->dir);
-	file = open(path, O_RDWR | O_CLOEXEC);
-	assert_true(file >= 0);
-	for (*ret_offset = 0;; *ret_offset += 4096) {
-		assert_int_equal(pread_full(file, found, object->size, *ret_offset), 0);
-		if (!memcmp(found, wanted, object->size))
-			break;
-	}
-	free(wanted);
-	free(found);
-	return file;
-}
-
 static void test_rot(void **state)
 {
 	struct fixture *f = *state;
@@ -342,7 +319,7 @@ static void test_rot(void **state)
 
 	assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
 	first = node_id_equal(&object.holders[0], &f->hosts[1].identity.card.id) ? 1 : 2;
-	file = place_of(&f->hosts[first], fd, &object, &at);
+	file = host_place_of(&f->hosts[first], fd, &object, &at);
 	assert_int_equal(pwrite_full(file, "rot", 3, at + 50000), 0);
 	object.holder_count = 1;
 	/* If it is slow the other one may be faster: it reads all the same, or the next time. */
