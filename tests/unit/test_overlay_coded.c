@@ -8,7 +8,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +17,7 @@
 #include "overlay/net/net.h"
 #include "overlay/shard.h"
 #include "overlay_host.h"
+#include "overlay_liar.h"
 
 enum {
 	HOSTS = 9,
@@ -431,39 +431,6 @@ struct liar {
 	uint32_t bytes;
 };
 
-static bool liar_verify(void *ctx, const struct node_card *card)
-{
-	(void)ctx;
-	(void)card;
-	return true;
-}
-
-static bool liar_address(void *ctx, const struct node_id *node, const char **ret_addr,
-			 uint16_t *ret_port)
-{
-	(void)ctx;
-	(void)node;
-	(void)ret_addr;
-	(void)ret_port;
-	return false;
-}
-
-static void liar_connected(void *ctx, const struct node_card *card, const char *addr, uint16_t port)
-{
-	(void)ctx;
-	(void)card;
-	(void)addr;
-	(void)port;
-}
-
-static void liar_message(void *ctx, const struct node_id *from, const void *bytes, size_t size)
-{
-	(void)ctx;
-	(void)from;
-	(void)bytes;
-	(void)size;
-}
-
 static void liar_send(struct liar *liar, uint64_t served, uint32_t index)
 {
 	int fd = memfd_new("lie");
@@ -474,14 +441,12 @@ static void liar_send(struct liar *liar, uint64_t served, uint32_t index)
 	close(fd);
 }
 
-static int liar_call(void *ctx, uint64_t served, const struct node_id *from,
-		     const struct net_call *call, void **ret_sink)
+static int liar_call(void *ctx, struct net *net, uint64_t served, const struct net_call *call)
 {
 	struct liar *liar = ctx;
 	uint8_t bytes[NET_GROUP_MAX];
 
-	(void)from;
-	(void)ret_sink;
+	liar->net = net;
 	if (call->op == NET_OP_GROUP_GET) {
 		net_reply(liar->net, served, 0, bytes,
 			  (uint32_t)net_group_encode(&liar->forged, bytes), -1, 0);
@@ -506,22 +471,10 @@ static int liar_call(void *ctx, uint64_t served, const struct node_id *from,
 
 static void liar_run(const struct test_host *host, const struct ov_group *truth)
 {
-	static const struct net_handlers handlers = { .verify_card = liar_verify,
-						      .address = liar_address,
-						      .connected = liar_connected,
-						      .message = liar_message,
-						      .call = liar_call };
 	struct shard_head head = { .k = 4, .m = 2, .size = SIZE, .hash = truth->hash };
 	struct liar liar = { .truth = *truth, .forged = *truth, .bytes = shard_bytes(SIZE, 4) };
-	struct ov_start start = { .listen_addr = "127.0.0.1",
-				  .advertise_addr = "127.0.0.1",
-				  .port = host->port };
 	uint8_t *object = calloc(1, SIZE);
-	sd_event *event = NULL;
-	int r;
 
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	signal(SIGPIPE, SIG_IGN); /* as a host does */
 	for (uint32_t i = 0; i < SHARDS; i++)
 		liar.shards[i] = malloc(liar.bytes);
 	if (!object || shard_encode(&head, object, liar.shards) < 0)
@@ -529,15 +482,7 @@ static void liar_run(const struct test_host *host, const struct ov_group *truth)
 	for (uint32_t i = 0; i < SHARDS; i++)
 		SHA256(liar.shards[i], liar.bytes, liar.forged.shards[i].b);
 	liar.forged.revision = UINT32_MAX;
-	if (sd_event_new(&event) < 0 || net_create(event, &handlers, &liar, &liar.net) < 0)
-		_exit(3);
-	for (int i = 0; (r = net_start(liar.net, &host->identity, &start)) < 0; i++) {
-		print_message("liar: %s\n", strerror(-r));
-		if (i == 100)
-			_exit(4);
-		host_sleep_ms(100);
-	}
-	_exit(sd_event_loop(event) < 0);
+	liar_serve(host, liar_call, &liar);
 }
 
 /* How often the host has said this. */
