@@ -6,6 +6,7 @@
  *   scatter.c  shards to hosts, each to one of its own
  *   gather.c   k shards from whoever has them
  *   rebuild.c  shards that are missing
+ *   shed.c     shards that another host has by now
  */
 #pragma once
 
@@ -20,6 +21,7 @@ enum {
 	GATHER_ASKS_MAX = 1024, /* pairs of a shard and a member that may have it */
 	SCATTER_LEGS_MAX = 4,
 	SCATTER_REFUSED_MAX = 48,
+	SHED_ROUND_MAX = 128, /* groups looked at in a round */
 };
 
 /* --- gather.c ---------------------------------------------------------------------------- */
@@ -117,3 +119,10 @@ void object_get_whole(struct request *request);
 
 void rebuild_tick(struct overlay *overlay, uint64_t now_ms);
 void rebuild_stop(struct overlay *overlay);
+
+/* --- shed.c ------------------------------------------------------------------------------ */
+
+/* All groups of which something lies here: once a round. */
+void shed_look(struct overlay *overlay, const struct store_group *items, uint32_t count);
+void shed_tick(struct overlay *overlay, uint64_t now_ms);
+void shed_stop(struct overlay *overlay);

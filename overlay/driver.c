@@ -358,6 +358,7 @@ void driver_stop(struct overlay *overlay)
 	scrub_stop(overlay);
 	pull_stop(overlay);
 	rebuild_stop(overlay);
+	shed_stop(overlay);
 	trim_stop(overlay);
 	repair_stop(overlay);
 	sd_event_source_disable_unref(overlay->core_timer);

@@ -204,6 +204,14 @@ struct rebuild {
 	struct rebuild_op *op;
 };
 
+/* Of shards that another host has as well, one at a time. */
+struct shed {
+	struct store_group *items; /* of this round */
+	uint32_t count, at;
+	struct object_hash after; /* where the last look ended */
+	struct shed_op *op;
+};
+
 struct overlay {
 	sd_event *event;
 	sd_event_source *core_timer, *sweep;
@@ -236,6 +244,7 @@ struct overlay {
 	struct liar liars[OVERLAY_LIARS_MAX];
 	struct credit credit;
 	struct rebuild rebuild;
+	struct shed shed;
 	uint32_t coded_ops; /* objects being put together or cut */
 	struct link_speed link;
 };
@@ -298,6 +307,12 @@ void trim_tick(struct overlay *overlay, uint64_t now_ms);
 void trim_stop(struct overlay *overlay);
 /* Not to be given up for a while. -EBUSY: it is being given up; -EAGAIN: too many are kept so. */
 int trim_pin(struct overlay *overlay, const struct job_id *job, const struct object_hash *hash);
+bool trim_is_pinned(const struct overlay *overlay, const struct job_id *job,
+		    const struct object_hash *hash);
+
+/* shed.c: it is, maybe, given up in a moment. */
+bool shed_is_leaving(const struct overlay *overlay, const struct job_id *job,
+		     const struct object_hash *hash);
 
 /* pull.c: from driver_start() on. */
 void pull_start(struct overlay *overlay, const struct ov_start *start);

@@ -29,6 +29,7 @@ static int on_sweep(sd_event_source *source, uint64_t usec, void *arg)
 	if (overlay->core) {
 		repair_tick(overlay, now);
 		rebuild_tick(overlay, now);
+		shed_tick(overlay, now);
 		trim_tick(overlay, now);
 		pull_tick(overlay, now);
 		scrub_tick(overlay, now);

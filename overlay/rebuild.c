@@ -35,7 +35,8 @@ struct rebuild_op {
 	enum rebuild_step step;
 	struct store_group *items; /* LIST */
 	uint32_t count;
-	struct ov_group group; /* as it was; then as it is to be */
+	struct ov_group group;		      /* as it was; then as it is to be */
+	struct node_id before[OV_SHARDS_MAX]; /* whose shards are made again; zero: it stays */
 	uint32_t want;
 	bool own, stable_only; /* own: what rotted here */
 	struct fan fan;
@@ -150,12 +151,19 @@ static bool is_yes(struct fan_leg *leg, int status)
 static int call_holders(struct rebuild_op *op, enum rebuild_step step, const struct fan_ops *ops,
 			const struct net_call *call)
 {
-	struct node_id *targets = calloc(OV_SHARDS_MAX, sizeof(*targets));
-	uint32_t count = 0;
+	struct node_id *targets = calloc(2 * OV_SHARDS_MAX, sizeof(*targets));
+	uint32_t count = 0, before = 0;
 
 	for (uint32_t i = 0; targets && i < op->group.k + op->group.m; i++)
 		if (!node_id_equal(&op->group.holders[i], &op->overlay->self))
 			targets[count++] = op->group.holders[i];
+	/* They may be there, and about to leave: what they have is one too many. */
+	if (targets && step == STEP_TELL)
+		before = core_spread_there(op->overlay->core, op->before, OV_SHARDS_MAX);
+	for (uint32_t i = 0; i < OV_SHARDS_MAX; i++)
+		if (before & 1u << i && !node_id_equal(&op->before[i], &op->overlay->self) &&
+		    !node_id_equal(&op->before[i], &op->group.holders[i]))
+			targets[count++] = op->before[i];
 	if (!targets)
 		return -ENOMEM;
 	op->step = step;
@@ -209,7 +217,7 @@ static int scatter(struct rebuild_op *op)
 	/* Whose shard is made again may come back with it. */
 	for (uint32_t i = 0; i < op->group.k + op->group.m; i++)
 		if (op->want & 1u << i)
-			s->refused[s->refused_count++] = op->group.holders[i];
+			op->before[i] = s->refused[s->refused_count++] = op->group.holders[i];
 	s->done = scattered;
 	s->owner = op;
 	op->step = STEP_SCATTER;
@@ -235,10 +243,7 @@ static void ask_answer(struct fan_leg *leg, const uint8_t *bytes, size_t size)
 	struct rebuild_op *op = leg->fan->owner;
 	struct ov_group told;
 
-	if (net_group_decode(bytes, size, &told) < 0 || told.revision <= op->group.revision ||
-	    memcmp(&told.hash, &op->group.hash, sizeof(told.hash)) != 0 ||
-	    memcmp(&told.job, &op->group.job, sizeof(told.job)) != 0 ||
-	    memcmp(told.shards, op->group.shards, sizeof(told.shards)) != 0)
+	if (net_group_decode(bytes, size, &told) < 0 || !net_group_supersedes(&told, &op->group))
 		return;
 	op->group = told;
 	op->status = -ESTALE;
@@ -303,6 +308,7 @@ static void take_list(struct rebuild_op *op)
 	uint32_t count = 0, there;
 	bool own, stable_only;
 
+	shed_look(op->overlay, op->items, op->count);
 	for (uint32_t i = 0; i < op->count; i++) {
 		if (!plan(op->overlay, &op->items[i], &there, &own, &stable_only))
 			continue;

@@ -49,12 +49,18 @@ static bool is_same(const struct ov_object *a, const struct job_id *job,
 
 /* --- the promise to keep ----------------------------------------------------------------- */
 
-static bool is_pinned(const struct trim *trim, const struct ov_object *object, uint64_t now_ms)
+bool trim_is_pinned(const struct overlay *overlay, const struct job_id *job,
+		    const struct object_hash *hash)
 {
-	for (uint32_t i = 0; i < OVERLAY_PINS_MAX; i++)
-		if (trim->pins[i].until_ms > now_ms &&
-		    is_same(object, &trim->pins[i].job, &trim->pins[i].hash))
+	uint64_t now_ms = net_now_ms();
+
+	for (uint32_t i = 0; i < OVERLAY_PINS_MAX; i++) {
+		const struct pin *pin = &overlay->trim.pins[i];
+
+		if (pin->until_ms > now_ms && !memcmp(&pin->job, job, sizeof(*job)) &&
+		    !memcmp(&pin->hash, hash, sizeof(*hash)))
 			return true;
+	}
 	return false;
 }
 
@@ -63,7 +69,8 @@ int trim_pin(struct overlay *overlay, const struct job_id *job, const struct obj
 	uint64_t now_ms = net_now_ms();
 	struct trim *trim = &overlay->trim;
 
-	if (trim->op && is_same(&trim->op->object, job, hash))
+	if ((trim->op && is_same(&trim->op->object, job, hash)) ||
+	    shed_is_leaving(overlay, job, hash))
 		return -EBUSY;
 	for (uint32_t i = 0; i < OVERLAY_PINS_MAX; i++) {
 		struct pin *pin = &trim->pins[i];
@@ -140,7 +147,7 @@ static void op_asked(struct fan *fan)
 	op->task.done = drop_done;
 	if (!core_place_surplus(overlay->core, &overlay->repair.rule, op->object.holders,
 				op->object.holder_count, &op->vouched, &stable) ||
-	    is_pinned(&overlay->trim, &op->object, net_now_ms()) ||
+	    trim_is_pinned(overlay, &op->object.job, &op->object.hash) ||
 	    store_worker_submit(overlay->worker, &op->task) < 0)
 		op_free(op);
 }
@@ -224,7 +231,7 @@ void trim_tick(struct overlay *overlay, uint64_t now_ms)
 		const struct surplus *next = &trim->items[trim->at++];
 
 		trim->surplus_bytes -= next->object.size;
-		if (!is_pinned(trim, &next->object, now_ms))
+		if (!trim_is_pinned(overlay, &next->object.job, &next->object.hash))
 			op_start(overlay, &next->object, now_ms);
 	}
 }

@@ -227,3 +227,13 @@ uint32_t core_spread_repair(const struct core *core, const struct core_place_rul
 		return 0;
 	return core_spread_missing(rule, copies, k, m, ret_stable_only);
 }
+
+uint32_t core_spread_there(const struct core *core, const struct node_id *nodes, uint32_t count)
+{
+	uint32_t mask = 0;
+
+	for (uint32_t i = 0; i < count; i++)
+		if (!core_copy_at(core, &nodes[i]).away_ms)
+			mask |= 1u << i;
+	return mask;
+}

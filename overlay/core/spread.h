@@ -60,3 +60,5 @@ uint32_t core_spread_missing(const struct core_place_rule *rule, const struct co
 uint32_t core_spread_repair(const struct core *core, const struct core_place_rule *rule,
 			    const struct node_id *holders, uint32_t k, uint32_t m,
 			    uint32_t *ret_there, bool *ret_stable_only);
+/* A mask of those that are there. */
+uint32_t core_spread_there(const struct core *core, const struct node_id *nodes, uint32_t count);

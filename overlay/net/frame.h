@@ -151,6 +151,11 @@ size_t net_verdict_encode(const struct net_verdict *verdict, uint8_t bytes[stati
 
 /* A valid scheme, a possible size, and no host twice; else -EBADMSG. */
 int net_group_decode(const uint8_t *bytes, size_t size, struct ov_group *ret_group);
+/*
+ * A newer list of the same shards: of a higher revision, or of the same one and larger, so that of
+ * two that were made at one time all choose the same.
+ */
+bool net_group_supersedes(const struct ov_group *group, const struct ov_group *known);
 size_t net_group_encode(const struct ov_group *group, uint8_t bytes[static NET_GROUP_MAX]);
 
 /* Manifests of one job: token, hash, seq and size of each. */

@@ -71,6 +71,21 @@ int net_group_decode(const uint8_t *bytes, size_t size, struct ov_group *ret_gro
 	return 0;
 }
 
+static bool is_newer(const struct ov_group *a, const struct ov_group *b)
+{
+	if (a->revision != b->revision)
+		return a->revision > b->revision;
+	return memcmp(a->holders, b->holders, sizeof(a->holders)) > 0;
+}
+
+bool net_group_supersedes(const struct ov_group *group, const struct ov_group *known)
+{
+	return is_newer(group, known) && group->k == known->k && group->m == known->m &&
+	       !memcmp(&group->hash, &known->hash, sizeof(group->hash)) &&
+	       !memcmp(&group->job, &known->job, sizeof(group->job)) &&
+	       !memcmp(group->shards, known->shards, sizeof(group->shards));
+}
+
 static uint8_t *add_bytes(uint8_t *p, const void *bytes, size_t size)
 {
 	memcpy(p, bytes, size);

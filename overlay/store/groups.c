@@ -44,7 +44,7 @@ static int put_group(struct store *store, MDB_txn *txn, const struct ov_group *g
 	struct group_key name = { .hash = group->hash, .job = group->job };
 	MDB_val key = { sizeof(name), &name }, value;
 	uint8_t bytes[NET_GROUP_MAX];
-	struct ov_group known;
+	struct ov_group known = { 0 };
 	int r = store_fence_check(store, txn, &group->job, &group->token, false);
 
 	if (r < 0)
@@ -52,13 +52,16 @@ static int put_group(struct store *store, MDB_txn *txn, const struct ov_group *g
 	r = store_lmdb_errno(mdb_get(txn, store->groups, &key, &value));
 	if (r == 0) {
 		r = read_row(&value, &known);
-		if (r < 0 || known.revision >= group->revision)
+		if (r < 0 ||
+		    (known.revision >= group->revision && !net_group_supersedes(group, &known)))
 			return r;
 	} else if (r != -ENOENT) {
 		return r;
-	} else if (!present(store, txn, group)) {
-		return -ENOENT;
 	}
+	/* A list of other shards takes the place of one only where one of them lies. */
+	if ((r == -ENOENT || memcmp(known.shards, group->shards, sizeof(known.shards)) != 0) &&
+	    !present(store, txn, group))
+		return -ENOENT;
 	value = (MDB_val){ net_group_encode(group, bytes), bytes };
 	return store_lmdb_errno(mdb_put(txn, store->groups, &key, &value, 0));
 }
@@ -76,6 +79,36 @@ int store_set_group(struct store *store, const struct ov_group *group)
 		return r;
 	}
 	return store_lmdb_errno(mdb_txn_commit(txn));
+}
+
+int store_group_check(struct store *store, MDB_txn *txn, const struct ov_group *group)
+{
+	struct group_key name = { .hash = group->hash, .job = group->job };
+	MDB_val key = { sizeof(name), &name }, value;
+	struct ov_group known;
+	int r = store_lmdb_errno(mdb_get(txn, store->groups, &key, &value));
+
+	if (r == 0)
+		r = read_row(&value, &known);
+	if (r == 0 && (known.revision != group->revision ||
+		       memcmp(known.shards, group->shards, sizeof(known.shards)) != 0 ||
+		       memcmp(known.holders, group->holders, sizeof(known.holders)) != 0))
+		r = -ESTALE;
+	return r;
+}
+
+int store_group_tidy(struct store *store, MDB_txn *txn, const struct ov_group *group,
+		     const struct node_id *self)
+{
+	struct group_key name = { .hash = group->hash, .job = group->job };
+	MDB_val key = { sizeof(name), &name };
+
+	for (uint32_t i = 0; i < group->k + group->m; i++)
+		if (node_id_equal(&group->holders[i], self))
+			return 0;
+	if (present(store, txn, group))
+		return 0;
+	return store_lmdb_errno(mdb_del(txn, store->groups, &key, NULL));
 }
 
 int store_get_group(struct store *store, const struct object_hash *hash, struct ov_group *ret_group)

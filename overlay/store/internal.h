@@ -160,6 +160,11 @@ int store_tombs_expire(struct store *store);
 int store_prune_refs(struct store *store, MDB_txn *txn);
 /* Within txn: the object came again, or the job is over. */
 int store_lost_delete(struct store *store, MDB_txn *txn, const struct ref_key *name);
+/* -ESTALE unless it is just this list that is known; -ENOENT. */
+int store_group_check(struct store *store, MDB_txn *txn, const struct ov_group *group);
+/* Drops the list if it does not name self and none of its shards is here. */
+int store_group_tidy(struct store *store, MDB_txn *txn, const struct ov_group *group,
+		     const struct node_id *self);
 /*
  * Within txn: drops groups that are not named, and adds the shards of the others to *kept, which is
  * sorted, of retain->count hashes, and may move.

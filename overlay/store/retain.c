@@ -231,6 +231,28 @@ int store_give_up(struct store *store, const struct job_id *job, const struct ob
 	return drop_end(store, txn, r, &dropped);
 }
 
+int store_shed(struct store *store, const struct ov_group *group, uint32_t index,
+	       const struct node_id *self)
+{
+	struct ref_key name = { .job = group->job, .hash = group->shards[index] };
+	struct key_list list = { .keys = &name, .count = 1, .room = 1 };
+	struct dropped dropped = { 0 };
+	MDB_txn *txn = NULL;
+	int r;
+
+	if (node_id_equal(&group->holders[index], self))
+		return -ESTALE;
+	r = store_lmdb_errno(mdb_txn_begin(store->index, NULL, 0, &txn));
+	if (r < 0)
+		return r;
+	r = store_group_check(store, txn, group);
+	if (r == 0)
+		r = drop_references(store, txn, &list, &dropped);
+	if (r == 0)
+		r = store_group_tidy(store, txn, group, self);
+	return drop_end(store, txn, r, &dropped);
+}
+
 int store_drop_job(struct store *store, const struct job_id *job, bool is_over,
 		   uint32_t *ret_dropped)
 {

@@ -137,6 +137,13 @@ int store_set_group(struct store *store, const struct ov_group *group)
 /* By the hash of the whole object. -ENOENT. */
 int store_get_group(struct store *store, const struct object_hash *hash, struct ov_group *ret_group)
 	__attribute__((warn_unused_result));
+/*
+ * Drops a shard that this list, the one that is known here, gives to another host; the list as well,
+ * if it names this host nowhere and no shard of it is left. -ESTALE: another list is known by now,
+ * or it names this host; -ENOENT.
+ */
+int store_shed(struct store *store, const struct ov_group *group, uint32_t index,
+	       const struct node_id *self) __attribute__((warn_unused_result));
 struct store_group {
 	struct ov_group group;
 	uint32_t present; /* mask: shards that are here */
