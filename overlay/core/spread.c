@@ -167,6 +167,7 @@ int core_spread_scheme(const struct core *core, const struct object_hash *hash, 
 		*ret_scheme = *wish;
 		return 0;
 	}
+	limit /= SPREAD_MARGIN;
 	if (limit < SPREAD_ENOUGH)
 		limit = SPREAD_ENOUGH;
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {

@@ -6,8 +6,10 @@
  * that is switched off as a whole must not take the object with it.
  *
  * Automatic: the smallest scheme whose hosts, each on with the probability that it gives itself
- * (`stays`), miss the object no more often than copies on the hosts that would get these, or than
- * SPREAD_ENOUGH. A host that says nothing of itself is not counted on. None: copies pay more.
+ * (`stays`), miss the object half as often as copies on the hosts that would get these, or no more
+ * often than SPREAD_ENOUGH. Half: all is reckoned as if nothing were repaired, but a copy is, when
+ * one is left, and a shard only when several are missing. A host that says nothing of itself is not
+ * counted on. None: copies pay more.
  *
  * Repair: lazily, when fewer than k + m/2 shards are there: all that are missing. Or when fewer than
  * that many are on hosts that may stay on: those of the others, on hosts that stay or not at all.
@@ -24,7 +26,11 @@ struct core_scheme {
 	uint32_t k, m; /* 0, 0: whichever pays */
 };
 
-enum { SPREAD_SCALE = 1 << 30, SPREAD_ENOUGH = SPREAD_SCALE / 10000 };
+enum {
+	SPREAD_SCALE = 1 << 30,
+	SPREAD_ENOUGH = SPREAD_SCALE / 10000,
+	SPREAD_MARGIN = 2, /* so many times better than copies, which are repaired sooner */
+};
 
 /* Who may not be chosen, and why. */
 struct core_spread {

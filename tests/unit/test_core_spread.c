@@ -122,6 +122,33 @@ static void what_pays_depends_on_who_stays(void **state)
 	simnet_destroy(net);
 }
 
+/* What is reckoned is without repair, and copies are repaired sooner: shards must be twice as good. */
+static void shards_must_be_better_than_copies(void **state)
+{
+	struct core_scheme found = { 0 };
+	struct simnet *net = lab(HOSTS, 1 + 500);
+
+	(void)state;
+	for (uint32_t i = 0; i < HOSTS; i++) {
+		struct member_state_report *report = &net->nodes[i].report;
+
+		report->stays = i < HOSTS / 2 ? 1 + 950 : 1 + 10;
+		/* No third copy goes to a host that stays. */
+		report->store_used_bytes = report->store_free_bytes + 1;
+	}
+	report_all(net);
+	/* 4+2 is at 2.2e-3 and the copies at 2.5e-3: 4+4 it is. */
+	assert_int_equal(scheme(net, 0, 0, &found), 0);
+	assert_int_equal(found.k, 4);
+	assert_int_equal(found.m, 4);
+	/* 5.8e-2 for 4+4, and 8.9e-2 for copies. */
+	for (uint32_t i = 0; i < HOSTS / 2; i++)
+		net->nodes[i].report.stays = 1 + 700;
+	report_all(net);
+	assert_int_equal(scheme(net, 0, 0, &found), -EHOSTUNREACH);
+	simnet_destroy(net);
+}
+
 static void small_clusters_keep_copies(void **state)
 {
 	struct core_scheme found = { 0 };
@@ -203,6 +230,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(chances_are_exact),
 		cmocka_unit_test(what_pays_depends_on_who_stays),
+		cmocka_unit_test(shards_must_be_better_than_copies),
 		cmocka_unit_test(small_clusters_keep_copies),
 		cmocka_unit_test(no_room_holds_more_than_may_be_lost),
 		cmocka_unit_test(repair_waits_and_looks_ahead),
