@@ -14,14 +14,20 @@
  * What is surplus is counted every 30 minutes and goes when room is short, looked at every minute.
  * Network: a transfer gets an equal share of its sender's and of its receiver's link, the smaller
  * of both; it fails when one of them goes. Steps of 10 s; repair is looked at every 5 minutes.
- * Judge: a checkpoint is unavailable while none of its copies is on a host that is on; lost when
- * there is none at all.
+ * Shards, if they are asked for: four hours after it was put, and then every twelve, an object becomes
+ * shards if overlay/core/spread.h finds hosts; the same decides who makes which again and where they
+ * go. A host puts one object together at a time; it reads k - 1 shards and sends those that miss, at
+ * what is left of its own link. Who came back less than half an hour ago makes none. A shard that was
+ * made again while its host was away takes room there until that comes back and has read the other
+ * one; it is not counted.
+ * Judge: a checkpoint is unavailable while none of its copies, or fewer than k of its shards, are on
+ * hosts that are on; lost when as many are not left at all.
  *
  * Threading: none shared. Errors of the harness itself abort.
  */
 #pragma once
 
-#include "overlay/core/holders.h"
+#include "overlay/core/spread.h"
 
 enum { NIGHT_DAYS_MAX = 400, NIGHT_STEP_S = 10, NIGHT_CLOSES_H = 20, NIGHT_OPENS_H = 8 };
 
@@ -42,6 +48,8 @@ struct night_setup {
 	enum night_knowledge knowledge;
 	struct core_place_rule rule;
 	bool repair;
+	bool coded; /* objects become shards */
+	struct core_scheme scheme;
 	bool weekends;	      /* rooms that close stay closed on Saturdays and Sundays */
 	uint32_t holiday_day; /* and on this day; 0: none */
 	uint32_t change_day;  /* from this night on one more room closes, 0: never; */
@@ -56,7 +64,12 @@ struct night_result {
 	double unavailable, by_night, by_day; /* share of object time */
 	double nightly[NIGHT_DAYS_MAX];	      /* of the night that begins on that day */
 	double repairs;			      /* object sizes per object and day */
-	double stored;			      /* copies per object, at the end of the run */
+	double stored;			      /* of an object's size, at the end of the run */
+	/* Of objects that were shards, while they were. */
+	double coded_unavailable, coded_by_night, coded_by_day;
+	double coded;	      /* share of objects, at the end */
+	double coded_size;    /* what they take, of an object's size */
+	uint32_t schemes[3];  /* 4+2, 4+4, 8+8 */
 	double storm_wanted;  /* most objects that wanted repair at one time, as a share */
 	double storm_evening; /* the same, within the hour after closing */
 	double storm_sent;    /* most bytes sent in 5 minutes, as a share of all objects */

@@ -94,7 +94,7 @@ static bool will_close(const struct night *n, const struct host *host)
 	return false;
 }
 
-static void say(struct night *n, struct host *host)
+static void speak(struct night *n, struct host *host)
 {
 	uint8_t closed[FORECAST_CLOSED_BYTES];
 	bool closes = will_close(n, host);
@@ -124,6 +124,12 @@ static void say(struct night *n, struct host *host)
 	n->wrong_leaves += !closes && host->stays < FORECAST_STABLE;
 }
 
+static void say(struct night *n, struct host *host)
+{
+	speak(n, host);
+	night_table_host(n, (uint32_t)(host - n->hosts));
+}
+
 static void note(struct night *n, struct host *host)
 {
 	core_forecast_note(&host->forecast, n->now_s, (uint32_t)(n->now_s - host->noted_s));
@@ -139,7 +145,7 @@ static void set_on(struct night *n, uint32_t i, bool on, bool orderly)
 	host->on = on;
 	if (on) {
 		core_forecast_note(&host->forecast, n->now_s, 0);
-		host->noted_s = n->now_s;
+		host->noted_s = host->on_since_s = n->now_s;
 		say(n, host);
 		night_store_came(n, i);
 		return;
@@ -147,6 +153,7 @@ static void set_on(struct night *n, uint32_t i, bool on, bool orderly)
 	if (orderly)
 		note(n, host); /* else what was not saved yet is gone */
 	host->off_since_s = n->now_s;
+	night_table_host(n, i);
 	night_store_went(n, i);
 }
 
@@ -158,13 +165,15 @@ static void wipe(struct night *n, uint32_t i)
 	host->wiped_s = n->now_s + (uint64_t)night_exponential(n, (double)n->set.wipe_days * DAY);
 	n->result.wipes++;
 	night_store_wiped(n, i);
+	night_table_leave(n, i);
 	for (size_t k = 0; k < sizeof(host->id.b); k++)
 		host->id.b[k] = (uint8_t)dice_below(&n->dice, 256);
 	memset(&host->forecast, 0, sizeof(host->forecast));
 	core_forecast_note(&host->forecast, n->now_s, 0);
 	host->noted_s = n->now_s;
 	host->stays = 0;
-	host->used_bytes = host->surplus_bytes = 0;
+	host->used_bytes = host->surplus_bytes = host->superseded_bytes = 0;
+	night_table_join(n, i);
 }
 
 void night_hosts_step(struct night *n)

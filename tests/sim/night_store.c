@@ -32,7 +32,7 @@ static bool may_hold(const void *ctx, uint32_t row, struct core_holder *ret_hold
 	return true;
 }
 
-static uint32_t live_host(struct night *n)
+uint32_t night_live_host(struct night *n)
 {
 	uint32_t start = dice_below(&n->dice, n->set.hosts);
 
@@ -52,7 +52,7 @@ static void add_copy(struct night *n, struct object *object, uint32_t host, bool
 void night_store_commit(struct night *n, uint32_t index)
 {
 	struct object *object = &n->objects[index];
-	struct chooser chooser = { .n = n, .exclude = live_host(n) };
+	struct chooser chooser = { .n = n, .exclude = night_live_host(n) };
 	struct core_holders from = { .ctx = &chooser, .count = n->set.hosts, .get = may_hold };
 	uint32_t rows[DIVERT_MAX], count;
 
@@ -120,6 +120,18 @@ static struct copy *copy_at(struct object *object, uint32_t host)
 	return NULL;
 }
 
+void night_store_one_more(struct night *n, struct object *object)
+{
+	if (++object->there == object->need && !object->lost)
+		night_was_down(n, object);
+}
+
+void night_store_one_less(struct night *n, struct object *object)
+{
+	if (object->there-- == object->need)
+		object->down_s = n->now_s;
+}
+
 void night_store_came(struct night *n, uint32_t host)
 {
 	for (uint32_t i = 0; i < n->set.objects; i++) {
@@ -127,15 +139,11 @@ void night_store_came(struct night *n, uint32_t host)
 
 		if (!object->committed || !copy_at(object, host))
 			continue;
-		if (object->there++ == 0 && !object->lost)
-			night_was_down(n, object->down_s, n->now_s);
+		night_store_one_more(n, object);
 	}
-}
-
-static void one_less(struct night *n, struct object *object)
-{
-	if (--object->there == 0)
-		object->down_s = n->now_s;
+	n->hosts[host].used_bytes -= n->hosts[host].superseded_bytes;
+	n->sent_bytes += (double)n->hosts[host].superseded_bytes;
+	n->hosts[host].superseded_bytes = 0;
 }
 
 void night_store_went(struct night *n, uint32_t host)
@@ -143,7 +151,7 @@ void night_store_went(struct night *n, uint32_t host)
 	fail_flows(n, host);
 	for (uint32_t i = 0; i < n->set.objects; i++)
 		if (n->objects[i].committed && copy_at(&n->objects[i], host))
-			one_less(n, &n->objects[i]);
+			night_store_one_less(n, &n->objects[i]);
 }
 
 void night_store_wiped(struct night *n, uint32_t host)
@@ -152,17 +160,17 @@ void night_store_wiped(struct night *n, uint32_t host)
 	for (uint32_t i = 0; i < n->set.objects; i++) {
 		struct object *object = &n->objects[i];
 		struct copy *copy = object->committed ? copy_at(object, host) : NULL;
-		bool left = false;
+		uint32_t left = 0;
 
 		if (!copy)
 			continue;
 		if (n->hosts[host].on)
-			one_less(n, object);
+			night_store_one_less(n, object);
 		copy->wiped = true;
 		copy->wiped_s = n->now_s;
 		for (uint32_t k = 0; k < object->count; k++)
-			left |= !object->copies[k].wiped && !object->copies[k].arriving;
-		if (!left && !object->lost) {
+			left += !object->copies[k].wiped && !object->copies[k].arriving;
+		if (left < object->need && !object->lost) {
 			object->lost = true;
 			n->result.lost++;
 		}
@@ -275,7 +283,7 @@ void night_store_repair(struct night *n)
 		struct object *object = &n->objects[i];
 		bool stable_only;
 
-		if (!object->committed || object->lost)
+		if (!object->committed || object->lost || object->k)
 			continue;
 		forget_wiped(n, object);
 		if (!core_repair_missing(&n->set.rule, copies, describe_copies(n, object, copies),
@@ -341,7 +349,7 @@ void night_store_surplus(struct night *n)
 		struct object *object = &n->objects[i];
 		uint32_t count;
 
-		if (!object->committed)
+		if (!object->committed || object->k)
 			continue;
 		count = describe_copies(n, object, copies);
 		for (uint32_t k = 0; k < count; k++)
@@ -361,7 +369,7 @@ static uint32_t worst_of(struct night *n, uint32_t host)
 
 	for (uint32_t i = 0; i < n->set.objects; i++) {
 		struct object *object = &n->objects[i];
-		struct copy *copy = object->committed ? copy_at(object, host) : NULL;
+		struct copy *copy = object->committed && !object->k ? copy_at(object, host) : NULL;
 		struct core_repair_item item = { .newest = i % 2 == 0,
 						 .committed_ms = object->commit_s };
 		uint32_t count;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * sim_night SEED DAYS NODES [FOLDER]: what is unavailable by night, for this product's placement and
- * for its rivals, on the same lab; a table, and FOLDER/night.json. Ends with 1 if a target is missed.
+ * sim_night [--shards] SEED DAYS NODES [FOLDER]: what is unavailable by night, for this product's
+ * placement and for its rivals, on the same lab; a table, and FOLDER/night.json. --shards: only what
+ * is kept as shards. Ends with 1 if a target is missed.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -160,6 +161,77 @@ static void sensitivity(struct output *out, const struct night_setup *base)
 	run(out, &set, RIVAL);
 }
 
+static void coded_run(struct output *out, const struct night_setup *set, enum promise promise)
+{
+	bool keeps = promise == KEEPS;
+	struct night_result r;
+
+	night_run(set, &r);
+	printf("%-26s %9.1e %9.1e %9.1e %8.3f %7.2f %6.1f%% %5u %5u %5u %9.1e %5llu\n", set->name,
+	       r.coded_unavailable, r.coded_by_night, r.coded_by_day, r.repairs, r.coded_size,
+	       100 * r.coded, r.schemes[0], r.schemes[1], r.schemes[2], r.unavailable,
+	       (unsigned long long)r.lost);
+	fflush(stdout);
+	row(out, set->name, "unavailability", "1", r.coded_unavailable, keeps ? TARGET : -1);
+	row(out, set->name, "unavailability-night", "1", r.coded_by_night, keeps ? TARGET : -1);
+	row(out, set->name, "unavailability-day", "1", r.coded_by_day, keeps ? TARGET : -1);
+	row(out, set->name, "repair", "objects per object and day", r.repairs, -1);
+	row(out, set->name, "stored", "objects", r.coded_size, -1);
+	row(out, set->name, "coded", "1", r.coded, -1);
+	row(out, set->name, "lost", "objects", (double)r.lost, 0);
+	require(out, set->name, "permanent losses", r.lost == 0);
+	if (keeps) {
+		require(out, set->name, "unavailability by night", r.coded_by_night < TARGET);
+		require(out, set->name, "unavailability", r.coded_unavailable < TARGET);
+	}
+}
+
+/* Old checkpoints as shards; of those that are, while they are. */
+static void shards(struct output *out, const struct night_setup *base)
+{
+	static const struct {
+		const char *name;
+		struct core_scheme scheme;
+		enum promise promise;
+	} cases[] = { { "shards-auto", { 0, 0 }, KEEPS },
+		      { "shards-4+2", { 4, 2 }, RIVAL },
+		      { "shards-4+4", { 4, 4 }, RIVAL },
+		      { "shards-8+8", { 8, 8 }, RIVAL } };
+	static const uint32_t off[] = { 2, 4, 7, 20 };
+	struct night_setup set = *base;
+
+	printf("%-26s %9s %9s %9s %8s %7s %7s %5s %5s %5s %9s %5s\n", "case", "unavail.",
+	       "by night", "by day", "rep/day", "stored", "coded", "4+2", "4+4", "8+8", "with all",
+	       "lost");
+	set.coded = true;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		set.name = cases[i].name;
+		set.scheme = cases[i].scheme;
+		coded_run(out, &set, cases[i].promise);
+	}
+	set.scheme = (struct core_scheme){ 0 };
+	set.name = "shards-auto-given-off-5";
+	set.knowledge = NIGHT_PERFECT;
+	set.off_percent = 5;
+	coded_run(out, &set, KEEPS);
+	set.knowledge = base->knowledge;
+	set.off_percent = base->off_percent;
+	set.name = "shards-auto-one-more";
+	set.change_day = set.learn_days + 7;
+	coded_run(out, &set, KEEPS);
+	set.change_day = 0;
+	for (size_t i = 0; i < sizeof(off) / sizeof(off[0]); i++) {
+		char name[40];
+
+		snprintf(name, sizeof(name), "shards-auto-off-%u", off[i]);
+		set.name = name;
+		set.off_percent = off[i];
+		/* Copies stay, mostly, and shards are tried again and again: that takes time. */
+		set.objects = off[i] < 20 ? base->objects : base->objects / 4;
+		coded_run(out, &set, off[i] < 20 ? KEEPS : RIVAL);
+	}
+}
+
 static double cpu_seconds(void)
 {
 	struct rusage usage;
@@ -173,10 +245,13 @@ int main(int argc, char **argv)
 	struct output out = { .first = true };
 	const char *commit = getenv("SIM_COMMIT");
 	struct night_setup base;
+	bool only_shards = argc > 1 && strcmp(argv[1], "--shards") == 0;
 	char path[4096];
 
+	argc -= only_shards;
+	argv += only_shards;
 	if (argc < 4) {
-		fprintf(stderr, "usage: sim_night SEED DAYS NODES [FOLDER]\n");
+		fprintf(stderr, "usage: sim_night [--shards] SEED DAYS NODES [FOLDER]\n");
 		return 2;
 	}
 	base = night_default(strtoull(argv[1], NULL, 10), (uint32_t)strtoul(argv[3], NULL, 10),
@@ -188,7 +263,8 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	if (argc > 4) {
-		snprintf(path, sizeof(path), "%s/night.json", argv[4]);
+		snprintf(path, sizeof(path), "%s/%s.json", argv[4],
+			 only_shards ? "night-shards" : "night");
 		out.json = fopen(path, "we");
 		if (!out.json) {
 			perror(path);
@@ -206,9 +282,12 @@ int main(int argc, char **argv)
 	printf("%-26s %9s %9s %9s %8s %7s %8s %8s %8s %7s %7s %5s\n", "case", "unavail.",
 	       "by night", "by day", "rep/day", "stored", "wanted", "evening", "sent/5m", "w-leave",
 	       "w-stay", "lost");
-	run(&out, &base, KEEPS);
-	rivals(&out, &base);
-	sensitivity(&out, &base);
+	if (!only_shards) {
+		run(&out, &base, KEEPS);
+		rivals(&out, &base);
+		sensitivity(&out, &base);
+	}
+	shards(&out, &base);
 	if (out.json) {
 		fprintf(out.json, "\n]}\n");
 		if (fclose(out.json) != 0)

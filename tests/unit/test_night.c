@@ -9,7 +9,7 @@
 
 #include "tests/sim/night.h"
 
-enum { HOSTS = 200, DAYS = 10, OBJECTS = 1000, SEEDS = 4 };
+enum { HOSTS = 200, DAYS = 10, OBJECTS = 1000, SEEDS = 4, CODED_SEEDS = 2 };
 
 #define TARGET 1e-3
 
@@ -90,12 +90,52 @@ static void full_stores_do_not_chase_their_own_tail(void **state)
 	assert_int_equal(result.lost, 0);
 }
 
+static void run_coded(const char *name, uint64_t seed, uint32_t k, uint32_t m,
+		      struct night_result *ret_result)
+{
+	struct night_setup set = night_default(seed, HOSTS, DAYS, OBJECTS / 2);
+
+	set.name = name;
+	set.knowledge = NIGHT_LEARNED;
+	set.coded = true;
+	set.scheme = (struct core_scheme){ .k = k, .m = m };
+	night_run(&set, ret_result);
+	printf("%s: by night %.2e, by day %.2e, %.2f times the size, coded %.3f (%u, %u, %u), "
+	       "lost %llu, repaired %.3f a day\n",
+	       name, ret_result->coded_by_night, ret_result->coded_by_day, ret_result->coded_size,
+	       ret_result->coded, ret_result->schemes[0], ret_result->schemes[1],
+	       ret_result->schemes[2], (unsigned long long)ret_result->lost, ret_result->repairs);
+}
+
+/* What `auto` takes holds by night at twice the size; a scheme that bears too little is seen. */
+static void shards_are_there_by_night(void **state)
+{
+	struct night_result result;
+	double by_night = 0, by_day = 0;
+
+	(void)state;
+	for (uint64_t seed = 1; seed <= CODED_SEEDS; seed++) {
+		run_coded("shards-auto", seed, 0, 0, &result);
+		by_night += result.coded_by_night / CODED_SEEDS;
+		by_day += result.coded_by_day / CODED_SEEDS;
+		assert_int_equal(result.lost, 0);
+		assert_true(result.coded > 0.3); /* of some the copies are as good, so far */
+		assert_true(result.coded_size < 2.1);
+		assert_true(result.repairs > 0.01 && result.repairs < 2);
+	}
+	assert_true(by_night < TARGET);
+	assert_true(by_day < TARGET);
+	run_coded("shards-4+2", 1, 4, 2, &result);
+	assert_true(result.coded_by_night > 5 * TARGET);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_learned_keeps_checkpoints_there),
 		cmocka_unit_test(class_blind_placement_fails),
 		cmocka_unit_test(full_stores_do_not_chase_their_own_tail),
+		cmocka_unit_test(shards_are_there_by_night),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
