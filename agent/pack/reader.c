@@ -109,7 +109,11 @@ static bool background_may(const struct pack_reader *r)
 {
 	if (!r->on_demand)
 		return true;
-	if (!r->let_go || r->urgent_open > 0)
+	if (r->urgent_open > 0)
+		return false;
+	if (r->c.ahead)
+		return true;
+	if (!r->let_go)
 		return false;
 	return r->background == 0 || now_boot_ns() - r->urgent_ns > READER_QUIET_MS * 1000000ull;
 }
@@ -145,7 +149,7 @@ static void wait_for_work(struct pack_reader *r, bool urgent_only)
 	struct timespec until;
 
 	/* Quiet comes by itself. */
-	if (!urgent_only && r->on_demand && r->let_go && r->urgent_open == 0) {
+	if (!urgent_only && r->on_demand && !r->c.ahead && r->let_go && r->urgent_open == 0) {
 		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_nsec += READER_QUIET_MS * 1000000;
 		if (until.tv_nsec >= 1000000000) {
@@ -166,7 +170,7 @@ static struct work *next_work(struct pack_reader *r, bool urgent_only)
 	pthread_mutex_lock(&r->lock);
 	while (!is_over(r)) {
 		w = next_urgent(r);
-		if (!w && !urgent_only)
+		if (!w && (!urgent_only || (r->c.ahead && r->let_go)))
 			w = next_of_all(r);
 		if (w) {
 			w->state = WORK_BUSY;
@@ -241,6 +245,21 @@ static void await_newer(struct pack_reader *r, const struct work *w)
 	while (!is_over(r) && !w->urgent && newer_is_open(r, w))
 		pthread_cond_wait(&r->changed, &r->lock);
 	pthread_mutex_unlock(&r->lock);
+}
+
+/* What is fetched ahead waits until there is a place for it. False: it is to end. */
+static bool await_let_go(struct pack_reader *r, const struct work *w)
+{
+	bool go_on;
+
+	if (!r->c.ahead)
+		return true;
+	pthread_mutex_lock(&r->lock);
+	while (!is_over(r) && !r->let_go && !w->urgent)
+		pthread_cond_wait(&r->changed, &r->lock);
+	go_on = !is_over(r);
+	pthread_mutex_unlock(&r->lock);
+	return go_on;
 }
 
 /* Between two frames of a pack that nobody waits for. */
@@ -351,6 +370,8 @@ static void work_off(struct pack_reader *r, bool urgent_only)
 		struct leftover left = { 0 };
 
 		e = fetch_patiently(r, &me, w);
+		if (e == 0 && !await_let_go(r, w))
+			e = -ECANCELED;
 		if (e == 0) {
 			await_newer(r, w);
 			e = reader_hand_over(r, &me, w, &left);

@@ -15,6 +15,8 @@
  * reader_start(), then packs that reader_urge() asks for come first, the rest follows after
  * reader_let_go(), newest checkpoint first, for what changed lately is needed soon. Then a pack that
  * nobody can give is no error, unless tries_max says so: it is asked for again until it comes.
+ * If nothing runs before all is there (`ahead`), the first packs are fetched before
+ * reader_let_go(), one a thread, and no thread is kept free after it.
  *
  * Threading: fetch and sink are called from the reader's threads, several at a time; the other
  * functions belong to any thread, create and destroy to one.
@@ -49,6 +51,7 @@ struct reader_config {
 	int (*sink)(void *ctx, uint32_t file, uint64_t block, uint32_t count, const uint8_t *bytes);
 	uint64_t wants_max;	/* 0: READER_WANTS_MAX */
 	unsigned int tries_max; /* for one pack; 0: READER_TRIES, on demand until it comes */
+	bool ahead;		/* on demand: fetch before reader_let_go(), hand over after it */
 	/* Optional; one call at a time. */
 	void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 	/* On demand: nobody gives a pack (error < 0); they do again (0). One call at a time. */

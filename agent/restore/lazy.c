@@ -175,6 +175,7 @@ static int make_reader(const struct restore_request *q, struct restore_lazy *laz
 					.seed = q->seed,
 					.sink = lazy_put,
 					.tries_max = q->ret_lazy ? 0 : READER_TRIES,
+					.ahead = !q->ret_lazy,
 					.starved = on_starved,
 					.progress = on_reader_progress,
 					.ctx = lazy };
@@ -290,6 +291,11 @@ int lazy_make(const struct restore_request *q, struct recent *recent, int images
 	if (r == 0) {
 		lazy->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		r = lazy->stop_fd < 0 ? -errno : 0;
+	}
+	/* The first packs come while CRIU makes the processes. */
+	if (r == 0 && !q->ret_lazy && lazy_is_needed(lazy)) {
+		r = reader_start(lazy->reader);
+		lazy->reading = r == 0;
 	}
 	if (r < 0) {
 		lazy_free(lazy, true);
@@ -440,7 +446,7 @@ int lazy_start(struct restore_lazy *lazy, const char *run_dir)
 {
 	int r = keeper_attach(run_dir, &lazy->keeper);
 
-	if (r == 0)
+	if (r == 0 && !lazy->reading)
 		r = reader_start(lazy->reader);
 	if (r == 0) {
 		r = -pthread_create(&lazy->thread, NULL, lazy_thread, lazy);

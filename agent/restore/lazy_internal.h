@@ -40,7 +40,7 @@ struct restore_lazy {
 	atomic_int error;
 	atomic_ullong there;
 	pthread_t thread;
-	bool threaded;
+	bool threaded, reading; /* the thread, the reader's */
 	/*
 	 * Written by the thread alone, with this lock. Whoever puts pages in holds it for reading: after
 	 * an event was read, no page is put where the event took one away.

@@ -21,11 +21,12 @@ struct fixture {
 	struct back back;
 };
 
-/*
- * Blocks change in all rounds, in some, or never, a few words each time; in runs as well as alone,
- * so that chains have all lengths and frames hold both kinds.
- */
-static struct fixture *chains(struct lab *lab)
+static bool is_zero(size_t block)
+{
+	return block >= 100 && block < 110;
+}
+
+static struct fixture *checkpoints(struct lab *lab, void (*change)(uint8_t *bytes, size_t round))
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 	int fd;
@@ -42,14 +43,36 @@ static struct fixture *chains(struct lab *lab)
 		lab_finish(lab);
 		if (round + 1 == ROUNDS)
 			break;
-		for (size_t i = 0; i < BLOCKS; i++)
-			if (i % 7 <= round && (i < 100 || i >= 110))
-				lab_fill_random(f->bytes + i * PACK_BLOCK + round * 400, 320);
+		change(f->bytes, round);
 		assert_int_equal(pwrite_full(fd, f->bytes, SIZE, 0), 0);
 	}
 	close(fd);
 	f->m = lab_open_manifest(lab);
 	return f;
+}
+
+/*
+ * Blocks change in all rounds, in some, or never, a few words each time; in runs as well as alone,
+ * so that chains have all lengths and frames hold both kinds.
+ */
+static void change_often(uint8_t *bytes, size_t round)
+{
+	for (size_t i = 0; i < BLOCKS; i++)
+		if (i % 7 <= round && !is_zero(i))
+			lab_fill_random(bytes + i * PACK_BLOCK + round * 400, 320);
+}
+
+static struct fixture *chains(struct lab *lab)
+{
+	return checkpoints(lab, change_often);
+}
+
+/* Each round changes other blocks, some of them wholly: so all packs are needed from the begin. */
+static void change_in_turn(uint8_t *bytes, size_t round)
+{
+	for (size_t i = round * 40; i < (round + 1) * 40; i++)
+		if (!is_zero(i))
+			lab_fill_random(bytes + i * PACK_BLOCK, i % 4 ? PACK_BLOCK : 320);
 }
 
 static void end(struct fixture *f)
@@ -72,23 +95,34 @@ static int sink(void *ctx, uint32_t file, uint64_t block, uint32_t count, const 
 	return 0;
 }
 
-static struct pack_reader *reader_of(struct fixture *f, uint64_t wants_max)
+static struct reader_config config_of(struct fixture *f)
 {
-	struct reader_config config = { .manifest = f->m,
-					.job_key = &f->back.lab->job_key,
-					.fetch = lab_get,
-					.fetch_ctx = &f->back.lab->store,
-					.sink = sink,
-					.wants_max = wants_max,
-					.ctx = &f->back };
+	return (struct reader_config){ .manifest = f->m,
+				       .job_key = &f->back.lab->job_key,
+				       .fetch = lab_get,
+				       .fetch_ctx = &f->back.lab->store,
+				       .sink = sink,
+				       .ctx = &f->back };
+}
+
+static struct pack_reader *reader_with(struct fixture *f, const struct reader_config *config)
+{
 	struct reader_range all = { .file = 0, .count = UINT64_MAX };
 	struct pack_reader *r;
 
 	memset(f->back.bytes, 0, SIZE);
 	memset(f->back.times, 0, BLOCKS);
 	f->back.lab->store.gets = 0;
-	assert_int_equal(reader_create(&config, &all, 1, &r), 0);
+	assert_int_equal(reader_create(config, &all, 1, &r), 0);
 	return r;
+}
+
+static struct pack_reader *reader_of(struct fixture *f, uint64_t wants_max)
+{
+	struct reader_config config = config_of(f);
+
+	config.wants_max = wants_max;
+	return reader_with(f, &config);
 }
 
 /* All of it, each block once. */
@@ -96,7 +130,7 @@ static void check(const struct fixture *f)
 {
 	assert_memory_equal(f->back.bytes, f->bytes, SIZE);
 	for (size_t i = 0; i < BLOCKS; i++)
-		assert_int_equal(f->back.times[i], i < 100 || i >= 110);
+		assert_int_equal(f->back.times[i], !is_zero(i));
 }
 
 static uint32_t deepest(const struct packer *p)
@@ -162,10 +196,9 @@ static void test_on_demand(void **state)
 		r = reader_of(f, first % 2 ? 4000 : 0);
 		assert_int_equal(reader_start(r), 0);
 		for (size_t i = first; i < BLOCKS; i += 97) {
-			bool is_zero = i >= 100 && i < 110;
 			int ms = 0;
 
-			if (is_zero) {
+			if (is_zero(i)) {
 				assert_int_equal(reader_urge(r, 0, i), READER_ZERO);
 				continue;
 			}
@@ -181,6 +214,54 @@ static void test_on_demand(void **state)
 		reader_destroy(r);
 		check(f);
 	}
+	end(f);
+}
+
+static void urge_and_wait(struct fixture *f, struct pack_reader *r, uint64_t block)
+{
+	for (int ms = 0; reader_urge(r, 0, block) == READER_COMING && ms < 60000; ms++)
+		usleep(1000);
+	assert_int_equal(reader_urge(r, 0, block), READER_THERE);
+	assert_memory_equal(f->back.bytes + block * PACK_BLOCK, f->bytes + block * PACK_BLOCK,
+			    PACK_BLOCK);
+}
+
+/* Packs come before there is a place for them, and wait; but who waits for a block gets it. */
+static void test_ahead(void **state)
+{
+	struct lab *lab = *state;
+	struct fixture *f = checkpoints(lab, change_in_turn);
+	struct reader_config config = config_of(f);
+	struct pack_reader *r;
+
+	config.ahead = true;
+	assert_true(f->m->pb->n_packs > READER_THREADS);
+	for (size_t urged = 0; urged < 3; urged++) {
+		r = reader_with(f, &config);
+		assert_int_equal(reader_start(r), 0);
+		for (int ms = 0; lab->store.gets < READER_THREADS - 1 && ms < 60000; ms++)
+			usleep(1000);
+		assert_int_equal(lab->store.gets, READER_THREADS - 1);
+		for (size_t i = 0; i < BLOCKS; i++)
+			assert_int_equal(f->back.times[i], 0);
+		for (size_t i = 0; i < urged; i++)
+			urge_and_wait(f, r, 31 + 200 * i);
+		assert_int_equal(reader_wait(r, 0), 0);
+		reader_let_go(r);
+		assert_int_equal(reader_wait(r, -1), 1);
+		reader_destroy(r);
+		check(f);
+	}
+	/* Called off: what was fetched goes nowhere. */
+	r = reader_with(f, &config);
+	assert_int_equal(reader_start(r), 0);
+	for (int ms = 0; lab->store.gets < READER_THREADS - 1 && ms < 60000; ms++)
+		usleep(1000);
+	reader_cancel(r);
+	assert_int_equal(reader_wait(r, -1), -ECANCELED);
+	reader_destroy(r);
+	for (size_t i = 0; i < BLOCKS; i++)
+		assert_int_equal(f->back.times[i], 0);
 	end(f);
 }
 
@@ -301,6 +382,7 @@ int main(void)
 		TEST(test_each_pack_is_read_once),
 		TEST(test_few_may_wait),
 		TEST(test_on_demand),
+		TEST(test_ahead),
 		TEST(test_parts),
 		TEST(test_wrong_bases_are_refused),
 		TEST(test_base_that_nobody_gives),
