@@ -3,7 +3,7 @@
  * bench-restore: a job of 1 GiB comes back from three peers: all of it before it runs, through
  * images and put where it belongs at once, and lazily.
  *
- *   restore [--mib N] [--takes N] FOLDER
+ *   restore [--mib N] [--takes N] [--way images|full|lazy] FOLDER
  *
  * Four overlay halves over TLS on loopback: the restoring host's and three peers', which hold all
  * packs and the manifest on disk. Cold: nothing is here, and the peers' files are not in the page
@@ -62,6 +62,7 @@ struct bench {
 	/* CPU time that no full restore can do without, but for CRIU's, and of that its memory's. */
 	double shared_ms, read_ms, write_ms, copy_ms;
 	struct rows *rows;
+	const char *only; /* this way; NULL: all */
 };
 
 struct take {
@@ -610,28 +611,37 @@ static int compare_takes(const void *a, const void *c)
 	return x->total_ms < y->total_ms ? -1 : x->total_ms > y->total_ms;
 }
 
+static const struct {
+	const char *name;
+	double target_ms;
+} ways[] = { [IMAGES] = { "restore-images", 1200 },
+	     [DIRECT] = { "restore-full", 1200 },
+	     [LAZY] = { "restore-lazy", 250 } };
+
+static bool is_wanted(const struct bench *b, size_t way)
+{
+	return !b->only || !strcmp(ways[way].name + strlen("restore-"), b->only);
+}
+
 /* The ways take turns, so that what else the machine does meets all of them. */
 static void bench_restore(struct bench *b, unsigned int takes)
 {
-	static const struct {
-		const char *name;
-		double target_ms;
-	} ways[] = { [IMAGES] = { "restore-images", 1200 },
-		     [DIRECT] = { "restore-full", 1200 },
-		     [LAZY] = { "restore-lazy", 250 } };
 	struct take *t[ARRAY_SIZE(ways)];
 
 	for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
 		t[way] = calloc(takes, sizeof(*t[way]));
 	for (unsigned int i = 0; i < takes; i++)
 		for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
-			restore(b, (enum way)way, &t[way][i]);
+			if (is_wanted(b, way))
+				restore(b, (enum way)way, &t[way][i]);
 	for (size_t way = 0; way < ARRAY_SIZE(ways); way++) {
 		const struct take *median = &t[way][(takes - 1) / 2];
 
-		qsort(t[way], takes, sizeof(*t[way]), compare_takes);
-		show(b, ways[way].name, "decamp", t[way], takes, ways[way].target_ms,
-		     limit_of(b, median, (enum way)way));
+		if (is_wanted(b, way)) {
+			qsort(t[way], takes, sizeof(*t[way]), compare_takes);
+			show(b, ways[way].name, "decamp", t[way], takes, ways[way].target_ms,
+			     limit_of(b, median, (enum way)way));
+		}
 		free(t[way]);
 	}
 }
@@ -640,9 +650,11 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = { { "mib", required_argument, NULL, 'm' },
 						 { "takes", required_argument, NULL, 't' },
+						 { "way", required_argument, NULL, 'w' },
 						 { 0 } };
 	static struct bench b = { .mib = 1024 };
 	unsigned int takes = 3;
+	bool wanted = false;
 	char path[PATH_MAX];
 	struct take t;
 	int c;
@@ -652,10 +664,14 @@ int main(int argc, char **argv)
 			b.mib = (unsigned int)strtoul(optarg, NULL, 10);
 		else if (c == 't')
 			takes = (unsigned int)strtoul(optarg, NULL, 10);
+		else if (c == 'w')
+			b.only = optarg;
 		else
 			return 2;
 	}
-	if (optind + 1 != argc || b.mib == 0 || takes == 0 || takes > TAKES_MAX)
+	for (size_t way = 0; way < ARRAY_SIZE(ways); way++)
+		wanted |= is_wanted(&b, way);
+	if (!wanted || optind + 1 != argc || b.mib == 0 || takes == 0 || takes > TAKES_MAX)
 		return 2;
 	if (fixture_missing() || fixture_find_criu(b.criu)) {
 		fprintf(stderr, "cannot run: %s\n", fixture_missing() ?: fixture_find_criu(b.criu));
