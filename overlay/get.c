@@ -6,6 +6,7 @@
  */
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +35,8 @@ struct get_op {
 	struct node_id teller;
 	sd_event_source *timer;
 	struct part parts[OVERLAY_GET_WIDTH];
-	int memfd; /* sealed, with the right hash; -1: not yet */
+	const struct part *borrower; /* of the caller's memfd; NULL: nobody writes to it */
+	int memfd; /* sealed, with the right hash; -1: not yet, or it is the caller's */
 };
 
 static void get_cancel(struct request *request)
@@ -117,8 +119,11 @@ static struct part *part_of(struct fan_leg *leg)
 
 static void get_begin(struct fan_leg *leg)
 {
+	struct get_op *op = leg->fan->owner;
 	struct part *part = part_of(leg);
 
+	if (op->borrower == part)
+		op->borrower = NULL;
 	close_fdp(&part->memfd);
 	part->memfd = -1;
 	part->received = 0;
@@ -126,18 +131,33 @@ static void get_begin(struct fan_leg *leg)
 	part->began_ms = part->moved_ms = net_now_ms();
 }
 
+/* The caller's, whose pages were there before, or one of our own. */
+static int open_memfd(struct get_op *op, const struct part *part)
+{
+	int fd;
+
+	if (op->request->fd < 0 || op->borrower)
+		return memfd_new("object");
+	fd = fcntl(op->request->fd, F_DUPFD_CLOEXEC, 3);
+	if (fd < 0)
+		return -errno;
+	op->borrower = part;
+	return fd;
+}
+
 static int get_data(struct fan_leg *leg, uint32_t total, const uint8_t *bytes, size_t size)
 {
 	struct get_op *op = leg->fan->owner;
 	uint32_t wanted = op->request->msg.u.object.size;
 	struct part *part = part_of(leg);
+	int r;
 
 	if (part->memfd < 0) {
 		if ((wanted != 0 && total != wanted) || total > OV_PACK_MAX) {
 			note_lie(leg, "an object of another size");
 			return -EBADMSG;
 		}
-		part->memfd = memfd_new("object");
+		part->memfd = open_memfd(op, part);
 		if (part->memfd < 0)
 			return part->memfd;
 		if (EVP_DigestInit_ex(part->digest, EVP_sha256(), NULL) != 1)
@@ -145,9 +165,10 @@ static int get_data(struct fan_leg *leg, uint32_t total, const uint8_t *bytes, s
 	}
 	if (EVP_DigestUpdate(part->digest, bytes, size) != 1)
 		return -ENOMEM;
+	r = pwrite_full(part->memfd, bytes, size, (off_t)part->received);
 	part->received += (uint32_t)size;
 	part->moved_ms = net_now_ms();
-	return write_full(part->memfd, bytes, size);
+	return r;
 }
 
 static bool get_result(struct fan_leg *leg, int status)
@@ -175,12 +196,13 @@ static bool get_result(struct fan_leg *leg, int status)
 		note_lie(leg, "wrong hash");
 		return false;
 	}
-	if (memfd_seal(part->memfd) < 0)
+	if (op->borrower != part && memfd_seal(part->memfd) < 0)
 		return false;
 	object->size = part->received;
 	object->holder_count = 1;
 	object->holders[0] = leg->node;
-	op->memfd = take_fd(part->memfd);
+	if (op->borrower != part)
+		op->memfd = take_fd(part->memfd);
 	credit_got(leg->fan->overlay, object);
 	return true;
 }

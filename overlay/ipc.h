@@ -5,8 +5,9 @@
  *   agent (root)  <==  SOCK_SEQPACKET socketpairs  ==>  overlay (user decamp, no capabilities)
  *
  * One datagram = struct ov_msg, always whole, with at most one fd. Bulk data passes as sealed
- * memfds: a pack, a manifest, an array of the structs of types.h. The overlay half only ever
- * gets ciphertext and the plain structs of types.h.
+ * memfds: a pack, a manifest, an array of the structs of types.h; and what OV_OBJECT_GET writes to
+ * a file of the agent's, who copies it before he looks. The overlay half only ever gets ciphertext
+ * and the plain structs of types.h.
  *
  * The *main channel* exists from the fork. On it the agent sends requests and the overlay
  * answers each (same `call`) and also sends events (OV_EV_*, call 0). OV_CHANNEL passes the end
@@ -52,8 +53,9 @@ enum ov_op {
 			     * read no more after success, and must not change before.
 			     * Asks for `copies` on distinct live hosts, never self unless alone;
 			     * success if at least one holds it, the agent decides what is enough */
-	OV_OBJECT_GET, /* u.object {job, hash, size, holders} -> fd: sealed memfd, hash checked.
-			     * Named holders first, then any member that has it. With u.object.token
+	OV_OBJECT_GET, /* u.object {job, hash, size, holders}, fd: -1, or a memfd that may be
+			     * written from its begin -> hash checked; fd: sealed memfd, or -1: it
+			     * lies in the caller's, which is written no more after success. Named holders first, then any member that has it. With u.object.token
 			     * the job is being restored under it, which earns them credit */
 	OV_OBJECT_RETAIN, /* u.retain, fd: memfd of struct object_hash[]: holders may drop all other
 			     * objects of this job that were put with seq <= upto_seq */

@@ -36,11 +36,11 @@ static int store(void *ctx, int memfd, const struct object_hash *hash, uint32_t 
 }
 
 static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
-		 const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+		 const struct node_id *holders, uint32_t holder_count, int *memfd)
 {
 	struct round *round = ctx;
 
-	return job_fetch_object(&round->fetch, hash, size, holders, holder_count, ret_memfd);
+	return job_fetch_object(&round->fetch, hash, size, holders, holder_count, memfd);
 }
 
 static int open_last(void *ctx, struct manifest **ret_manifest)

@@ -366,7 +366,7 @@ struct fetch_ctx {
 void job_fetch_init(struct fetch_ctx *fetch, int main_channel, const struct job_id *id);
 void job_fetch_deinit(struct fetch_ctx *fetch);
 int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
-		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
+		     const struct node_id *holders, uint32_t holder_count, int *memfd);
 int job_open_manifest(struct agent *a, int channel, const struct job_id *id,
 		      const struct secret_key *key, const struct ckpt_ref *ref,
 		      struct manifest **ret_manifest) _must_check_;

@@ -237,10 +237,10 @@ int job_object_call(struct job *job, struct ov_msg *msg, int fd, int timeout_ms)
 	return r == -ESTALE ? -EAGAIN : r;
 }
 
-/* A channel that fell out of step answers -EAGAIN, and *ret_bad is set. */
+/* As pack_fetch_fn. A channel that fell out of step answers -EAGAIN, and *ret_bad is set. */
 static int fetch_over(int channel, const struct job_id *id, const struct fence_token *token,
 		      const struct object_hash *hash, uint32_t size, const struct node_id *holders,
-		      uint32_t holder_count, bool *ret_bad, int *ret_memfd)
+		      uint32_t holder_count, bool *ret_bad, int *memfd)
 {
 	struct ov_msg msg = { .op = OV_OBJECT_GET,
 			      .u.object = { .job = *id,
@@ -255,15 +255,17 @@ static int fetch_over(int channel, const struct job_id *id, const struct fence_t
 	if (holder_count > OV_HOLDERS_MAX)
 		return -EBADMSG;
 	memcpy(msg.u.object.holders, holders, holder_count * sizeof(*holders));
-	r = ov_call(channel, &msg, -1, &fd, JOB_OBJECT_MS);
+	r = ov_call(channel, &msg, *memfd, &fd, JOB_OBJECT_MS);
 	*ret_bad = is_out_of_step(r, &msg);
 	if (*ret_bad)
 		return -EAGAIN;
 	if (r < 0)
 		return r;
+	if (fd < 0 && *memfd >= 0)
+		return 0;
 	if (fd < 0 || fstat(fd, &st) < 0 || st.st_size != (off_t)size || !memfd_is_sealed(fd))
 		return -EBADMSG;
-	*ret_memfd = take_fd(fd);
+	*memfd = take_fd(fd);
 	return 0;
 }
 
@@ -303,7 +305,7 @@ static void return_channel(struct fetch_ctx *fetch, int channel_take)
 }
 
 int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
-		     const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+		     const struct node_id *holders, uint32_t holder_count, int *memfd)
 {
 	struct fetch_ctx *fetch = ctx;
 	int channel = borrow_channel(fetch), r;
@@ -312,7 +314,7 @@ int job_fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
 	if (channel < 0)
 		return channel;
 	r = fetch_over(channel, &fetch->id, &fetch->token, hash, size, holders, holder_count, &bad,
-		       ret_memfd);
+		       memfd);
 	if (bad)
 		close(channel);
 	else

@@ -270,9 +270,13 @@ void manifest_object(const struct manifest *m, size_t index, struct object_hash 
 /* Kept as shards, by its owner's word; then the holders are of the first shards. */
 bool manifest_object_coded(const struct manifest *m, size_t index);
 
-/* Fetches one object; blocking; ret_memfd is the caller's. Called by several threads at once. */
+/*
+ * Fetches one object; blocking. *memfd is -1, or a file of the caller's own that may be written
+ * from its begin; if it is, *memfd stays, else it becomes a new file, which is the caller's. After an
+ * error the own one may still be written by who is late. Called by several threads at once.
+ */
 typedef int (*pack_fetch_fn)(void *ctx, const struct object_hash *hash, uint32_t size,
-			     const struct node_id *holders, uint32_t holder_count, int *ret_memfd);
+			     const struct node_id *holders, uint32_t holder_count, int *memfd);
 
 /*
  * Blocks that the last manifest has in forgotten packs, or as differences to such, move to packs of

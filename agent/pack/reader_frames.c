@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* One pack: fetched, checked, opened frame by frame, handed over. */
 #include <errno.h>
+#include <openssl/evp.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -8,10 +9,16 @@
 #include "agent/pack/reader_internal.h"
 #include "agent/util/io.h"
 
-enum { FRAME_ROOM = PACK_FRAME_RAW + PACK_FRAME_SLACK };
+enum {
+	FRAME_ROOM = PACK_FRAME_RAW + PACK_FRAME_SLACK,
+	LENT_MAX = OV_PACK_MAX / 3, /* file, checked copy, and now and then somebody else's file */
+	ROOM_STEP = 1 << 20,
+	HASH_PIECE = 128 << 10,
+};
 
 int worker_init(struct worker *me)
 {
+	me->lent = -1;
 	me->frame = malloc(FRAME_ROOM);
 	me->scratch = malloc(FRAME_ROOM);
 	if (!me->frame || !me->scratch) {
@@ -22,6 +29,14 @@ int worker_init(struct worker *me)
 	return 0;
 }
 
+static void forget_lent(struct worker *me)
+{
+	close_fdp(&me->lent);
+	me->lent = -1;
+	free(take_ptr(me->room));
+	me->room_size = 0;
+}
+
 void worker_deinit(struct worker *me)
 {
 	worker_forget(me);
@@ -29,6 +44,7 @@ void worker_deinit(struct worker *me)
 	key_wipe(me->scratch, FRAME_ROOM);
 	key_wipe(me->block, sizeof(me->block));
 	key_wipe(&me->delta, sizeof(me->delta));
+	forget_lent(me);
 	free(me->frame);
 	free(me->scratch);
 	free(me->wants);
@@ -38,7 +54,7 @@ void worker_forget(struct worker *me)
 {
 	if (me->mapped)
 		munmap(me->bytes, me->size);
-	else
+	else if (me->bytes != me->room)
 		free(me->bytes);
 	me->bytes = NULL;
 	me->mapped = false;
@@ -48,8 +64,13 @@ void worker_forget(struct worker *me)
 static int take_bytes(struct worker *me, int fd, uint32_t size)
 {
 	_cleanup_free_ uint8_t *bytes = NULL;
+	struct stat st;
 	int e;
 
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (st.st_size != (off_t)size)
+		return -EBADMSG;
 	me->size = size;
 	if (memfd_is_sealed(fd)) {
 		void *map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
@@ -69,27 +90,72 @@ static int take_bytes(struct worker *me, int fd, uint32_t size)
 	return e;
 }
 
+/* The file that serves one pack after the other: its pages are not made and given back each time. */
+static int lend(struct worker *me, uint32_t size)
+{
+	uint32_t room = (size + ROOM_STEP - 1) / ROOM_STEP * ROOM_STEP;
+
+	if (size > LENT_MAX) {
+		forget_lent(me);
+		return -1;
+	}
+	if (me->room_size < size) {
+		free(me->room);
+		me->room = malloc(room);
+		me->room_size = me->room ? room : 0;
+	}
+	if (me->lent < 0)
+		me->lent = memfd_new("pack");
+	/* Without either, it comes in a file of the other half's. */
+	return me->room && me->lent >= 0 ? me->lent : -1;
+}
+
+/* Each piece is hashed while the cache has it. What is hashed is the copy. */
+static int copy_lent(struct worker *me, uint32_t size, struct object_hash *ret_hash)
+{
+	EVP_MD_CTX *sha = EVP_MD_CTX_new();
+	int e = sha && EVP_DigestInit_ex(sha, EVP_sha256(), NULL) == 1 ? 0 : -ENOMEM;
+
+	for (uint32_t at = 0; e == 0 && at < size; at += HASH_PIECE) {
+		uint32_t part = size - at < HASH_PIECE ? size - at : HASH_PIECE;
+
+		e = pread_full(me->lent, me->room + at, part, at);
+		if (e == 0 && EVP_DigestUpdate(sha, me->room + at, part) != 1)
+			e = -ENOMEM;
+	}
+	if (e == 0 && EVP_DigestFinal_ex(sha, ret_hash->b, NULL) != 1)
+		e = -ENOMEM;
+	EVP_MD_CTX_free(sha);
+	me->bytes = me->room;
+	me->size = size;
+	return e == -ENODATA ? -EBADMSG : e;
+}
+
 int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
 {
 	_cleanup_close_ int fd = -1;
 	struct node_id holders[OV_HOLDERS_MAX];
 	struct object_hash hash, actual;
 	uint32_t size, holder_count;
-	struct stat st;
-	int e;
+	int e, lent;
 
 	manifest_object(r->c.manifest, pack, &hash, &size, &holder_count, holders);
+	fd = lent = lend(me, size);
 	e = r->c.fetch(r->c.fetch_ctx, &hash, size, holders, holder_count, &fd);
-	if (e < 0)
+	if (e == 0 && lent >= 0 && fd == lent) {
+		e = copy_lent(me, size, &actual);
+	} else if (e == 0) {
+		e = take_bytes(me, fd, size);
+		if (e == 0)
+			object_hash_of(me->bytes, size, &actual);
+	}
+	if (fd == lent)
+		fd = -1;
+	if (e < 0) {
+		worker_forget(me);
+		forget_lent(me); /* somebody may still write to it */
 		return e;
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	if (st.st_size != (off_t)size)
-		return -EBADMSG;
-	e = take_bytes(me, fd, size);
-	if (e < 0)
-		return e;
-	object_hash_of(me->bytes, size, &actual);
+	}
 	if (memcmp(&actual, &hash, sizeof(actual)) == 0)
 		return 0;
 	worker_forget(me);

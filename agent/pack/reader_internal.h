@@ -92,6 +92,9 @@ struct worker {
 	uint8_t *bytes; /* of the pack */
 	uint32_t size;
 	bool mapped;
+	int lent;      /* a file of our own that packs come in; -1: none yet */
+	uint8_t *room; /* for what came in it: bytes, or left for the next one */
+	uint32_t room_size;
 	uint8_t *frame, *scratch;
 	struct pack_base bases[PACK_FRAME_BLOCKS]; /* of the frame */
 	uint8_t block[PACK_BLOCK];

@@ -449,11 +449,11 @@ struct fetch_with_progress {
 };
 
 static int fetch_object(void *ctx, const struct object_hash *hash, uint32_t size,
-			const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+			const struct node_id *holders, uint32_t holder_count, int *memfd)
 {
 	const struct restore_request *q = ((struct fetch_with_progress *)ctx)->request;
 
-	return q->fetch(q->fetch_ctx, hash, size, holders, holder_count, ret_memfd);
+	return q->fetch(q->fetch_ctx, hash, size, holders, holder_count, memfd);
 }
 
 static void show_progress(void *ctx, uint64_t done, uint64_t total)

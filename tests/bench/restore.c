@@ -134,7 +134,7 @@ static void add_cpu(const struct bench *b, struct take *t, double sign)
 /* ---- the peers ---- */
 
 static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
-		 const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+		 const struct node_id *holders, uint32_t holder_count, int *memfd)
 {
 	const struct bench *b = ctx;
 	struct ov_msg msg;
@@ -147,10 +147,12 @@ static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
 	/* This process may have been stopped for a while. */
 	for (int tries = 0; i < b->lab.count && r < 0 && tries < 5; tries++) {
 		_cleanup_close_ int channel = ov_open_channel(b->hosts[0].main);
+		int fd = -1;
 
 		msg = (struct ov_msg){ .op = OV_OBJECT_GET };
 		msg.u.object = b->objects[i];
-		r = channel < 0 ? channel : ov_call(channel, &msg, -1, ret_memfd, 60000);
+		r = channel < 0 ? channel : ov_call(channel, &msg, tries ? -1 : *memfd, &fd, 60000);
+		*memfd = r == 0 && fd >= 0 ? fd : *memfd;
 	}
 	return r;
 }

@@ -102,7 +102,7 @@ struct fixture {
 	uint8_t *bytes;
 	struct node_id holders[OV_HOLDERS_MAX];
 	uint32_t holder_count;
-	atomic_uint gets;
+	atomic_uint gets, lent; /* lent: what came in the reader's own file */
 };
 
 /* Its stderr is where the half logs. */
@@ -149,7 +149,7 @@ static int store(void *ctx, int memfd, const struct object_hash *hash, uint32_t 
 
 /* Each call over a channel of its own; the liar alone is named, so it is asked first, if at all. */
 static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
-		 const struct node_id *holders, uint32_t holder_count, int *ret_memfd)
+		 const struct node_id *holders, uint32_t holder_count, int *memfd)
 {
 	struct fixture *f = ctx;
 	struct ov_msg msg = { .op = OV_OBJECT_GET,
@@ -160,9 +160,16 @@ static int fetch(void *ctx, const struct object_hash *hash, uint32_t size,
 					    .holders = { f->hosts[LIAR].identity.card.id } } };
 	_cleanup_close_ int channel = ov_open_channel(f->hosts[0].main);
 
+	int fd = -1, r;
+
 	(void)holders, (void)holder_count;
 	f->gets++;
-	return channel < 0 ? channel : ov_call(channel, &msg, -1, ret_memfd, 60000);
+	r = channel < 0 ? channel : ov_call(channel, &msg, *memfd, &fd, 60000);
+	if (r == 0 && fd < 0)
+		f->lent++;
+	else if (r == 0)
+		*memfd = fd;
+	return r;
 }
 
 static void checkpoint(struct fixture *f, const char *path)
@@ -302,8 +309,8 @@ static void lied_to(void **state, enum lie lie)
 	shared->lie = (int)lie;
 	began = now_boot_ns();
 	restore(f);
-	print_message("%s: told=%d gets=%u bad=%llu %llu ms\n", lie_names[lie], shared->told,
-		      f->gets, (unsigned long long)(bad_objects(f) - before),
+	print_message("%s: told=%d gets=%u lent=%u bad=%llu %llu ms\n", lie_names[lie],
+		      shared->told, f->gets, f->lent, (unsigned long long)(bad_objects(f) - before),
 		      (unsigned long long)((now_boot_ns() - began) / 1000000));
 	if (lie == LIE_DAWDLE || lie == LIE_HUGE)
 		return;

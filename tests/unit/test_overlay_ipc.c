@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include <cmocka.h>
+#include <openssl/sha.h>
 
 #include "agent/util/io.h"
 #include "overlay_host.h"
@@ -114,6 +115,46 @@ static void test_memory_serves_again(void **state)
 	close(file);
 	for (int i = 0; i < COUNT; i++)
 		host_get_checked(&f->hosts[1], &objects[i]);
+}
+
+/* What is fetched comes in the caller's memory, if there is some; from the own store in a file. */
+static void test_memory_is_lent(void **state)
+{
+	enum { COUNT = 4 };
+	struct fixture *f = *state;
+	uint8_t *bytes = malloc(OBJECT_BYTES);
+	int file = memfd_new("lent");
+
+	assert_true(bytes && file >= 0);
+	for (int i = 0; i < COUNT; i++) {
+		struct ov_msg msg = { .op = OV_OBJECT_GET };
+		struct ov_object object;
+		struct object_hash hash;
+		int fd = object_make(OBJECT_BYTES - (uint32_t)i * 4097, (uint8_t)(60 + i), &object);
+
+		assert_int_equal(host_put(&f->hosts[0], fd, &object, 2), 0);
+		assert_int_equal(object.holder_count, 2);
+		close(fd);
+		/* Of a holder that was slow for a moment the other one is asked, and gives a file. */
+		for (int tries = 0; fd >= 0; tries++) {
+			assert_true(tries < 60);
+			fd = -1;
+			msg.u.object = object;
+			assert_int_equal(host_call(&f->hosts[0], &msg, file, &fd), 0);
+			close_fdp(&fd);
+		}
+		assert_int_equal(msg.u.object.size, object.size);
+		assert_int_equal(pread_full(file, bytes, object.size, 0), 0);
+		SHA256(bytes, object.size, hash.b);
+		assert_memory_equal(&hash, &object.hash, sizeof(hash));
+		/* This host holds it. */
+		msg.u.object = object;
+		assert_int_equal(host_call(&f->hosts[1], &msg, file, &fd), 0);
+		assert_true(fd >= 0 && memfd_is_sealed(fd));
+		close(fd);
+	}
+	close(file);
+	free(bytes);
 }
 
 static void test_many_objects_at_once(void **state)
@@ -409,6 +450,7 @@ int main(void)
 		cmocka_unit_test(test_put_get),
 		cmocka_unit_test(test_put_refusals),
 		cmocka_unit_test(test_memory_serves_again),
+		cmocka_unit_test(test_memory_is_lent),
 		cmocka_unit_test(test_many_objects_at_once),
 		cmocka_unit_test(test_retain),
 		cmocka_unit_test(test_order),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Readers follow differences to their bases: all at once, on demand, parts; and refuse wrong ones. */
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "agent/pack/reader.h"
 #include "tests/unit/pack_lab.h"
@@ -13,6 +14,11 @@ struct back {
 	pthread_mutex_t lock;
 	uint8_t bytes[SIZE];
 	uint8_t times[BLOCKS];
+	/* Of get_into(). */
+	atomic_bool fail; /* the next one, whose file is written later all the same */
+	atomic_int late;  /* that file; -1: none */
+	bool cut;	  /* too little is written */
+	atomic_uint lent; /* how many came in the reader's own file */
 };
 
 struct fixture {
@@ -265,6 +271,68 @@ static void test_ahead(void **state)
 	end(f);
 }
 
+/* As the other half does: into the reader's own file, where an earlier pack still lies. */
+static int get_into(void *ctx, const struct object_hash *hash, uint32_t size,
+		    const struct node_id *holders, uint32_t holder_count, int *memfd)
+{
+	struct back *b = ctx;
+	_cleanup_free_ uint8_t *bytes = malloc(size);
+	_cleanup_close_ int fd = -1;
+	int e = lab_get(&b->lab->store, hash, size, holders, holder_count, &fd);
+
+	assert_true(*memfd >= 0);
+	assert_int_equal(e, 0);
+	if (atomic_exchange(&b->fail, false)) {
+		b->late = dup(*memfd);
+		return -EAGAIN;
+	}
+	assert_int_equal(pread_full(fd, bytes, size, 0), 0);
+	assert_int_equal(pwrite_full(*memfd, bytes, b->cut ? size / 2 : size, 0), 0);
+	if (b->late >= 0) {
+		memset(bytes, 0xa5, size);
+		assert_int_equal(pwrite_full(b->late, bytes, size, 0), 0);
+	}
+	b->lent++;
+	return 0;
+}
+
+/* One file serves many packs; what comes in it is checked like any other, and so is a late writer. */
+static void test_own_file(void **state)
+{
+	struct lab *lab = *state;
+	struct fixture *f = chains(lab);
+	struct reader_config config = config_of(f);
+	struct back *b = &f->back;
+	struct pack_reader *r;
+
+	config.fetch = get_into;
+	config.fetch_ctx = b;
+	b->late = -1;
+	for (int fail = 0; fail < 2; fail++) {
+		b->lent = 0;
+		b->fail = fail;
+		r = reader_with(f, &config);
+		assert_int_equal(reader_run(r), 0);
+		reader_destroy(r);
+		check(f);
+		assert_int_equal(b->lent, f->m->pb->n_packs);
+		assert_int_equal(b->late >= 0, fail);
+	}
+	close(b->late);
+	b->late = -1;
+	for (int lie = 0; lie < 2; lie++) {
+		b->cut = !lie;
+		lab->store.lie = lie;
+		r = reader_with(f, &config);
+		assert_int_equal(reader_run(r), -EBADMSG);
+		reader_destroy(r);
+		for (size_t i = 0; i < BLOCKS; i++)
+			assert_int_equal(b->times[i], 0);
+	}
+	lab->store.lie = false;
+	end(f);
+}
+
 static void test_parts(void **state)
 {
 	struct lab *lab = *state;
@@ -383,6 +451,7 @@ int main(void)
 		TEST(test_few_may_wait),
 		TEST(test_on_demand),
 		TEST(test_ahead),
+		TEST(test_own_file),
 		TEST(test_parts),
 		TEST(test_wrong_bases_are_refused),
 		TEST(test_base_that_nobody_gives),
