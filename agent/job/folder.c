@@ -75,6 +75,7 @@ static int folder_new(struct agent *a, const struct job_value *value, const stru
 		      struct folder **ret_folder)
 {
 	struct packer_budget budget = { .index_bytes = FOLDER_INDEX_BYTES,
+					.extents_max = FOLDER_EXTENTS_MAX,
 					.cpu_percent = a->config.pack_cpu_percent };
 	struct folder *f = calloc(1, sizeof(*f));
 	struct secret_key key;

@@ -30,6 +30,7 @@ enum {
 	FOLDER_NAMES_MAX = 16 << 20,   /* bytes of all their paths and targets, 64 for each more */
 	FOLDER_WRITE_MAX = 128 << 10,  /* bytes in one request */
 	FOLDER_INDEX_BYTES = 16 << 20, /* of each packer: knows the blocks of 2 GiB or less */
+	FOLDER_EXTENTS_MAX = 1 << 20,  /* pieces of all files of a version: 12 bytes each */
 	FOLDER_UPLOADS_MAX = 4,	       /* at one time, of which two of one user */
 	FOLDER_UPLOADS_USER = 2,
 	FOLDER_COPY_MAX = 40,
@@ -138,7 +139,7 @@ int upload_begin(struct folder *f, uint64_t base_seq, const char *copy) _must_ch
 void upload_abort(struct folder *f);
 int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t size) _must_check_;
 /* A file's content is the spool (fresh), else that of the last version (-ENOENT: not known here). */
-/* -EDQUOT: more than folder_bytes of decampd.conf. */
+/* -EDQUOT: more than folder_bytes of decampd.conf. -EOVERFLOW: more than FOLDER_EXTENTS_MAX. */
 int upload_add(struct folder *f, struct pack_input *in, bool fresh) _must_check_;
 int upload_commit(struct folder *f, struct folder_version *version,
 		  struct packer_counts *ret_counts) _must_check_;

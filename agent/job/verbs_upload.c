@@ -65,7 +65,12 @@ static int failed(struct folder *f, int r, struct api_reply *reply)
 				 "too many versions are being sent from this host");
 	case -E2BIG:
 		return api_error(reply, r, "too-many", name, "keep fewer files in it",
-				 "more than %d files", FOLDER_FILES_MAX);
+				 "more than %d files, or more than %d MiB of names",
+				 FOLDER_FILES_MAX, FOLDER_NAMES_MAX >> 20);
+	case -EOVERFLOW:
+		return api_error(reply, r, "too-many", name,
+				 "keep less in it, or files with fewer holes",
+				 "its contents lie in more than %d pieces", FOLDER_EXTENTS_MAX);
 	case -EINVAL:
 		return api_error(reply, r, "bad-request", name,
 				 "docs/api.md tells what belongs "

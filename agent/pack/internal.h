@@ -554,6 +554,7 @@ struct packer {
 	bool share_file;	       /* the file being read is one */
 	int object_file;	       /* of what this thread stores; -1: none yet */
 	struct packer_counts counts;
+	uint64_t extents; /* of all files in `now`, and of the one that is being added */
 	bool writing;
 	uint32_t open_pack;
 	struct pack_writer writer;
@@ -604,6 +605,10 @@ int packer_count_live(struct packer *p, const struct file_list *files) _must_che
 void packer_retire(struct packer *p);
 /* Everything known is lost, as if just created. */
 void packer_reset(struct packer *p);
+
+/* extent_append() for a file that is being added; -EOVERFLOW: more than the budget allows. */
+int packer_extent(struct packer *p, struct extent_list *list, uint32_t pack, uint32_t slot,
+		  uint32_t count) _must_check_;
 
 /* read.c: content hash only if want_hash */
 int packer_read_file(struct packer *p, const struct pack_input *in, struct extent_list *extents,

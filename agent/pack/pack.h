@@ -143,6 +143,11 @@ struct packer_budget {
 	 * grow. Blocks that find no room are known by their places only. 0: no limit.
 	 */
 	uint64_t index_bytes;
+	/*
+	 * Pieces that the files of one checkpoint may lie in, all together: 12 bytes each and room to
+	 * grow, in memory while it is made and as long as it is the last one. 0: no limit.
+	 */
+	uint64_t extents_max;
 	/* By these the level of compression is chosen. 0: not known, a middle one. */
 	uint64_t link_bytes_per_s; /* to all holders together, as measured */
 	uint32_t cpu_percent;	   /* 100: one processor may be busy with sealing; 0: 100 */
@@ -180,7 +185,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
  * -ENOENT for fd -1 on a regular file whose last content the packer does not know, or whose packs it
  * forgot: add it again with its fd; and for a run of old blocks that it cannot find. The fd's offset moves. -EEXIST for a path that was added,
  * -ENODATA for a file shorter than st.st_size, -EINVAL for a path or xattrs that no manifest may
- * hold. Links to one inode (kind, st_dev, st_ino, st_nlink > 1) become hard links of the first.
+ * hold, -EOVERFLOW for more pieces than packer_budget.extents_max. Links to one inode (kind, st_dev, st_ino, st_nlink > 1) become hard links of the first.
  */
 int packer_add(struct packer *p, const struct pack_input *in) _must_check_;
 

@@ -179,6 +179,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 	p->store = store;
 	p->store_ctx = ctx;
 	p->writing = false;
+	p->extents = 0;
 	memset(&p->counts, 0, sizeof(p->counts));
 	return 0;
 }
@@ -510,6 +511,18 @@ static int input_check(const struct pack_input *in)
 	return 0;
 }
 
+int packer_extent(struct packer *p, struct extent_list *list, uint32_t pack, uint32_t slot,
+		  uint32_t count)
+{
+	size_t before = list->count;
+	int r = extent_append(list, pack, slot, count);
+
+	p->extents += list->count - before;
+	if (r == 0 && p->budget.extents_max && p->extents > p->budget.extents_max)
+		r = -EOVERFLOW;
+	return r;
+}
+
 static uint32_t find_hardlink(const struct packer *p, const struct pack_input *in)
 {
 	uint64_t hash = (uint64_t)in->st.st_ino;
@@ -547,7 +560,7 @@ static int reuse_content(struct packer *p, const struct pack_input *in, struct p
 		    (packer_usable_run(p, e->pack, e->slot, e->count, &usable) < e->count ||
 		     !usable))
 			return -ENOENT;
-		r = extent_append(&f->extents, e->pack, e->slot, e->count);
+		r = packer_extent(p, &f->extents, e->pack, e->slot, e->count);
 		if (r < 0)
 			return r;
 	}
@@ -618,8 +631,10 @@ int packer_add(struct packer *p, const struct pack_input *in)
 	r = fill_file(p, in, &file);
 	if (r == 0)
 		r = file_list_append_take(&p->now, &file);
-	if (r < 0)
+	if (r < 0) {
+		p->extents -= file.extents.count;
 		packed_file_deinit(&file);
+	}
 	return r;
 }
 

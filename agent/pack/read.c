@@ -83,7 +83,7 @@ int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks, str
 			if (r < 0)
 				return r;
 		}
-		r = extent_append(extents, pack, slot, 1);
+		r = packer_extent(p, extents, pack, slot, 1);
 		if (r < 0)
 			return r;
 	}
@@ -137,7 +137,7 @@ static int read_range(struct packer *p, const struct pack_input *in, EVP_MD_CTX 
 		if (hole > 0) {
 			uint64_t zeros = (hole + PACK_BLOCK - 1) / PACK_BLOCK;
 
-			r = extent_append(extents, PACK_ZERO, 0, (uint32_t)zeros);
+			r = packer_extent(p, extents, PACK_ZERO, 0, (uint32_t)zeros);
 			p->counts.zero_bytes += zeros * PACK_BLOCK;
 			if (r == 0 && sha)
 				r = hash_update(sha, NULL, hole);

@@ -29,7 +29,7 @@ static int add_old(struct packer *p, struct old_file *old, uint64_t first, uint6
 			p->counts.zero_bytes += (uint64_t)n * PACK_BLOCK;
 		else if (packer_usable_run(p, e->pack, e->slot + skip, n, &usable) < n || !usable)
 			return -ENOENT;
-		r = extent_append(extents, e->pack, e->slot + skip, n);
+		r = packer_extent(p, extents, e->pack, e->slot + skip, n);
 		if (r < 0)
 			return r;
 		first += n;

@@ -323,16 +323,16 @@ int packer_share_blocks(struct packer *p, const uint8_t *bytes, size_t blocks,
 }
 
 /* Packs by their order in the file -> by the packer's ids. */
-static int name_packs(const struct shared_writer *w, const struct extent_list *from,
-		      struct extent_list *to)
+static int name_packs(struct packer *p, const struct extent_list *from, struct extent_list *to)
 {
+	const struct shared_writer *w = p->sharing;
 	int r = 0;
 
 	for (size_t i = 0; i < from->count && r == 0; i++) {
 		const struct extent *e = &from->items[i];
 
-		r = extent_append(to, e->pack == PACK_ZERO ? PACK_ZERO : w->packs[e->pack], e->slot,
-				  e->count);
+		r = packer_extent(p, to, e->pack == PACK_ZERO ? PACK_ZERO : w->packs[e->pack],
+				  e->slot, e->count);
 	}
 	return r;
 }
@@ -340,6 +340,7 @@ static int name_packs(const struct shared_writer *w, const struct extent_list *f
 int packer_share_file(struct packer *p, const struct pack_input *in, struct extent_list *extents,
 		      uint8_t ret_content_hash[32])
 {
+	uint64_t before = p->extents;
 	struct extent_list found = { 0 };
 	int r = p->sharing ? 0 : writer_create(&p->sharing);
 
@@ -349,11 +350,12 @@ int packer_share_file(struct packer *p, const struct pack_input *in, struct exte
 	p->share_file = true;
 	r = packer_read_file(p, in, &found, ret_content_hash);
 	p->share_file = false;
+	p->extents = before; /* those of `found` are no file's */
 	if (r == 0 && p->sharing->out)
 		r = close_pack(p);
 	free(take_ptr(p->sharing->out));
 	if (r == 0)
-		r = name_packs(p->sharing, &found, extents);
+		r = name_packs(p, &found, extents);
 	free(found.items);
 	return r;
 }

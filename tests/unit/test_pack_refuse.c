@@ -42,6 +42,14 @@ static void test_inputs_are_checked(void **state)
 	close(fd);
 }
 
+static int lab_add_unchanged(struct lab *lab, const char *path, size_t size)
+{
+	struct pack_input in = lab_input_of(FILE_UPPER, path, S_IFREG | 0600, -1);
+
+	in.st.st_size = (off_t)size;
+	return packer_add(lab->packer, &in);
+}
+
 /* A checkpoint of one small file; leaves pack = object 0 and manifest = object 1. */
 static void small_checkpoint(struct lab *lab)
 {
@@ -301,13 +309,51 @@ static void test_semantic_checks(void **state)
 	manifest_destroy(m);
 }
 
+/* Pieces are counted over all files, whether they are read, known again or as before. */
+static void test_pieces_are_bounded(void **state)
+{
+	struct packer_budget budget = PACKER_BUDGET_DEFAULT;
+	struct lab *lab = *state;
+	uint8_t bytes[8 * PACK_BLOCK] = { 0 };
+	int scattered, whole;
+
+	/* A block, a hole, a block..: eight pieces; and one of two blocks that are new. */
+	for (size_t i = 0; i < sizeof(bytes); i += 2 * PACK_BLOCK)
+		lab_fill_random(bytes + i, PACK_BLOCK);
+	scattered = lab_content_fd(bytes, sizeof(bytes));
+	lab_fill_random(bytes, sizeof(bytes));
+	whole = lab_content_fd(bytes, 2 * PACK_BLOCK);
+	budget.extents_max = 10;
+	assert_int_equal(packer_set_budget(lab->packer, &budget), 0);
+	lab_begin(lab);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/a", scattered), 0);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/b", scattered), -EOVERFLOW);
+	/* What was refused does not count. */
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/c", whole), 0);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/d", whole), 0);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/e", whole), -EOVERFLOW);
+	lab_finish(lab);
+	/* Each checkpoint has its own count; "as before" takes part in it. */
+	lab_begin(lab);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/c", whole), 0);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/d", whole), 0);
+	assert_int_equal(lab_add(lab, FILE_UPPER, "0/e", whole), 0);
+	assert_int_equal(lab_add_unchanged(lab, "0/a", sizeof(bytes)), -EOVERFLOW);
+	packer_abort(lab->packer);
+	lab_begin(lab);
+	assert_int_equal(lab_add_unchanged(lab, "0/a", sizeof(bytes)), 0);
+	packer_abort(lab->packer);
+	close(scattered);
+	close(whole);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_inputs_are_checked), TEST(test_every_bit_of_a_pack_counts),
 		TEST(test_frames_do_not_move), TEST(test_every_bit_of_a_manifest_counts),
 		TEST(test_manifest_of_others), TEST(test_bad_objects_are_not_unpacked),
-		TEST(test_semantic_checks),
+		TEST(test_semantic_checks),    TEST(test_pieces_are_bounded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
