@@ -169,6 +169,8 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
+# What decamp(1) does of itself is in no archive.
+$(B)/tests/test_worktree: $(call obj,$(filter-out agent/cli/main.c,$(CLI)))
 # One of its hosts lies.
 $(B)/tests/test_hostile: LDFLAGS += -Wl,--wrap=store_read
 # The oracle test makes its own where there is a compiler at hand.
