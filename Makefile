@@ -169,8 +169,9 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(if $(UNIT_COMMON),$(B)/libtest
 	$(call say,LINK)
 	@mkdir -p $(@D)
 	$(Q)$(link) -lcmocka $(LIBS)
-# What decamp(1) does of itself is in no archive.
-$(B)/tests/test_worktree: $(call obj,$(filter-out agent/cli/main.c,$(CLI)))
+# What decamp(1) does of itself is in no archive, and its verbs bear the names of decampd's.
+$(B)/tests/test_worktree $(B)/tests/test_folder_lost: $(call obj,$(patsubst %,agent/cli/%.c,\
+	checkpoint client commit json mount_work options progress text version worktree))
 # One of its hosts lies.
 $(B)/tests/test_hostile: LDFLAGS += -Wl,--wrap=store_read
 # The oracle test makes its own where there is a compiler at hand.

@@ -12,6 +12,7 @@
 
 #include "agent/cli/version.h"
 #include "agent/cli/worktree.h"
+#include "agent/pack/keys.h"
 #include "agent/util/io.h"
 
 enum {
@@ -451,30 +452,83 @@ static int begin(struct commit *c)
 	return r;
 }
 
-static int finish(struct commit *c)
+/* It was made: what an answer tells of the newest version is of `next`. */
+static void take_next(struct commit *c)
 {
-	struct json_object *body = js_new();
 	struct worktree *w = c->w;
-	int r;
 
-	js_put_bool(body, "sync", c->sync);
-	js_put_int(body, "files", c->files);
-	js_put_int(body, "bytes", c->bytes);
-	w->index_sure = false; /* its answer may be lost */
-	r = ask(c, "folder-commit", body);
-	if (r < 0)
-		return r;
 	w->index_sure = true;
-	work_list_sort(&c->next);
 	work_list_deinit(&w->index);
-	w->index = c->next;
-	c->next = (struct work_list){ 0 };
+	w->index = w->next;
+	w->next = (struct work_list){ 0 };
 	w->index_seq = js_int(c->reply.json, "seq", 0);
 	snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
 		 js_text(c->reply.json, "manifest", ""));
-	/* Without it the next mount sends everything again: slow, and right. */
-	(void)!worktree_save_index(w);
+	/* Without it the next mount asks whether `next` was made. */
+	if (worktree_save_index(w) == 0)
+		worktree_drop_next(w);
+	w->next_stamp[0] = '\0';
+}
+
+/* Was the commit made whose answer never came? Until that is known nothing else can follow. */
+static int settle_next(struct commit *c)
+{
+	struct worktree *w = c->w;
+	struct json_object *body;
+	int r;
+
+	if (!*w->next_stamp)
+		return 0;
+	body = js_new();
+	js_put_text(body, "stamp", w->next_stamp);
+	r = ask(c, "folder-made", body);
+	if (r < 0)
+		return r;
+	if (js_bool(c->reply.json, "made", false)) {
+		take_next(c);
+	} else {
+		w->index_sure = js_int(c->reply.json, "seq", -1) == w->index_seq;
+		worktree_drop_next(w);
+	}
 	return 0;
+}
+
+static int stamp_next(struct commit *c)
+{
+	struct worktree *w = c->w;
+	uint8_t bytes[16];
+	int r = random_bytes(bytes, sizeof(bytes));
+
+	if (r < 0)
+		return r;
+	hex_encode(bytes, sizeof(bytes), w->next_stamp);
+	work_list_sort(&c->next);
+	work_list_deinit(&w->next);
+	w->next = c->next;
+	c->next = (struct work_list){ 0 };
+	/* A home that is full is no reason to send nothing. */
+	(void)!worktree_save_next(w);
+	return 0;
+}
+
+static int finish(struct commit *c)
+{
+	struct worktree *w = c->w;
+	struct json_object *body;
+	int r = stamp_next(c);
+
+	if (r < 0)
+		return r;
+	body = js_new();
+	js_put_text(body, "stamp", w->next_stamp);
+	js_put_bool(body, "sync", c->sync);
+	js_put_int(body, "files", c->files);
+	js_put_int(body, "bytes", c->bytes);
+	w->index_sure = false;
+	r = ask(c, "folder-commit", body);
+	if (r == 0)
+		take_next(c);
+	return r;
 }
 
 static int add_before(struct work_list *list, const struct export_file *f)
@@ -565,6 +619,9 @@ static int try_commit(struct commit *c, uint64_t *ret_changes)
 	struct work_list list = { 0 };
 	int r = worktree_sync(w, ret_changes);
 
+	if (r < 0)
+		return r;
+	r = settle_next(c);
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&w->lock);

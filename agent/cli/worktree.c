@@ -447,17 +447,41 @@ static int save_json(int dir_fd, const char *name, struct json_object *json_take
 	return r;
 }
 
+static struct json_object *entries_json(const struct work_list *list)
+{
+	struct json_object *entries = json_object_new_array();
+
+	for (size_t i = 0; i < list->count; i++)
+		json_object_array_add(entries, entry_json(&list->items[i]));
+	return entries;
+}
+
+int worktree_save_next(struct worktree *w)
+{
+	struct json_object *json = js_new();
+
+	js_put_text(json, "copy", w->copy);
+	js_put_text(json, "stamp", w->next_stamp);
+	json_object_object_add(json, "entries", entries_json(&w->next));
+	return save_json(w->dir_fd, "next", json);
+}
+
 int worktree_save_index(struct worktree *w)
 {
-	struct json_object *json = js_new(), *list = json_object_new_array();
+	struct json_object *json = js_new();
 
 	js_put_int(json, "seq", w->index_seq);
 	js_put_text(json, "copy", w->copy);
 	js_put_text(json, "manifest", w->index_manifest);
-	for (size_t i = 0; i < w->index.count; i++)
-		json_object_array_add(list, entry_json(&w->index.items[i]));
-	json_object_object_add(json, "entries", list);
+	json_object_object_add(json, "entries", entries_json(&w->index));
 	return save_json(w->dir_fd, "index", json);
+}
+
+void worktree_drop_next(struct worktree *w)
+{
+	work_list_deinit(&w->next);
+	w->next_stamp[0] = '\0';
+	(void)unlinkat(w->dir_fd, "next", 0);
 }
 
 static int add_entry(struct work_list *list, struct json_object *json)
@@ -486,30 +510,48 @@ static void load_copy(struct worktree *w)
 		snprintf(w->copy, sizeof(w->copy), "%s", text);
 }
 
-/* Without an index everything is sent again, and found to be known. */
-static void load_index(struct worktree *w)
+/* NULL: there is none, or it is no whole one. */
+static struct json_object *load_list(struct worktree *w, const char *name,
+				     struct work_list *ret_list)
 {
 	_cleanup_free_ char *text = NULL;
 	struct json_object *json, *list;
 	int r;
 
-	if (read_file_at(w->dir_fd, "index", INDEX_MAX, &text, NULL) < 0)
-		return;
+	if (read_file_at(w->dir_fd, name, INDEX_MAX, &text, NULL) < 0)
+		return NULL;
 	json = json_tokener_parse(text);
 	list = js_member(json, "entries");
 	r = list ? 0 : -EBADMSG;
 	for (size_t i = 0; r == 0 && i < js_length(list); i++)
-		r = add_entry(&w->index, js_item(list, i));
+		r = add_entry(ret_list, js_item(list, i));
 	if (r == 0) {
+		work_list_sort(ret_list);
+		return json;
+	}
+	work_list_deinit(ret_list);
+	json_object_put(json);
+	return NULL;
+}
+
+/* Without an index everything is sent again, and found to be known. */
+static void load_index(struct worktree *w)
+{
+	struct json_object *json = load_list(w, "index", &w->index);
+
+	if (json) {
 		w->index_seq = js_int(json, "seq", 0);
 		if (js_text(json, "copy", NULL))
 			snprintf(w->copy, sizeof(w->copy), "%s", js_text(json, "copy", ""));
 		snprintf(w->index_manifest, sizeof(w->index_manifest), "%s",
 			 js_text(json, "manifest", ""));
-		work_list_sort(&w->index);
-	} else {
-		work_list_deinit(&w->index);
+		json_object_put(json);
 	}
+	json = load_list(w, "next", &w->next);
+	snprintf(w->next_stamp, sizeof(w->next_stamp), "%s", js_text(json, "stamp", ""));
+	/* That of another copy tells nothing of this one. */
+	if (!*w->next_stamp || strcmp(js_text(json, "copy", ""), w->copy) != 0)
+		worktree_drop_next(w);
 	json_object_put(json);
 }
 
@@ -579,6 +621,7 @@ static int make_tree(struct worktree *w, int64_t seq)
 		return -errno;
 	work_list_deinit(&w->index);
 	w->index_seq = 0;
+	worktree_drop_next(w);
 	r = new_copy(w);
 	if (r == 0 && seq)
 		r = worktree_fetch(w->cli, w->id, fd, &w->index, &w->index_seq, w->index_manifest);
@@ -667,6 +710,7 @@ void worktree_close(struct worktree *w)
 	if (!w)
 		return;
 	work_list_deinit(&w->index);
+	work_list_deinit(&w->next);
 	close_fdp(&w->tree_fd);
 	close_fdp(&w->writing_fd);
 	close_fdp(&w->lock_fd);

@@ -5,6 +5,8 @@
  *
  *   $XDG_STATE_HOME/decamp/folders/ID/tree/...   the files
  *                                    /index      what the newest version holds of them
+ *                                    /next       the same of a version that was asked for, until the
+ *                                                answer came: it may have been made
  *                                    /copy       its name among all working copies of the folder
  *                                    /status     for "decamp folder": what is not sent, and why
  *                                    /writing/N  inode N is open for writing, or was when the mount
@@ -67,7 +69,9 @@ struct worktree {
 	int64_t index_seq;
 	char copy[33]; /* names this working copy among all that there may be */
 	char index_manifest[65];
-	bool index_sure; /* it is what the newest version has */
+	bool index_sure;       /* it is what the newest version has */
+	struct work_list next; /* the index, if the commit with this stamp was made after all */
+	char next_stamp[33];   /* "": all answers came */
 
 	pthread_mutex_t lock; /* names and writers stand still; guards the rest */
 	struct work_writer {
@@ -120,7 +124,10 @@ static inline bool work_entry_same(const struct work_entry *a, const struct work
 }
 struct work_entry *work_list_find(const struct work_list *list, const char *path);
 void work_list_deinit(struct work_list *list);
+int worktree_save_next(struct worktree *w) _must_check_;
 int worktree_save_index(struct worktree *w) _must_check_;
+/* It became the index, or nothing. */
+void worktree_drop_next(struct worktree *w);
 void worktree_save_status(struct worktree *w);
 
 /* Where working copies lie; -ENOENT: nobody says where the home is. */

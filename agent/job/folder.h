@@ -15,8 +15,10 @@
  */
 #pragma once
 
+#include <json-c/json.h>
+
+#include "agent/job/job.h"
 #include "agent/job/needs.h"
-#include "agent/job/verbs.h"
 #include "agent/pack/chunk.h"
 
 enum {
@@ -44,8 +46,9 @@ struct folder_version {
 	struct ckpt_ref ref;
 	bool sync; /* made by fsync(2): the next version takes its place */
 	uint64_t files, bytes;
-	char copy[FOLDER_COPY_MAX]; /* which working copy it was made of; "": not told */
-	struct object_hash *hashes; /* all that it needs; NULL: not known yet */
+	char copy[FOLDER_COPY_MAX];  /* which working copy it was made of; "": not told */
+	char stamp[FOLDER_COPY_MAX]; /* the newest one: its sender's name of this commit, or "" */
+	struct object_hash *hashes;  /* all that it needs; NULL: not known yet */
 	size_t hash_count;
 };
 
@@ -137,6 +140,8 @@ int folders_off(const char *name, struct api_reply *reply);
  */
 int upload_begin(struct folder *f, uint64_t base_seq, const char *copy) _must_check_;
 void upload_abort(struct folder *f);
+/* A majority's word on which version is the newest, and all that is known agrees with it. */
+int upload_check(struct folder *f) _must_check_;
 int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t size) _must_check_;
 /* A file's content is the spool (fresh), else that of the last version (-ENOENT: not known here). */
 /* -EDQUOT: more than folder_bytes of decampd.conf. -EOVERFLOW: more than FOLDER_EXTENTS_MAX. */

@@ -72,7 +72,7 @@ static uint64_t spool_room(const struct agent *a)
  * Before a byte is sent: a majority answers, and says the same as we know. Else a commit whose answer
  * was lost has happened all the same, or the folder is ours no longer: then all is asked again.
  */
-static int check_register(struct folder *f)
+int upload_check(struct folder *f)
 {
 	struct job *job = f->job;
 	struct ov_msg msg = { .op = OV_JOB_GET, .u.job = { .job = job->id } };
@@ -105,7 +105,7 @@ int upload_begin(struct folder *f, uint64_t base_seq, const char *copy)
 {
 	struct folder_upload *u = &f->upload;
 	struct job *job = f->job;
-	int r = job->agent->config.folder_bytes ? check_register(f) : -EOPNOTSUPP;
+	int r = job->agent->config.folder_bytes ? upload_check(f) : -EOPNOTSUPP;
 
 	if (r < 0)
 		return r;

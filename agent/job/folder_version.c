@@ -4,7 +4,7 @@
  * room for four.
  *
  *   notes = {"folder": {"sync", "files", "bytes", "older": [{"seq", "wall_ms", "manifest", "size",
- *            "holders" [..], "sync", "files", "bytes", "copy"}..], "copy"}}
+ *            "holders" [..], "sync", "files", "bytes", "copy"}..], "copy", "stamp"}}
  */
 #define LOG_TAG "folder"
 #include <errno.h>
@@ -27,16 +27,23 @@ static bool hex_of(struct json_object *text, void *ret_bytes, size_t size)
 	       hex_decode(json_object_get_string(text), ret_bytes, size) == 0;
 }
 
+static void text_of(struct json_object *json, const char *key, char text[FOLDER_COPY_MAX])
+{
+	struct json_object *part;
+
+	if (json_object_object_get_ex(json, key, &part) &&
+	    json_object_is_type(part, json_type_string))
+		snprintf(text, FOLDER_COPY_MAX, "%s", json_object_get_string(part));
+}
+
 static void decode_sums(struct json_object *json, struct folder_version *v)
 {
-	struct json_object *sync, *copy;
+	struct json_object *sync;
 
 	v->sync = json_object_object_get_ex(json, "sync", &sync) && json_object_get_boolean(sync);
 	v->files = number_of(json, "files");
 	v->bytes = number_of(json, "bytes");
-	if (json_object_object_get_ex(json, "copy", &copy) &&
-	    json_object_is_type(copy, json_type_string))
-		snprintf(v->copy, sizeof(v->copy), "%s", json_object_get_string(copy));
+	text_of(json, "copy", v->copy);
 }
 
 static int decode_one(struct json_object *json, struct folder_version *ret_version)
@@ -85,6 +92,7 @@ int folder_versions_decode(const char *meta_json, const struct ckpt_ref *ref,
 	if (r == 0) {
 		versions[0] = (struct folder_version){ .ref = *ref };
 		decode_sums(notes, &versions[0]);
+		text_of(notes, "stamp", versions[0].stamp);
 		*ret_count = count;
 	}
 	json_object_put(meta);
@@ -140,6 +148,7 @@ struct json_object *folder_versions_encode(const struct folder_version *own,
 	for (size_t i = 0; i < count; i++)
 		json_object_array_add(list, encode_one(&older[i]));
 	encode_sums(notes, own);
+	json_object_object_add(notes, "stamp", json_object_new_string(own->stamp));
 	json_object_object_add(notes, "older", list);
 	json_object_object_add(meta, "folder", notes);
 	return meta;

@@ -77,6 +77,7 @@ int verb_folder_delete(void *agent, const struct api_call *call, struct api_repl
 int verb_folder_begin(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_folder_write(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_folder_add(void *agent, const struct api_call *call, struct api_reply *reply);
+int verb_folder_made(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_folder_commit(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_run(void *agent, const struct api_call *call, struct api_reply *reply);
 int verb_adopt(void *agent, const struct api_call *call, struct api_reply *reply);

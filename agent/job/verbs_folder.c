@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "agent/job/folder.h"
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 

@@ -415,6 +415,7 @@ const struct api_route agent_routes[] = {
 	{ "folder-add", false, verb_folder_add },
 	{ "folder-write", false, verb_folder_write },
 	{ "folder-commit", false, verb_folder_commit },
+	{ "folder-made", false, verb_folder_made },
 	{ "ckpt", false, verb_ckpt },
 	{ "freeze", false, verb_freeze },
 	{ "thaw", false, verb_thaw },

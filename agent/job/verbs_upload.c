@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * folder-begin, -add, -write, -commit: how a new version comes in. The bytes are the caller's own,
+ * folder-begin, -add, -write, -commit, -made: how a new version comes in. The bytes are the caller's own,
  * in messages of bounded size; nothing of his is opened here.
  */
 #define LOG_TAG "folder"
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "agent/job/folder.h"
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
@@ -147,6 +148,33 @@ int verb_folder_begin(void *agent, const struct api_call *call, struct api_reply
 				       json_object_new_int64((int64_t)f->upload.number));
 		json_object_object_add(reply->json, "room",
 				       json_object_new_int64((int64_t)f->upload.spool_max));
+	}
+	return leave(agent, f, r, reply);
+}
+
+int verb_folder_made(void *agent, const struct api_call *call, struct api_reply *reply)
+{
+	const struct folder_version *newest;
+	const char *stamp;
+	struct folder *f;
+	char hex[65];
+	int r = api_get_string(call, "stamp", FOLDER_COPY_MAX - 1, &stamp);
+
+	if (r < 0 || !stamp || !*stamp)
+		return -EINVAL;
+	r = enter(agent, call, false, &f, reply);
+	if (r < 0)
+		return r;
+	r = upload_check(f);
+	if (r == 0) {
+		newest = &f->versions[0];
+		hex_encode(&newest->ref.manifest, sizeof(newest->ref.manifest), hex);
+		reply->json = json_object_new_object();
+		json_object_object_add(reply->json, "made",
+				       json_object_new_boolean(!strcmp(newest->stamp, stamp)));
+		json_object_object_add(reply->json, "seq",
+				       json_object_new_int64((int64_t)newest->ref.seq));
+		json_object_object_add(reply->json, "manifest", json_object_new_string(hex));
 	}
 	return leave(agent, f, r, reply);
 }
@@ -311,6 +339,7 @@ int verb_folder_commit(void *agent, const struct api_call *call, struct api_repl
 {
 	struct folder_version v = { 0 };
 	struct packer_counts counts;
+	const char *stamp = NULL;
 	int64_t files, bytes;
 	struct folder *f;
 	char hex[65];
@@ -321,12 +350,16 @@ int verb_folder_commit(void *agent, const struct api_call *call, struct api_repl
 	if (r == 0)
 		r = api_get_int(call, "bytes", 0, INT64_MAX, 0, &bytes);
 	if (r == 0)
+		r = api_get_string(call, "stamp", FOLDER_COPY_MAX - 1, &stamp);
+	if (r == 0)
 		r = enter(agent, call, true, &f, reply);
 	if (r < 0)
 		return r;
 	v.files = (uint64_t)files;
 	v.bytes = (uint64_t)bytes;
 	v.ref.wall_ms = now_wall_ms();
+	if (stamp)
+		strcpy(v.stamp, stamp);
 	r = upload_commit(f, &v, &counts);
 	if (r == -ESTALE) { /* the register decides, and then the table */
 		f->ready = false;

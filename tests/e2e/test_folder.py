@@ -266,8 +266,9 @@ def test_raw_requests(lab):
     ident = folder(lab, home, "thesis")["folder"]
     manifest = folder(lab, home, "thesis")["versions"][0]["manifest"]
     for user in {"bob"} - {lab.user}:
-        for verb in ("begin", "write", "add", "commit", "delete"):
-            more = {"write": {"bytes": ""}, "add": {"entries": []}}.get(verb, {})
+        for verb in ("begin", "write", "add", "commit", "made", "delete"):
+            more = {"write": {"bytes": ""}, "add": {"entries": []},
+                    "made": {"stamp": "x"}}.get(verb, {})
             answer = ask(home, user, f"folder-{verb}", folder=ident, upload=1, **more)
             check_equal(answer["error"]["code"], "no-such-folder", f"another user: {verb}")
         answer = ask(home, user, "read", folder=ident, manifest=manifest, file=0, offset=0, size=1)

@@ -13,6 +13,7 @@
 
 #include "agent/api/body.h"
 #include "agent/job/folder.h"
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
 /* Small, so that few entries reach the limits. The version before has "old" and "big". */

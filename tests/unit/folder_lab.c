@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
 /* The wrapped verb has no other way to know it. */
@@ -239,6 +240,7 @@ static const struct api_route routes[] = {
 	{ "folder-write", false, verb_folder_write },
 	{ "folder-add", false, verb_folder_add },
 	{ "folder-commit", false, commit_and_lose },
+	{ "folder-made", false, verb_folder_made },
 	{ "snapshot", false, verb_snapshot },
 	{ "read", false, verb_read },
 	{ 0 },

@@ -46,7 +46,7 @@ struct folder_lab {
 	struct member_info members[3];	 /* the first one is this host */
 	enum folder_lab_fault cas_fault; /* of the next cas_faults ones */
 	unsigned int cas_faults;
-	/* decampd's: the next answers to folder-commit become errors, after all was done. */
+	/* decampd's: so many answers to folder-commit become errors, after all was done. */
 	atomic_uint lose_commits;
 };
 
