@@ -75,7 +75,7 @@ static void print_folders(const struct cli *cli, struct json_object *folders)
 		int64_t seq = js_int(f, "seq", 0);
 
 		table_row(&t);
-		table_cell(&t, COLOUR_BOLD, "%s", js_text(f, "name", "?"));
+		table_cell(&t, COLOUR_BOLD, "%s", js_text(f, "label", js_text(f, "name", "?")));
 		table_cell(&t, COLOUR_NONE, "%.8s", js_text(f, "folder", "?"));
 		table_cell(&t, COLOUR_NONE, "%s", js_text(f, "user", "?"));
 		table_cell(&t, COLOUR_NONE, "%s", js_text(f, "host", "?"));

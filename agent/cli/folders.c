@@ -116,7 +116,7 @@ static int ask(struct folders *f, const char *id, struct cli_reply *reply)
 static void open_work(struct folders *f, struct folder_row *row)
 {
 	struct worktree **bigger, *w;
-	int r = worktree_open(f->cli, row->id, row->name, row->every_s, row->seq, &w);
+	int r = worktree_open(f->cli, row->id, row->every_s, row->seq, &w);
 
 	if (r < 0) {
 		cli_complain(row->name,
@@ -152,11 +152,13 @@ static struct folder_row *row_of(struct folders *f, const char *id)
 
 static void fill_row(struct folders *f, struct json_object *json)
 {
-	const char *name = js_text(json, "name", ""), *id = js_text(json, "folder", "");
+	const char *name = js_text(json, "label", js_text(json, "name", "")),
+		   *id = js_text(json, "folder", "");
 	bool here = js_bool(json, "here", false) && js_int(json, "uid", -1) == (int64_t)getuid();
 	struct folder_row *row;
 
-	if (!*name || *name == '.' || strpbrk(name, "/@") || strlen(name) > 64 || strlen(id) != 32)
+	if (!*name || *name == '.' || strpbrk(name, "/@") || strlen(name) >= sizeof(row->name) ||
+	    strlen(id) != 32)
 		return;
 	row = row_of(f, id);
 	row->listed = true;
@@ -164,8 +166,8 @@ static void fill_row(struct folders *f, struct json_object *json)
 		strcpy(row->id, id);
 		strcpy(row->job.id, id);
 		row->job.of_folder = true;
-		snprintf(row->name, sizeof(row->name), "%s", name);
 	}
+	snprintf(row->name, sizeof(row->name), "%s", name);
 	row->every_s = js_int(json, "every_s", 30);
 	if (row->seq != js_int(json, "seq", 0))
 		row->job.asked_ms = 0; /* there are new versions */
@@ -283,7 +285,7 @@ static struct folder_row *row_named(struct folders *f, const char *name)
 int folders_find(struct folders *f, const char *path, struct folders_node *ret_node)
 {
 	struct folders_node node = { .type = FOLDERS_ROOT };
-	char part[128], *at;
+	char part[200], *at;
 	size_t n;
 	int r = 0;
 
@@ -335,7 +337,7 @@ int folders_list(struct folders *f, void (*add)(void *ctx, const char *name), vo
 	refresh(f);
 	for (size_t i = 0; i < f->count; i++) {
 		struct folder_row *row = &f->rows[i];
-		char name[128];
+		char name[200];
 
 		refresh_versions(f, row);
 		add(ctx, row->name);

@@ -5,6 +5,7 @@
  *
  *   /folders/NAME      its working copy; on other hosts a symlink to its newest version
  *   /folders/NAME@N    version N
+ *   NAME~HOST          one that has the name of an older one
  *
  * A path that is not below /folders is the tree's (tree.h). Limits: those of worktree.h. Errors:
  * -errno. Threading: one thread serves the mount; another one, made by folders_begin(), sends new
@@ -19,8 +20,8 @@
 #include "agent/cli/worktree.h"
 
 struct folder_row {
-	char name[96], id[33];
-	bool here; /* ours to write */
+	char name[160], id[33]; /* name: its label, see api.md */
+	bool here;		/* ours to write */
 	int64_t seq, every_s;
 	struct tree_job job;   /* its versions, for the tree */
 	struct worktree *work; /* NULL: to read only */

@@ -658,8 +658,8 @@ static void read_boot(struct worktree *w)
 		snprintf(w->boot, sizeof(w->boot), "%llu", (unsigned long long)now_wall_ms());
 }
 
-int worktree_open(const struct cli *cli, const char *id, const char *name, int64_t every_s,
-		  int64_t seq, struct worktree **ret_work)
+int worktree_open(const struct cli *cli, const char *id, int64_t every_s, int64_t seq,
+		  struct worktree **ret_work)
 {
 	struct worktree *w = calloc(1, sizeof(*w));
 	char base[900];
@@ -672,7 +672,6 @@ int worktree_open(const struct cli *cli, const char *id, const char *name, int64
 	w->dir_fd = w->tree_fd = w->lock_fd = w->writing_fd = -1;
 	read_boot(w);
 	snprintf(w->id, sizeof(w->id), "%s", id);
-	snprintf(w->name, sizeof(w->name), "%s", name);
 	pthread_mutex_init(&w->lock, NULL);
 	pthread_mutex_init(&w->commit_lock, NULL);
 	r = worktree_base(base, sizeof(base));

@@ -59,7 +59,7 @@ struct work_list {
 
 struct worktree {
 	const struct cli *cli;
-	char id[33], name[96], dir[1024];
+	char id[33], dir[1024];
 	int64_t every_s;
 	int dir_fd, tree_fd, lock_fd, writing_fd;
 	char boot[40]; /* of the kernel that runs */
@@ -91,8 +91,8 @@ struct worktree {
 
 /* Makes or opens it; seq: of the newest version, which is fetched if there is no copy yet. -EBUSY:
  * another mount writes it. */
-int worktree_open(const struct cli *cli, const char *id, const char *name, int64_t every_s,
-		  int64_t seq, struct worktree **ret_work) _must_check_;
+int worktree_open(const struct cli *cli, const char *id, int64_t every_s, int64_t seq,
+		  struct worktree **ret_work) _must_check_;
 void worktree_close(struct worktree *w);
 
 /* Both with the lock held. */

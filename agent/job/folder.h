@@ -125,11 +125,38 @@ int folder_versions_of(struct agent *a, int channel, const struct job_value *val
 		       const struct job_seal *seal, struct folder_version *versions,
 		       size_t *ret_count) _must_check_;
 
-/* ---- verbs_folder.c ---- */
+/* ---- folder_find.c ---- */
+enum { FOLDER_LABEL_MAX = JOB_NAME_MAX + OV_NAME_MAX + 1 };
+/* One of the caller's. */
+struct folder_row {
+	struct job_value value;
+	struct job_seal seal;		/* with its key */
+	const struct member_info *home; /* NULL: no member that is known */
+	char label[FOLDER_LABEL_MAX];  /* its name, or one that tells it from others of that name */
+	char choice[FOLDER_LABEL_MAX]; /* a name that no other one has, NAME~HOST or NAME~ID */
+};
+struct folder_rows {
+	struct folder_row *items;
+	size_t count;
+	struct member_info *members;
+	size_t member_count;
+};
+/* All that the caller may see, by name; the caller gives them back. */
+int folder_rows_load(struct agent *a, const struct api_call *call, int channel,
+		     struct folder_rows *ret_rows) _must_check_;
+void folder_rows_deinit(struct folder_rows *rows);
+/* Its name, label, choice or id? */
+bool folder_row_is(const struct folder_row *row, const char *ref);
+/* The only one that "folder" names; else an error reply, and nothing to give back. */
+int folder_row_find(struct agent *a, const struct api_call *call, int channel,
+		    struct folder_rows *ret_rows, const struct folder_row **ret_row,
+		    struct api_reply *reply) _must_check_;
+int folder_none(const char *ref, struct api_reply *reply);
 /* The folder of this host that "folder" names, if the caller may write to it. With a reference. */
 int folder_of_call(struct agent *a, const struct api_call *call, struct folder **ret_folder,
 		   struct api_reply *reply) _must_check_;
 
+/* ---- verbs_folder.c ---- */
 /* The reply to whoever wants to write where folder_bytes is 0. */
 int folders_off(const char *name, struct api_reply *reply);
 

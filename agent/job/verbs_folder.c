@@ -10,7 +10,7 @@
 #include "agent/util/io.h"
 #include "agent/util/log.h"
 
-enum { PREFIX_MIN = 4, DELETE_MS = 20000 };
+enum { DELETE_MS = 20000 };
 
 static void put_text(struct json_object *json, const char *key, const char *text)
 {
@@ -22,118 +22,27 @@ static void put_int(struct json_object *json, const char *key, uint64_t n)
 	json_object_object_add(json, key, json_object_new_int64((int64_t)n));
 }
 
-static bool may_see(const struct api_call *call, const struct job_seal *seal)
-{
-	return call->uid == 0 || call->uid == seal->uid;
-}
-
-/* ---- which ones ---- */
-
-static bool is_meant(const struct job_value *value, const struct job_seal *seal, const char *ref)
-{
-	size_t length = strlen(ref);
-	char hex[33];
-
-	hex_encode(&value->job, sizeof(value->job), hex);
-	return !strcmp(seal->name, ref) ||
-	       (length >= PREFIX_MIN && length <= 32 && !strncmp(hex, ref, length));
-}
-
-/* What this host knows of its own is newer than what members say. */
-static bool open_folder(struct agent *a, const struct api_call *call, struct job_value *value,
-			struct job_seal *ret_seal)
-{
-	struct folder *f;
-	bool gone = false;
-
-	if (job_unseal_value(a, value, ret_seal) < 0)
-		return false;
-	if (!(ret_seal->flags & JOB_SEAL_FOLDER) || !may_see(call, ret_seal)) {
-		key_wipe(ret_seal, sizeof(*ret_seal));
-		return false;
-	}
-	f = folder_find(a, &value->job);
-	if (f) {
-		if (value->state == JOB_STATE_HELD)
-			job_get_value(f->job, value);
-		gone = f->gone;
-		folder_unref(a, f);
-	}
-	return !gone && value->state < JOB_STATE_DONE;
-}
-
-/* What members tell, and our own: a host that has just started knows nobody yet. */
-static int list_values(struct agent *a, int channel, struct job_value **ret_values,
-		       size_t *ret_count)
-{
-	struct folder *own[FOLDERS_MAX];
-	struct job_value *values, *bigger;
-	size_t count, own_count, listed;
-	int r = agent_list(channel, &values, &count);
-
-	if (r < 0)
-		return r;
-	bigger = reallocarray(values, count + FOLDERS_MAX, sizeof(*values));
-	if (!bigger) {
-		free(values);
-		return -ENOMEM;
-	}
-	listed = count;
-	own_count = folders_all(a, own);
-	for (size_t i = 0; i < own_count; i++) {
-		bool there = false;
-
-		for (size_t k = 0; k < listed && !there; k++)
-			there = !memcmp(&bigger[k].job, &own[i]->job->id, sizeof(own[i]->job->id));
-		if (!there)
-			job_get_value(own[i]->job, &bigger[count++]);
-		folder_unref(a, own[i]);
-	}
-	*ret_values = bigger;
-	*ret_count = count;
-	return 0;
-}
-
-static int no_such_folder(const char *ref, struct api_reply *reply)
-{
-	return api_error(reply, -ENOENT, "no-such-folder", ref, "decamp folder lists your folders",
-			 "there is no such folder");
-}
-
 /* Without its versions. */
-static int find_folder(struct agent *a, const struct api_call *call, struct target *t,
+static int find_target(struct agent *a, const struct api_call *call, struct target *t,
 		       struct api_reply *reply)
 {
-	_cleanup_free_ struct job_value *values = NULL;
-	size_t count = 0, hits = 0;
-	const char *ref;
-	int r = api_get_string(call, "folder", JOB_NAME_MAX, &ref);
+	const struct folder_row *row;
+	struct folder_rows rows;
+	int r;
 
 	*t = (struct target){ .agent = a, .channel = -1 };
-	if (r < 0 || !ref || !*ref)
-		return api_error(reply, -EINVAL, "bad-request", "folder",
-				 "decamp folder lists your folders", "no folder was named");
-	if (!a->cluster)
-		return no_such_folder(ref, reply);
-	t->channel = ov_open_channel(a->main_channel);
-	r = t->channel < 0 ? t->channel : list_values(a, t->channel, &values, &count);
-	for (size_t i = 0; r == 0 && i < count; i++) {
-		struct job_seal seal;
-
-		if (!open_folder(a, call, &values[i], &seal))
-			continue;
-		if (is_meant(&values[i], &seal, ref)) {
-			t->value = values[i];
-			t->seal = seal;
-			hits++;
-		}
-		key_wipe(&seal, sizeof(seal));
-	}
-	if (r == 0 && hits != 1)
-		r = hits ? api_error(reply, -EINVAL, "ambiguous", ref, "name it by its id",
-				     "%zu folders have that name", hits) :
-			   no_such_folder(ref, reply);
-	return r;
+	t->channel = a->cluster ? ov_open_channel(a->main_channel) : -1;
+	if (a->cluster && t->channel < 0)
+		return t->channel;
+	r = folder_row_find(a, call, t->channel, &rows, &row, reply);
+	if (r < 0)
+		return r;
+	t->value = row->value;
+	t->seal = row->seal;
+	t->members = take_ptr(rows.members);
+	t->member_count = rows.member_count;
+	folder_rows_deinit(&rows);
+	return 0;
 }
 
 int target_find_folder(struct agent *a, const struct api_call *call, struct target *ret_target,
@@ -142,7 +51,7 @@ int target_find_folder(struct agent *a, const struct api_call *call, struct targ
 	struct folder_version versions[FOLDER_KEEP_MAX];
 	struct target t;
 	size_t count = 0;
-	int r = find_folder(a, call, &t, reply);
+	int r = find_target(a, call, &t, reply);
 
 	if (r == 0)
 		r = folder_versions_of(a, t.channel, &t.value, &t.seal, versions, &count);
@@ -162,22 +71,10 @@ int target_find_folder(struct agent *a, const struct api_call *call, struct targ
 
 struct listing {
 	struct agent *agent;
-	const struct api_call *call;
 	int channel;
-	struct member_info *members;
-	size_t member_count;
-	const char *ref; /* this one alone; NULL: all */
 	bool versions;
 	struct json_object *folders;
 };
-
-static const struct member_info *home_of(const struct listing *l, const struct job_value *value)
-{
-	for (size_t i = 0; i < l->member_count; i++)
-		if (node_id_equal(&l->members[i].id, &value->home))
-			return &l->members[i];
-	return NULL;
-}
 
 static void describe_here(struct agent *a, const struct job_value *value, struct json_object *json)
 {
@@ -221,20 +118,21 @@ static void describe_versions(const struct listing *l, const struct job_value *v
 	json_object_object_add(json, "versions", list);
 }
 
-static void describe(const struct listing *l, const struct job_value *value,
-		     const struct job_seal *seal)
+static void describe(const struct listing *l, const struct folder_row *row)
 {
 	struct json_object *json = json_object_new_object();
-	const struct member_info *home = home_of(l, value);
+	const struct job_value *value = &row->value;
+	const struct job_seal *seal = &row->seal;
 	bool here = node_id_equal(&value->owner, &l->agent->self);
 	char hex[33];
 
 	hex_encode(&value->job, sizeof(value->job), hex);
 	put_text(json, "folder", hex);
 	put_text(json, "name", seal->name);
+	put_text(json, "label", row->label);
 	put_text(json, "user", seal->user);
 	put_int(json, "uid", seal->uid);
-	put_text(json, "host", home ? home->hostname : "?");
+	put_text(json, "host", row->home ? row->home->hostname : "?");
 	json_object_object_add(json, "here", json_object_new_boolean(here));
 	put_int(json, "keep", job_seal_keep(seal));
 	put_int(json, "every_s", seal->every_s);
@@ -243,51 +141,42 @@ static void describe(const struct listing *l, const struct job_value *value,
 	if (here)
 		describe_here(l->agent, value, json);
 	else
-		put_text(json, "state", home && home->state == MEMBER_ALIVE ? "elsewhere" : "away");
+		put_text(json, "state",
+			 row->home && row->home->state == MEMBER_ALIVE ? "elsewhere" : "away");
 	if (l->versions)
 		describe_versions(l, value, seal, json);
 	json_object_array_add(l->folders, json);
 }
 
-static int list_all(struct listing *l)
+static int list_all(struct listing *l, const struct api_call *call, const char *ref)
 {
-	_cleanup_free_ struct job_value *values = NULL;
-	size_t count;
-	int r = list_values(l->agent, l->channel, &values, &count);
+	struct folder_rows rows = { 0 };
+	int r;
 
-	for (size_t i = 0; r == 0 && i < count; i++) {
-		struct job_seal seal;
-
-		if (!open_folder(l->agent, l->call, &values[i], &seal))
-			continue;
-		if (!l->ref || is_meant(&values[i], &seal, l->ref))
-			describe(l, &values[i], &seal);
-		key_wipe(&seal, sizeof(seal));
-	}
+	l->channel = ov_open_channel(l->agent->main_channel);
+	r = l->channel < 0 ? l->channel : folder_rows_load(l->agent, call, l->channel, &rows);
+	for (size_t i = 0; i < rows.count; i++)
+		if (!ref || folder_row_is(&rows.items[i], ref))
+			describe(l, &rows.items[i]);
+	folder_rows_deinit(&rows);
 	return r;
 }
 
-static int list(struct agent *a, const struct api_call *call, bool versions,
-		struct api_reply *reply)
+int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply)
 {
-	struct listing l = { .agent = a, .call = call, .channel = -1 };
-	int r = api_get_string(call, "folder", JOB_NAME_MAX, &l.ref);
+	struct listing l = { .agent = agent, .channel = -1 };
+	const char *ref;
+	int r = api_get_string(call, "folder", FOLDER_LABEL_MAX, &ref);
 
 	if (r < 0)
 		return r;
-	l.versions = versions && l.ref;
+	l.versions = ref != NULL;
 	l.folders = json_object_new_array();
-	if (a->cluster) {
-		l.channel = ov_open_channel(a->main_channel);
-		r = l.channel < 0 ? l.channel :
-				    agent_members(l.channel, &l.members, &l.member_count);
-		if (r == 0)
-			r = list_all(&l);
-	}
+	if (l.agent->cluster)
+		r = list_all(&l, call, ref);
 	close_fdp(&l.channel);
-	free(l.members);
-	if (r == 0 && l.ref && json_object_array_length(l.folders) == 0)
-		r = no_such_folder(l.ref, reply);
+	if (r == 0 && ref && json_object_array_length(l.folders) == 0)
+		r = folder_none(ref, reply);
 	if (r < 0) {
 		json_object_put(l.folders);
 		return r;
@@ -295,11 +184,6 @@ static int list(struct agent *a, const struct api_call *call, bool versions,
 	reply->json = json_object_new_object();
 	json_object_object_add(reply->json, "folders", l.folders);
 	return 0;
-}
-
-int verb_folder_list(void *agent, const struct api_call *call, struct api_reply *reply)
-{
-	return list(agent, call, true, reply);
 }
 
 /* ---- create ---- */
@@ -321,20 +205,15 @@ static int name_taken(const char *name, struct api_reply *reply)
 static int refuse_name(struct agent *a, const struct api_call *call, const char *name,
 		       struct api_reply *reply)
 {
-	_cleanup_free_ struct job_value *values = NULL;
 	_cleanup_close_ int channel = ov_open_channel(a->main_channel);
+	struct folder_rows rows = { 0 };
 	bool same = false;
-	size_t count;
-	int r = channel < 0 ? channel : list_values(a, channel, &values, &count);
+	int r = channel < 0 ? channel : folder_rows_load(a, call, channel, &rows);
 
-	for (size_t i = 0; r == 0 && i < count; i++) {
-		struct job_seal seal;
-
-		if (!open_folder(a, call, &values[i], &seal))
-			continue;
-		same |= seal.uid == call->uid && !strcmp(seal.name, name);
-		key_wipe(&seal, sizeof(seal));
-	}
+	for (size_t i = 0; i < rows.count; i++)
+		same |= rows.items[i].seal.uid == call->uid &&
+			!strcmp(rows.items[i].seal.name, name);
+	folder_rows_deinit(&rows);
 	return same ? name_taken(name, reply) : r;
 }
 
@@ -564,10 +443,8 @@ static int delete_homeless(struct agent *a, const struct api_call *call, struct 
 	struct api_reply other = { .stream_fd = -1 };
 	struct target t;
 	char hex[33];
-	int r = find_folder(a, call, &t, &other);
+	int r = find_target(a, call, &t, &other);
 
-	if (r == 0)
-		r = agent_members(t.channel, &t.members, &t.member_count);
 	if (r == 0 && has_home(&t)) {
 		target_deinit(&t);
 		return -EREMOTE;
@@ -606,63 +483,4 @@ int verb_folder_delete(void *agent, const struct api_call *call, struct api_repl
 	}
 	folder_unref(a, f);
 	return r;
-}
-
-/* ---- of this host ---- */
-
-static int not_here(struct agent *a, const struct api_call *call, const char *ref,
-		    struct api_reply *reply)
-{
-	struct api_reply found = { .stream_fd = -1 };
-	struct json_object *folders, *host;
-	int r = list(a, call, false, &found);
-
-	if (r < 0) {
-		reply->json = found.json;
-		return r;
-	}
-	json_object_object_get_ex(found.json, "folders", &folders);
-	json_object_object_get_ex(json_object_array_get_idx(folders, 0), "host", &host);
-	r = api_error(reply, -EREMOTE, "not-here", ref, "do it on that host",
-		      "it is a folder of %s, and can only be read here",
-		      json_object_get_string(host));
-	json_object_put(found.json);
-	return r;
-}
-
-int folder_of_call(struct agent *a, const struct api_call *call, struct folder **ret_folder,
-		   struct api_reply *reply)
-{
-	struct folder *folders[FOLDERS_MAX], *found = NULL;
-	size_t count, hits = 0;
-	const char *ref;
-	int r = api_get_string(call, "folder", JOB_NAME_MAX, &ref);
-
-	if (r < 0 || !ref || !*ref)
-		return api_error(reply, -EINVAL, "bad-request", "folder",
-				 "decamp folder lists your folders", "no folder was named");
-	count = folders_all(a, folders);
-	for (size_t i = 0; i < count; i++) {
-		struct job *job = folders[i]->job;
-		size_t length = strlen(ref);
-		bool meant = !strcmp(job->spec.name, ref) ||
-			     (length >= PREFIX_MIN && !strncmp(job->hex, ref, length));
-
-		if (meant && (call->uid == 0 || call->uid == job->spec.uid)) {
-			hits++;
-			folder_unref(a, found);
-			found = folders[i];
-		} else {
-			folder_unref(a, folders[i]);
-		}
-	}
-	if (hits == 1) {
-		*ret_folder = found;
-		return 0;
-	}
-	folder_unref(a, found);
-	if (hits > 1)
-		return api_error(reply, -EINVAL, "ambiguous", ref, "name it by its id",
-				 "%zu folders have that name", hits);
-	return not_here(a, call, ref, reply);
 }

@@ -56,6 +56,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	pthread_mutex_init(&folder.lock, NULL);
 	pthread_mutex_init(&job.lock, NULL);
 	strcpy(job.spec.name, "f");
+	memset(job.hex, '0', sizeof(job.hex) - 1);
 	job.agent = &agent;
 	folder.job = &job;
 	folder.refs = 1;
@@ -144,7 +145,7 @@ static void request(const char *line, size_t size)
 
 	if (size < 1 || api_body_parse(line + 1, size - 1, &call.body, &why) < 0)
 		return;
-	json_object_object_add(call.body, "folder", json_object_new_string("f"));
+	json_object_object_add(call.body, "folder", json_object_new_string(folder.job->hex));
 	json_object_object_add(call.body, "upload", json_object_new_int(1));
 	r = line[0] == 'w' ? verb_folder_write(&agent, &call, &reply) :
 			     verb_folder_add(&agent, &call, &reply);

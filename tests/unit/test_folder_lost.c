@@ -57,7 +57,7 @@ static void open_copy(struct writer *u, const char *name)
 
 	snprintf(path, sizeof(path), "%s/%s", u->lab->dir, name);
 	assert_int_equal(setenv("XDG_STATE_HOME", path, 1), 0);
-	assert_int_equal(worktree_open(&u->cli, u->id, "f", 30, 0, &u->w), 0);
+	assert_int_equal(worktree_open(&u->cli, u->id, 30, 0, &u->w), 0);
 }
 
 /* A folder with one version, in which is the file "a". */
@@ -305,7 +305,7 @@ static void test_other_copy(void **state)
 	begin_with(&u, *state, &faults[0]);
 	other = u;
 	assert_int_equal(setenv("XDG_STATE_HOME", u.lab->dir, 1), 0);
-	assert_int_equal(worktree_open(&other.cli, other.id, "f", 30, 2, &other.w), 0);
+	assert_int_equal(worktree_open(&other.cli, other.id, 30, 2, &other.w), 0);
 	put_file(&other, "o", "other");
 	assert_int_equal(worktree_commit(other.w, 0, false), 0);
 	put_file(&u, "b", "behind");

@@ -32,9 +32,8 @@ static int setup(void **state)
 	assert_non_null(mkdtemp(lab->dir));
 	lab->cli.socket = "/nonexistent/control.sock";
 	assert_int_equal(setenv("XDG_STATE_HOME", lab->dir, 1), 0);
-	assert_int_equal(worktree_open(&lab->cli, "0123456789abcdef0123456789abcdef", "f", 30, 0,
-				       &lab->w),
-			 0);
+	assert_int_equal(
+		worktree_open(&lab->cli, "0123456789abcdef0123456789abcdef", 30, 0, &lab->w), 0);
 	*state = lab;
 	return 0;
 }
