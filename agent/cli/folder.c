@@ -54,6 +54,12 @@ static void add_unsent(struct table *t, struct json_object *folder)
 		table_cell(t, COLOUR_NONE, "-");
 }
 
+static void add_size(struct table *t, struct json_object *folder, const char *key)
+{
+	table_cell(t, COLOUR_NONE, "%s",
+		   js_has(folder, key) ? text_size(js_int(folder, key, 0)).s : "-");
+}
+
 static void print_folders(const struct cli *cli, struct json_object *folders)
 {
 	static const struct table_column columns[] = {
@@ -65,6 +71,8 @@ static void print_folders(const struct cli *cli, struct json_object *folders)
 		{ .title = "VERSION" },
 		{ .title = "KEPT", .right = true },
 		{ .title = "SIZE", .right = true },
+		{ .title = "STORED", .right = true },
+		{ .title = "SENT", .right = true },
 		{ .title = "NOT SENT", .flexible = true },
 	};
 	_cleanup_(table_deinit) struct table t;
@@ -89,8 +97,9 @@ static void print_folders(const struct cli *cli, struct json_object *folders)
 			table_cell(&t, COLOUR_NONE, "%lld", (long long)js_int(f, "kept", 0));
 		else
 			table_cell(&t, COLOUR_NONE, "-");
-		table_cell(&t, COLOUR_NONE, "%s",
-			   js_has(f, "bytes") ? text_size(js_int(f, "bytes", 0)).s : "-");
+		add_size(&t, f, "bytes");
+		add_size(&t, f, "stored_bytes");
+		add_size(&t, f, "sent_bytes");
 		add_unsent(&t, f);
 	}
 	table_print(&t, cli);
@@ -103,6 +112,7 @@ static void print_versions(const struct cli *cli, struct json_object *folder)
 		{ .title = "TIME" },
 		{ .title = "ENTRIES", .right = true },
 		{ .title = "SIZE", .right = true },
+		{ .title = "SENT", .right = true },
 		{ .title = "BY" },
 	};
 	struct json_object *versions = js_member(folder, "versions");
@@ -117,6 +127,7 @@ static void print_versions(const struct cli *cli, struct json_object *folder)
 		table_cell(&t, COLOUR_NONE, "%s", text_when(js_int(v, "wall_ms", 0)).s);
 		table_cell(&t, COLOUR_NONE, "%lld", (long long)js_int(v, "files", 0));
 		table_cell(&t, COLOUR_NONE, "%s", text_size(js_int(v, "bytes", 0)).s);
+		add_size(&t, v, "sent_bytes");
 		table_cell(&t, COLOUR_NONE, "%s", js_bool(v, "sync", false) ? "fsync" : "time");
 	}
 	table_print(&t, cli);

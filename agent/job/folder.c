@@ -105,6 +105,7 @@ static int folder_new(struct agent *a, const struct job_value *value, const stru
 	if (f->keep < 1 || f->keep > FOLDER_KEEP_MAX)
 		f->keep = FOLDER_KEEP;
 	f->upload.spool = -1;
+	f->stored = -1;
 	f->refs = 1;
 	pthread_mutex_init(&f->lock, NULL);
 	*ret_folder = f;
@@ -306,8 +307,7 @@ static int learn_versions(struct folder *f)
 	if (job->value.history_count > 0) {
 		r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, ref, &m);
 		if (r == 0) {
-			r = folder_versions_decode(manifest_head(m)->meta_json, ref, versions,
-						   &count);
+			r = folder_versions_read(m, ref, versions, &count);
 			manifest_destroy(m);
 		}
 	}
@@ -320,6 +320,7 @@ static int learn_versions(struct folder *f)
 		folder_version_deinit(&f->versions[i]);
 	memcpy(f->versions, versions, count * sizeof(versions[0]));
 	f->version_count = count;
+	f->stored = count ? -1 : 0;
 	pthread_mutex_unlock(&job->lock);
 	return 0;
 }
@@ -367,6 +368,17 @@ static bool resume_all(struct agent *a)
 	return done;
 }
 
+static void learn_all(struct agent *a)
+{
+	struct folder *folders[FOLDERS_MAX];
+	size_t count = folders_all(a, folders);
+
+	for (size_t i = 0; i < count; i++) {
+		folder_learn_stored(folders[i]);
+		folder_unref(a, folders[i]);
+	}
+}
+
 static void *folders_thread(void *agent)
 {
 	struct agent *a = agent;
@@ -379,6 +391,8 @@ static void *folders_thread(void *agent)
 		a->folders_wanted = false;
 		pthread_mutex_unlock(&a->folders_lock);
 		done = resume_all(a);
+		if (done)
+			learn_all(a);
 		pthread_mutex_lock(&a->folders_lock);
 		go_on = !done || a->folders_wanted;
 		if (!go_on)

@@ -46,10 +46,11 @@ struct folder_version {
 	struct ckpt_ref ref;
 	bool sync; /* made by fsync(2): the next version takes its place */
 	uint64_t files, bytes;
+	uint64_t sent;		     /* packs that were written for it, and its manifest */
 	char copy[FOLDER_COPY_MAX];  /* which working copy it was made of; "": not told */
 	char stamp[FOLDER_COPY_MAX]; /* the newest one: its sender's name of this commit, or "" */
-	struct object_hash *hashes;  /* all that it needs; NULL: not known yet */
-	size_t hash_count;
+	struct pack_object *objects; /* all that it needs; NULL: not known yet */
+	size_t object_count;
 };
 
 struct folder_upload {
@@ -75,6 +76,8 @@ struct folder {
 	bool killed;	      /* deleted, says the register */
 	struct folder_version versions[FOLDER_KEEP_MAX]; /* newest first */
 	size_t version_count;
+	/* Bytes of all their objects, each once; -1: not known, -2: nor to be had. Under both locks. */
+	int64_t stored;
 	uint64_t packer_seq; /* the version whose contents the packer knows; 0: none */
 	struct folder_upload upload;
 };
@@ -120,6 +123,9 @@ int folder_versions_decode(const char *meta_json, const struct ckpt_ref *ref,
 struct json_object *folder_versions_encode(const struct folder_version *own,
 					   const struct folder_version *older, size_t count);
 void folder_version_deinit(struct folder_version *v);
+/* Of a manifest: its notes, and what it says itself. */
+int folder_versions_read(const struct manifest *m, const struct ckpt_ref *ref,
+			 struct folder_version *versions, size_t *ret_count) _must_check_;
 /* Any host: the list of a folder's versions, by way of its newest manifest. */
 int folder_versions_of(struct agent *a, int channel, const struct job_value *value,
 		       const struct job_seal *seal, struct folder_version *versions,
@@ -173,5 +179,7 @@ int upload_write(struct folder *f, uint64_t offset, const void *bytes, size_t si
 /* A file's content is the spool (fresh), else that of the last version (-ENOENT: not known here). */
 /* -EDQUOT: more than folder_bytes of decampd.conf. -EOVERFLOW: more than FOLDER_EXTENTS_MAX. */
 int upload_add(struct folder *f, struct pack_input *in, bool fresh) _must_check_;
+/* Without its lock: how much its versions take becomes known, unless holders are away. */
+void folder_learn_stored(struct folder *f);
 int upload_commit(struct folder *f, struct folder_version *version,
 		  struct packer_counts *ret_counts) _must_check_;

@@ -254,6 +254,7 @@ static void push_version(struct folder *f, const struct folder_version *v)
 	memmove(&f->versions[1], older, count * sizeof(*older));
 	f->versions[0] = *v;
 	f->version_count = count + 1;
+	f->stored = -1;
 	for (size_t i = f->version_count; i < FOLDER_KEEP_MAX; i++)
 		f->versions[i] = (struct folder_version){ 0 };
 	pthread_mutex_unlock(&f->job->lock);
@@ -261,63 +262,151 @@ static void push_version(struct folder *f, const struct folder_version *v)
 
 /* ---- garbage ---- */
 
-static int learn_hashes(struct folder *f, struct folder_version *v)
+static int read_objects(struct job *job, int channel, const struct ckpt_ref *ref,
+			struct pack_object **ret_objects, size_t *ret_count)
 {
-	struct job *job = f->job;
+	struct pack_object *objects;
 	struct manifest *m;
 	size_t count;
-	int r;
+	int r = job_open_manifest(job->agent, channel, &job->id, &job->key, ref, &m);
 
-	if (v->hashes)
-		return 0;
-	r = job_open_manifest(job->agent, job->channel, &job->id, &job->key, &v->ref, &m);
 	if (r < 0)
 		return r;
 	count = manifest_object_count(m);
-	v->hashes = calloc(count + 1, sizeof(*v->hashes));
-	for (size_t i = 0; v->hashes && i < count; i++) {
+	objects = calloc(count + 1, sizeof(*objects));
+	for (size_t i = 0; objects && i < count; i++) {
 		struct node_id holders[OV_HOLDERS_MAX];
-		uint32_t size, holder_count;
+		uint32_t holder_count;
 
-		manifest_object(m, i, &v->hashes[i], &size, &holder_count, holders);
+		manifest_object(m, i, &objects[i].hash, &objects[i].size, &holder_count, holders);
 	}
 	manifest_destroy(m);
-	if (!v->hashes)
+	if (!objects)
 		return -ENOMEM;
-	v->hashes[count] = v->ref.manifest;
-	v->hash_count = count + 1;
+	objects[count] = (struct pack_object){ ref->manifest, ref->manifest_size };
+	*ret_objects = objects;
+	*ret_count = count + 1;
 	return 0;
 }
 
-static int compare_hashes(const void *a, const void *b)
+static int learn_objects(struct folder *f, struct folder_version *v)
+{
+	return v->objects ? 0 :
+			    read_objects(f->job, f->job->channel, &v->ref, &v->objects,
+					 &v->object_count);
+}
+
+static int compare_objects(const void *a, const void *b)
 {
 	return memcmp(a, b, sizeof(struct object_hash));
 }
 
-/* Each object once. */
+_Static_assert(offsetof(struct pack_object, hash) == 0, "objects are sorted by it");
+
+/* Each object once; their bytes are noted. */
 static int union_of(struct folder *f, struct object_hash **ret_hashes, size_t *ret_count)
 {
-	struct object_hash *all;
+	_cleanup_free_ struct pack_object *all = NULL;
+	struct object_hash *hashes;
 	size_t count = 0, kept = 0;
+	int64_t stored = 0;
 
-	for (size_t i = 0; i < f->version_count; i++)
-		count += f->versions[i].hash_count;
+	for (size_t i = 0; i < f->version_count; i++) {
+		if (!f->versions[i].objects)
+			return -ENODATA;
+		count += f->versions[i].object_count;
+	}
 	all = calloc(count + 1, sizeof(*all));
-	if (!all)
+	hashes = calloc(count + 1, sizeof(*hashes));
+	if (!all || !hashes) {
+		free(hashes);
 		return -ENOMEM;
+	}
 	count = 0;
 	for (size_t i = 0; i < f->version_count; i++) {
-		memcpy(all + count, f->versions[i].hashes,
-		       f->versions[i].hash_count * sizeof(*all));
-		count += f->versions[i].hash_count;
+		const struct folder_version *v = &f->versions[i];
+
+		memcpy(all + count, v->objects, v->object_count * sizeof(*all));
+		count += v->object_count;
 	}
-	qsort(all, count, sizeof(*all), compare_hashes);
-	for (size_t i = 0; i < count; i++)
-		if (i == 0 || compare_hashes(&all[i], &all[i - 1]) != 0)
-			all[kept++] = all[i];
-	*ret_hashes = all;
+	qsort(all, count, sizeof(*all), compare_objects);
+	for (size_t i = 0; i < count; i++) {
+		if (i > 0 && compare_objects(&all[i], &all[i - 1]) == 0)
+			continue;
+		hashes[kept++] = all[i].hash;
+		stored += all[i].size;
+	}
+	pthread_mutex_lock(&f->job->lock);
+	f->stored = stored;
+	pthread_mutex_unlock(&f->job->lock);
+	*ret_hashes = hashes;
 	*ret_count = kept;
 	return 0;
+}
+
+/* A version of which not all is known; if there is none, the sum is made. */
+static bool next_unknown(struct folder *f, struct ckpt_ref *ret_ref)
+{
+	_cleanup_free_ struct object_hash *hashes = NULL;
+	bool found = false;
+	size_t count;
+
+	pthread_mutex_lock(&f->lock);
+	if (f->ready && f->stored == -1 && !f->job->agent->stopping) {
+		for (size_t i = 0; i < f->version_count && !found; i++) {
+			*ret_ref = f->versions[i].ref;
+			found = !f->versions[i].objects;
+		}
+		if (!found)
+			(void)!union_of(f, &hashes, &count);
+	}
+	pthread_mutex_unlock(&f->lock);
+	return found;
+}
+
+static void give_objects(struct folder *f, const struct ckpt_ref *ref,
+			 struct pack_object *objects_take, size_t count)
+{
+	pthread_mutex_lock(&f->lock);
+	for (size_t i = 0; i < f->version_count && objects_take; i++) {
+		struct folder_version *v = &f->versions[i];
+
+		if (v->objects || memcmp(&v->ref.manifest, &ref->manifest, sizeof(ref->manifest)))
+			continue;
+		v->objects = take_ptr(objects_take);
+		v->object_count = count;
+	}
+	pthread_mutex_unlock(&f->lock);
+	free(objects_take);
+}
+
+static void give_up(struct folder *f)
+{
+	pthread_mutex_lock(&f->lock);
+	pthread_mutex_lock(&f->job->lock);
+	if (f->stored < 0)
+		f->stored = -2;
+	pthread_mutex_unlock(&f->job->lock);
+	pthread_mutex_unlock(&f->lock);
+}
+
+/* Nobody who writes waits for holders that do not answer; they are asked once. */
+void folder_learn_stored(struct folder *f)
+{
+	_cleanup_close_ int channel = -1;
+	struct pack_object *objects;
+	struct ckpt_ref ref;
+	size_t count;
+
+	while (next_unknown(f, &ref)) {
+		if (channel < 0)
+			channel = ov_open_channel(f->job->agent->main_channel);
+		if (channel < 0 || read_objects(f->job, channel, &ref, &objects, &count) < 0) {
+			give_up(f);
+			break;
+		}
+		give_objects(f, &ref, objects, count);
+	}
 }
 
 /* Holders keep what the kept versions need. Nothing is said while one of the lists is unknown. */
@@ -334,7 +423,7 @@ static void retain(struct folder *f)
 	int r = fd < 0 ? fd : 0;
 
 	for (size_t i = 0; r == 0 && i < f->version_count; i++)
-		r = learn_hashes(f, &f->versions[i]);
+		r = learn_objects(f, &f->versions[i]);
 	if (r == 0)
 		r = union_of(f, &hashes, &count);
 	if (r == 0)
@@ -371,14 +460,15 @@ int upload_commit(struct folder *f, struct folder_version *version,
 		return r;
 	f->packer_seq = v.ref.seq;
 	packer_counts(job->packer, ret_counts);
-	if (packer_objects(job->packer, &v.hashes, &v.hash_count) < 0)
-		v.hashes = NULL, v.hash_count = 0;
+	v.sent = ret_counts->sent_bytes;
+	if (packer_sized_objects(job->packer, &v.objects, &v.object_count) < 0)
+		v.objects = NULL, v.object_count = 0;
 	push_version(f, &v);
 	r = folder_save(f);
 	if (r < 0)
 		log_errno(r, "folder %s: local record", job->spec.name);
 	retain(f);
 	*version = v;
-	version->hashes = NULL;
+	version->objects = NULL;
 	return 0;
 }

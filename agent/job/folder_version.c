@@ -4,7 +4,7 @@
  * room for four.
  *
  *   notes = {"folder": {"sync", "files", "bytes", "older": [{"seq", "wall_ms", "manifest", "size",
- *            "holders" [..], "sync", "files", "bytes", "copy"}..], "copy", "stamp"}}
+ *            "holders" [..], "sync", "files", "bytes", "copy", "sent"}..], "copy", "stamp"}}
  */
 #define LOG_TAG "folder"
 #include <errno.h>
@@ -69,6 +69,7 @@ static int decode_one(struct json_object *json, struct folder_version *ret_versi
 			    sizeof(v.ref.holders[i])))
 			return -EBADMSG;
 	decode_sums(json, &v);
+	v.sent = number_of(json, "sent");
 	*ret_version = v;
 	return 0;
 }
@@ -136,6 +137,7 @@ static struct json_object *encode_one(const struct folder_version *v)
 				      new_hex(&v->ref.holders[i], sizeof(v->ref.holders[i])));
 	json_object_object_add(json, "holders", holders);
 	encode_sums(json, v);
+	put_number(json, "sent", v->sent);
 	return json;
 }
 
@@ -156,8 +158,19 @@ struct json_object *folder_versions_encode(const struct folder_version *own,
 
 void folder_version_deinit(struct folder_version *v)
 {
-	free(v->hashes);
+	free(v->objects);
 	*v = (struct folder_version){ 0 };
+}
+
+int folder_versions_read(const struct manifest *m, const struct ckpt_ref *ref,
+			 struct folder_version *versions, size_t *ret_count)
+{
+	int r = folder_versions_decode(manifest_head(m)->meta_json, ref, versions, ret_count);
+
+	/* Its own notes were written before it was known. */
+	if (r == 0)
+		versions[0].sent = manifest_new_bytes(m) + ref->manifest_size;
+	return r;
 }
 
 int folder_versions_of(struct agent *a, int channel, const struct job_value *value,
@@ -176,8 +189,7 @@ int folder_versions_of(struct agent *a, int channel, const struct job_value *val
 	key_wipe(&key, sizeof(key));
 	if (r < 0)
 		return r;
-	r = folder_versions_decode(manifest_head(m)->meta_json, &value->history[0], versions,
-				   ret_count);
+	r = folder_versions_read(m, &value->history[0], versions, ret_count);
 	manifest_destroy(m);
 	return r;
 }

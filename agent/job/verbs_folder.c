@@ -88,6 +88,9 @@ static void describe_here(struct agent *a, const struct job_value *value, struct
 	put_int(json, "kept", f->version_count);
 	put_int(json, "files", f->versions[0].files);
 	put_int(json, "bytes", f->versions[0].bytes);
+	put_int(json, "sent_bytes", f->versions[0].sent);
+	if (f->stored >= 0)
+		put_int(json, "stored_bytes", (uint64_t)f->stored);
 	pthread_mutex_unlock(&f->job->lock);
 	folder_unref(a, f);
 }
@@ -110,6 +113,7 @@ static void describe_versions(const struct listing *l, const struct job_value *v
 		put_text(one, "manifest", hex);
 		put_int(one, "files", versions[i].files);
 		put_int(one, "bytes", versions[i].bytes);
+		put_int(one, "sent_bytes", versions[i].sent);
 		json_object_object_add(one, "sync", json_object_new_boolean(versions[i].sync));
 		json_object_array_add(list, one);
 	}

@@ -249,7 +249,7 @@ static int store_manifest(struct packer *p, const struct manifest_head *head,
 {
 	_cleanup_(draft_destroyp) struct draft *d = NULL;
 	_cleanup_free_ uint8_t *bytes = NULL;
-	struct object_hash *objects;
+	struct pack_object *objects;
 	size_t size, n;
 	int r;
 
@@ -263,8 +263,10 @@ static int store_manifest(struct packer *p, const struct manifest_head *head,
 	objects = calloc(n + 1, sizeof(*objects));
 	if (!objects)
 		return -ENOMEM;
-	for (size_t i = 0; i < n; i++)
-		memcpy(objects[i].b, d->packs[i].hash.data, sizeof(objects[i].b));
+	for (size_t i = 0; i < n; i++) {
+		memcpy(objects[i].hash.b, d->packs[i].hash.data, sizeof(objects[i].hash.b));
+		objects[i].size = d->packs[i].size;
+	}
 	ref->manifest_size = (uint32_t)size;
 	r = packer_store_object(p, bytes, ref->manifest_size, &ref->manifest, &ref->holder_count,
 				ref->holders);
@@ -272,7 +274,7 @@ static int store_manifest(struct packer *p, const struct manifest_head *head,
 		free(objects);
 		return r;
 	}
-	objects[n] = ref->manifest;
+	objects[n] = (struct pack_object){ ref->manifest, ref->manifest_size };
 	for (size_t i = 0; i < p->pack_count; i++)
 		p->packs[i].coded_said = p->packs[i].k != 0;
 	free(p->objects);

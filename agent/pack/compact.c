@@ -205,7 +205,7 @@ static int take_blocks(void *ctx, uint32_t file, uint64_t block, uint32_t count,
 static bool is_last(const struct packer *p, const struct manifest *m)
 {
 	return p->object_count > 0 && m->pb->n_files == p->last.count &&
-	       memcmp(&m->hash, &p->objects[p->object_count - 1], sizeof(m->hash)) == 0;
+	       memcmp(&m->hash, &p->objects[p->object_count - 1].hash, sizeof(m->hash)) == 0;
 }
 
 static int fetch_rest(struct compaction *x)

@@ -537,7 +537,7 @@ struct packer {
 	struct block_cache cache;
 	struct level_control levels;
 	struct file_list last, now;
-	struct object_hash *objects; /* of the last manifest, itself included */
+	struct pack_object *objects; /* of the last manifest, itself included */
 	size_t object_count;
 
 	/* the checkpoint under way */

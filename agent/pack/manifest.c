@@ -120,6 +120,16 @@ size_t manifest_object_count(const struct manifest *m)
 	return m->pb->n_packs;
 }
 
+uint64_t manifest_new_bytes(const struct manifest *m)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < m->pb->n_packs; i++)
+		if (m->pb->packs[i]->seq == m->pb->seq)
+			bytes += m->pb->packs[i]->size;
+	return bytes;
+}
+
 void manifest_object(const struct manifest *m, size_t index, struct object_hash *ret_hash,
 		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders)
 {

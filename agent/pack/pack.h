@@ -218,6 +218,14 @@ void packer_counts(const struct packer *p, struct packer_counts *ret_counts);
 int packer_objects(const struct packer *p, struct object_hash **ret_hashes,
 		   size_t *ret_count) _must_check_;
 
+/* The same with their sizes. */
+struct pack_object {
+	struct object_hash hash;
+	uint32_t size;
+};
+int packer_sized_objects(const struct packer *p, struct pack_object **ret_objects,
+			 size_t *ret_count) _must_check_;
+
 /*
  * Packs of whole copies that were written `age` checkpoints ago or earlier, have size_min bytes, and
  * are mostly live; the oldest first. The caller frees. What is coded is said with the k + m holders
@@ -271,6 +279,9 @@ void manifest_file(const struct manifest *m, size_t index, struct manifest_file 
 size_t manifest_object_count(const struct manifest *m);
 void manifest_object(const struct manifest *m, size_t index, struct object_hash *ret_hash,
 		     uint32_t *ret_size, uint32_t *ret_holder_count, struct node_id *ret_holders);
+
+/* Bytes of packs that were written for this very checkpoint. */
+uint64_t manifest_new_bytes(const struct manifest *m);
 
 /* Kept as shards, by its owner's word; then the holders are of the first shards. */
 bool manifest_object_coded(const struct manifest *m, size_t index);

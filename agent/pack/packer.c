@@ -220,9 +220,23 @@ int packer_objects(const struct packer *p, struct object_hash **ret_hashes, size
 
 	if (!copy)
 		return -ENOMEM;
+	for (size_t i = 0; i < p->object_count; i++)
+		copy[i] = p->objects[i].hash;
+	*ret_hashes = copy;
+	*ret_count = p->object_count;
+	return 0;
+}
+
+int packer_sized_objects(const struct packer *p, struct pack_object **ret_objects,
+			 size_t *ret_count)
+{
+	struct pack_object *copy = malloc((p->object_count + 1) * sizeof(*copy));
+
+	if (!copy)
+		return -ENOMEM;
 	if (p->object_count > 0)
 		memcpy(copy, p->objects, p->object_count * sizeof(*copy));
-	*ret_hashes = copy;
+	*ret_objects = copy;
 	*ret_count = p->object_count;
 	return 0;
 }

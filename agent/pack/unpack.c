@@ -214,8 +214,8 @@ static int seed_finish(struct packer *seed, const struct manifest *m)
 	if (!seed->objects)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++)
-		seed->objects[i] = seed->packs[i].hash;
-	seed->objects[n] = m->hash;
+		seed->objects[i] = (struct pack_object){ seed->packs[i].hash, seed->packs[i].size };
+	seed->objects[n].hash = m->hash; /* its size is its reference's */
 	seed->object_count = n + 1;
 	seed_forget_unread(seed, m);
 	r = seed_chains(seed);

@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 		abort();
 	for (size_t i = 1; i < count; i++)
 		if (versions[i].ref.holder_count > OV_HOLDERS_MAX ||
-		    versions[i].ref.manifest_size > OV_PACK_MAX || versions[i].hashes)
+		    versions[i].ref.manifest_size > OV_PACK_MAX || versions[i].objects)
 			abort();
 	meta = folder_versions_encode(&versions[0], versions + 1, count - 1);
 	if (folder_versions_decode(json_object_to_json_string(meta), &ref, again, &more) < 0 ||

@@ -34,6 +34,7 @@ static void list_travels(void **state)
 			memset(&older[i].ref.holders[k], (int)(i + k), sizeof(struct node_id));
 		older[i].files = i;
 		older[i].bytes = UINT64_C(1) << i;
+		older[i].sent = 7 * i;
 	}
 	meta = folder_versions_encode(&own, older, ARRAY_SIZE(older));
 	assert_int_equal(
