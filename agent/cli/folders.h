@@ -8,7 +8,7 @@
  *   NAME~HOST          one that has the name of an older one
  *
  * A path that is not below /folders is the tree's (tree.h). Limits: those of worktree.h. Errors:
- * -errno. Threading: one thread serves the mount; another one, made by folders_begin(), sends new
+ * -errno. Threading: one call at a time; another thread, made by folders_begin(), sends new
  * versions.
  */
 #pragma once

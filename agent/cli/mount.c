@@ -3,6 +3,9 @@
  * mount: kept checkpoints as read-only files, by FUSE, and writable folders below /folders. Parts of
  * a checkpoint are fetched, and verified by decampd, when they are read. Only who mounted it sees
  * it: the kernel keeps all others out, root included.
+ *
+ * Threading: one request at a time, but for fsync(2), which makes a version and may take minutes; that
+ * is what the thread of folders.h does, too.
  */
 #define FUSE_USE_VERSION 31
 #include <errno.h>
@@ -25,7 +28,15 @@ struct handle {
 	struct work_file work; /* of a working copy: then there is nothing of the above */
 };
 
+enum { SYNCS_MAX = 8 }; /* at one time; the library has ten threads */
+
 struct mount {
+	pthread_mutex_t lock; /* one request at a time; guards the rest */
+	pthread_cond_t synced;
+	struct sync {
+		const struct worktree *work; /* NULL: free */
+		uint64_t ino;		     /* 0: a folder */
+	} syncs[SYNCS_MAX];		     /* under way, without the lock */
 	struct tree tree;
 	struct folders folders;
 };
@@ -350,30 +361,84 @@ static int on_read(const char *path, char *bytes, size_t size, off_t offset,
 
 /* ---- changes: of working copies alone ---- */
 
+/* Nobody waits for a version but who asked for it; but for those beyond the threads there are. */
+static struct sync *leave_to_sync(struct mount *m, const struct worktree *work, uint64_t ino)
+{
+	for (size_t i = 0; i < SYNCS_MAX; i++) {
+		if (m->syncs[i].work)
+			continue;
+		m->syncs[i] = (struct sync){ work, ino };
+		pthread_mutex_unlock(&m->lock);
+		return &m->syncs[i];
+	}
+	return NULL;
+}
+
+static void back_from_sync(struct mount *m, struct sync *sync)
+{
+	if (!sync)
+		return;
+	pthread_mutex_lock(&m->lock);
+	sync->work = NULL;
+	pthread_cond_broadcast(&m->synced);
+}
+
+/*
+ * What fsync(2) sends must stand still, or it fails. The kernel holds back all that changes the file,
+ * but for what was written into a mapping of it.
+ */
+static void wait_for_syncs(struct mount *m, const struct work_file *file)
+{
+	for (size_t i = 0; i < SYNCS_MAX; i++)
+		while (m->syncs[i].work == file->work && m->syncs[i].ino == file->ino)
+			pthread_cond_wait(&m->synced, &m->lock);
+}
+
 static int on_write(const char *path, const char *bytes, size_t size, off_t offset,
 		    struct fuse_file_info *info)
 {
+	struct handle *h = handle_of(info);
+
 	(void)path;
-	return handle_of(info)->is_work ? work_write(&handle_of(info)->work, bytes, size, offset) :
-					  -EROFS;
+	if (!h->is_work)
+		return -EROFS;
+	wait_for_syncs(this_mount(), &h->work);
+	return work_write(&h->work, bytes, size, offset);
 }
 
+/* The handle stays: the kernel lets go of it after the answer. */
 static int on_fsync(const char *path, int data_only, struct fuse_file_info *info)
 {
+	struct mount *m = this_mount();
+	struct work_file *file = &handle_of(info)->work;
+	struct sync *sync;
+	int r;
+
 	(void)path;
 	(void)data_only;
-	return handle_of(info)->is_work ? work_sync(&handle_of(info)->work) : 0;
+	if (!handle_of(info)->is_work)
+		return 0;
+	sync = leave_to_sync(m, file->work, file->ino);
+	r = work_sync(file);
+	back_from_sync(m, sync);
+	return r;
 }
 
 static int on_fsyncdir(const char *path, int data_only, struct fuse_file_info *info)
 {
+	struct mount *m = this_mount();
 	struct folders_node n;
 	int r = find((const char *)(uintptr_t)info->fh, &n);
+	struct sync *sync;
 
 	(void)path;
 	(void)data_only;
-	if (r == 0 && n.type == FOLDERS_WORK)
-		return worktree_commit(n.work, 0, true) < 0 ? -EIO : 0;
+	if (r == 0 && n.type == FOLDERS_WORK) {
+		sync = leave_to_sync(m, n.work, 0);
+		r = worktree_commit(n.work, 0, true) < 0 ? -EIO : 0;
+		back_from_sync(m, sync);
+		return r;
+	}
 	tree_release(tree_of_mount(), &n.node);
 	return r;
 }
@@ -482,32 +547,78 @@ static int on_statfs(const char *path, struct statvfs *st)
 	return f->work_count && fstatvfs(f->works[0]->tree_fd, st) < 0 ? -errno : 0;
 }
 
+#define SERVED(name, parameters, ...)                      \
+	static int served_##name parameters                \
+	{                                                  \
+		int r;                                     \
+                                                           \
+		pthread_mutex_lock(&this_mount()->lock);   \
+		r = on_##name(__VA_ARGS__);                \
+		pthread_mutex_unlock(&this_mount()->lock); \
+		return r;                                  \
+	}
+
+SERVED(getattr, (const char *path, struct stat *st, struct fuse_file_info *info), path, st, info)
+SERVED(readlink, (const char *path, char *text, size_t size), path, text, size)
+SERVED(opendir, (const char *path, struct fuse_file_info *info), path, info)
+SERVED(readdir,
+       (const char *path, void *buffer, fuse_fill_dir_t fill, off_t offset,
+	struct fuse_file_info *info, enum fuse_readdir_flags flags),
+       path, buffer, fill, offset, info, flags)
+SERVED(releasedir, (const char *path, struct fuse_file_info *info), path, info)
+SERVED(open, (const char *path, struct fuse_file_info *info), path, info)
+SERVED(create, (const char *path, mode_t mode, struct fuse_file_info *info), path, mode, info)
+SERVED(read,
+       (const char *path, char *bytes, size_t size, off_t offset, struct fuse_file_info *info),
+       path, bytes, size, offset, info)
+SERVED(write,
+       (const char *path, const char *bytes, size_t size, off_t offset,
+	struct fuse_file_info *info),
+       path, bytes, size, offset, info)
+SERVED(fsync, (const char *path, int data_only, struct fuse_file_info *info), path, data_only, info)
+SERVED(fsyncdir, (const char *path, int data_only, struct fuse_file_info *info), path, data_only,
+       info)
+SERVED(truncate, (const char *path, off_t size, struct fuse_file_info *info), path, size, info)
+SERVED(mkdir, (const char *path, mode_t mode), path, mode)
+SERVED(unlink, (const char *path), path)
+SERVED(rmdir, (const char *path), path)
+SERVED(symlink, (const char *target, const char *path), target, path)
+SERVED(rename, (const char *from, const char *to, unsigned int flags), from, to, flags)
+SERVED(chmod, (const char *path, mode_t mode, struct fuse_file_info *info), path, mode, info)
+SERVED(chown, (const char *path, uid_t uid, gid_t gid, struct fuse_file_info *info), path, uid, gid,
+       info)
+SERVED(link, (const char *from, const char *to), from, to)
+SERVED(utimens, (const char *path, const struct timespec times[2], struct fuse_file_info *info),
+       path, times, info)
+SERVED(statfs, (const char *path, struct statvfs *st), path, st)
+SERVED(release, (const char *path, struct fuse_file_info *info), path, info)
+
 static const struct fuse_operations operations = {
 	.init = on_init,
 	.destroy = on_destroy,
-	.getattr = on_getattr,
-	.readlink = on_readlink,
-	.opendir = on_opendir,
-	.readdir = on_readdir,
-	.releasedir = on_releasedir,
-	.open = on_open,
-	.create = on_create,
-	.read = on_read,
-	.write = on_write,
-	.fsync = on_fsync,
-	.fsyncdir = on_fsyncdir,
-	.truncate = on_truncate,
-	.mkdir = on_mkdir,
-	.unlink = on_unlink,
-	.rmdir = on_rmdir,
-	.symlink = on_symlink,
-	.rename = on_rename,
-	.chmod = on_chmod,
-	.chown = on_chown,
-	.link = on_link,
-	.utimens = on_utimens,
-	.statfs = on_statfs,
-	.release = on_release,
+	.getattr = served_getattr,
+	.readlink = served_readlink,
+	.opendir = served_opendir,
+	.readdir = served_readdir,
+	.releasedir = served_releasedir,
+	.open = served_open,
+	.create = served_create,
+	.read = served_read,
+	.write = served_write,
+	.fsync = served_fsync,
+	.fsyncdir = served_fsyncdir,
+	.truncate = served_truncate,
+	.mkdir = served_mkdir,
+	.unlink = served_unlink,
+	.rmdir = served_rmdir,
+	.symlink = served_symlink,
+	.rename = served_rename,
+	.chmod = served_chmod,
+	.chown = served_chown,
+	.link = served_link,
+	.utimens = served_utimens,
+	.statfs = served_statfs,
+	.release = served_release,
 };
 
 static int serve(struct fuse *fuse, const char *folder, bool foreground)
@@ -518,7 +629,7 @@ static int serve(struct fuse *fuse, const char *folder, bool foreground)
 	if (fuse_mount(fuse, folder) != 0)
 		return CLI_FAILED; /* the library said why */
 	if (fuse_daemonize(foreground) == 0 && fuse_set_signal_handlers(session) == 0) {
-		r = fuse_loop(fuse) < 0 ? CLI_FAILED : CLI_OK;
+		r = fuse_loop_mt(fuse, 0) < 0 ? CLI_FAILED : CLI_OK;
 		fuse_remove_signal_handlers(session);
 	}
 	fuse_unmount(fuse);
@@ -554,6 +665,9 @@ int verb_mount(struct cli *cli, int argc, char **argv)
 		cli_complain(cli->args[0], strerror(errno), "It has to be a folder of yours.");
 		return CLI_FAILED;
 	}
+	pthread_mutex_init(&mount.lock, NULL);
+	pthread_cond_init(&mount.synced, NULL);
+	memset(mount.syncs, 0, sizeof(mount.syncs));
 	tree_init(&mount.tree, cli);
 	r = ask_once(&mount.tree);
 	if (r != CLI_OK)

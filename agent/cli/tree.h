@@ -7,7 +7,7 @@
  *
  * Jobs and kept checkpoints are asked of decampd again after TREE_STALE_MS; what a checkpoint holds
  * never changes. Limits: TREE_VIEWS_MAX checkpoints known at once, beyond those in use. Errors:
- * -errno. Threading: one thread.
+ * -errno. Threading: one call at a time.
  */
 #pragma once
 

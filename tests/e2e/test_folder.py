@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import time
+from pathlib import Path
 
 from common import (Skipped, check, check_equal, home_of, insist, main, make_folder, refused,
                     wait_for)
@@ -16,6 +17,7 @@ from test_export import ask
 from test_promises import Sniffer, files_with
 
 MIB = 1 << 20
+FSYNC = 74  # x86-64
 
 
 class Mount:
@@ -84,6 +86,14 @@ def settled(lab, host, name, seconds=40):
         return quiet()
     wait_for(done, seconds, f"{name}: all is sent", 0.3)
     return versions(lab, host, name)[0]
+
+
+def in_fsync(pid):
+    """Does its main thread wait in fsync(2)?"""
+    try:
+        return Path(f"/proc/{pid}/syscall").read_text().startswith(f"{FSYNC} ")
+    except OSError:
+        return False
 
 
 def test_write_and_read(lab):
@@ -189,6 +199,48 @@ open('/tmp/listed', 'w').write(text)
     check(listed["seq"] > before and listed["sync"], "after fsync it is in a version")
     check_equal(mount.sh(f"cat thesis@{listed['seq']}/state").stdout, "half\ndone\nsynced\n",
                 "as it stood then")
+
+
+def test_many_syncs(lab):
+    """fsync(2) by many at one time, and of a file that is being written: each ends, and is kept."""
+    mount, home = lab.home, lab[1]
+    mount.run("python3", "-c", f"""
+import os, threading
+failed = []
+def sync(number):
+    try:
+        fd = os.open(f'{mount.point}/folders/thesis/sync{{number}}', os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b'%d,' % number)
+        os.fsync(fd)
+        os.close(fd)
+    except OSError as error:
+        failed.append(error)
+threads = [threading.Thread(target=sync, args=(number,)) for number in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert not failed, failed
+""")
+    newest = versions(lab, home, "thesis")[0]
+    check_equal(mount.sh(f"cat thesis@{newest}/sync*").stdout,
+                "".join(f"{number}," for number in sorted(range(12), key=str)),
+                "all twelve are in the newest version")
+    mount.run("python3", "-c", f"""
+import os, threading
+fd = os.open('{mount.point}/folders/thesis/sync', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+ended = threading.Event()
+def write():
+    while not ended.is_set():
+        os.write(fd, bytes(10000))
+thread = threading.Thread(target=write)
+thread.start()
+try:
+    [os.fsync(fd) for _ in range(5)]
+finally:
+    ended.set()
+    thread.join()
+""")
+    check(True, "whoever writes waits, and fsync has its version each time")
+    mount.sh("rm thesis/sync*")
 
 
 def test_operations(lab):
@@ -333,16 +385,20 @@ def test_cut_off(lab):
     seq = settled(lab, home, "thesis")
     lab.cut(home)
     mount.sh("echo alone >thesis/alone")
-    failed = mount.run("python3", "-c", f"""
+    syncing = home.spawn(["python3", "-c", f"""
 import os
 fd = os.open('{mount.point}/folders/thesis/synced', os.O_WRONLY | os.O_CREAT)
 os.write(fd, b'x')
 try:
     os.fsync(fd)
 except OSError as error:
-    print('refused', error.errno)
-""").stdout.split()
-    check_equal(failed, ["refused", "5"], "fsync does not promise what is not so")
+    open('/tmp/refused', 'w').write(f'refused {{error.errno}}')
+"""], user=lab.user)
+    wait_for(lambda: any(in_fsync(pid) for pid in home.pids("/tmp/refused")), 20, "its fsync")
+    mount.sh("cat thesis/alone && ls thesis && echo too >thesis/too")
+    check(syncing.running(), "who does not ask for fsync does not wait for it")
+    wait_for(lambda: not syncing.running(), 60, "the end of fsync")
+    check_equal(home.read("/tmp/refused"), b"refused 5", "fsync does not promise what is not so")
     work = wait_for(lambda: (lambda work: work.get("dirty") and work.get("problem") and work)(
         folder(lab, home, "thesis").get("work", {})), 60, "word of it in its status")
     check(True, f"it is said: {work}")
