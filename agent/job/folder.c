@@ -384,17 +384,17 @@ static void *folders_thread(void *agent)
 	struct agent *a = agent;
 	bool go_on = true;
 
-	while (go_on && !a->stopping) {
+	while (go_on) {
 		bool done;
 
 		pthread_mutex_lock(&a->folders_lock);
 		a->folders_wanted = false;
 		pthread_mutex_unlock(&a->folders_lock);
-		done = resume_all(a);
-		if (done)
+		done = a->stopping || resume_all(a);
+		if (done && !a->stopping)
 			learn_all(a);
 		pthread_mutex_lock(&a->folders_lock);
-		go_on = !done || a->folders_wanted;
+		go_on = !a->stopping && (!done || a->folders_wanted);
 		if (!go_on)
 			a->folders_at_work = false;
 		pthread_mutex_unlock(&a->folders_lock);
