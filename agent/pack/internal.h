@@ -11,7 +11,8 @@
  *   pipeline.c  threads that seal and store
  *   level.c     how much to compress
  *   base.c      which block a new one may be a difference to
- *   packer.c    the packer's verbs; packs and which of them to forget
+ *   packer.c    the packer's verbs; packs
+ *   retire.c    which packs stay, and which are forgotten
  *   files.c     remembered files and their extents
  *   read.c      one regular file -> extents
  *   runs.c      a file of new and old blocks -> extents
@@ -55,7 +56,8 @@ enum {
 	PACKS_REFERENCED_MAX = 256, /* a manifest that needs more makes the packer forget some */
 	PACKS_REFERENCED_KEEP = 192,
 	PACK_SMALL_LIVE = PACK_BLOCKS_MAX / 4,
-	PACK_LIVE_PERCENT_MIN = 30,
+	PACK_LIVE_PERCENT_MIN = 5,  /* a pack with less is written anew at once: that is cheap */
+	PACK_DEAD_PERCENT_MAX = 50, /* of all packs; else the sparsest are, too */
 	MANIFEST_PACKS_MAX = 1 << 17,
 	MANIFEST_RAW_MAX = 64 << 20,
 	MANIFEST_META_MAX = 256 << 10,
@@ -599,6 +601,8 @@ int packer_new_pack(struct packer *p, uint32_t *ret_pack) _must_check_;
 int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 			struct object_hash *ret_hash, uint32_t *ret_holder_count,
 			struct node_id *ret_holders) _must_check_;
+/* Drops from the index what is not to be had any more. */
+void packer_sweep(struct packer *p);
 /* Counts the live blocks of all packs by the files of a list. */
 int packer_count_live(struct packer *p, const struct file_list *files) _must_check_;
 /* Frees packs without live blocks, forgets the sparse ones, sweeps the index. */

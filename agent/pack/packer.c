@@ -8,16 +8,6 @@
 #include "agent/pack/internal.h"
 #include "agent/util/io.h"
 
-static bool slot_usable(const void *ctx, uint32_t pack, uint32_t slot)
-{
-	return packer_slot_usable(ctx, pack, slot);
-}
-
-static void sweep(struct packer *p)
-{
-	block_index_sweep(&p->index, slot_usable, p);
-}
-
 /* ---- life ---- */
 
 static int derive_hash_secret(struct packer *p)
@@ -201,7 +191,7 @@ void packer_abort(struct packer *p)
 		p->writing = true; /* something to sweep */
 	}
 	if (p->writing)
-		sweep(p);
+		packer_sweep(p);
 	p->writing = false;
 	file_list_deinit(&p->now);
 	release_buffers(p);
@@ -650,124 +640,4 @@ int packer_add(struct packer *p, const struct pack_input *in)
 		packed_file_deinit(&file);
 	}
 	return r;
-}
-
-/* ---- which packs stay ---- */
-
-enum { BITMAP = PACK_BLOCKS_MAX / 8 };
-
-/* Live, with all that it is a difference to. */
-static void mark(struct packer *p, uint8_t *bits, uint32_t pack, uint32_t slot)
-{
-	for (;;) {
-		struct pack_info *info = &p->packs[pack];
-		uint8_t *byte = bits + (size_t)pack * BITMAP + slot / 8;
-		uint8_t bit = (uint8_t)(1 << (slot % 8));
-		const struct delta_info *d;
-
-		if (*byte & bit)
-			return;
-		*byte |= bit;
-		info->live++;
-		d = info->delta_count ? pack_delta_find(info, slot) : NULL;
-		if (!d)
-			return;
-		pack = d->base_pack;
-		slot = d->base_slot;
-	}
-}
-
-int packer_count_live(struct packer *p, const struct file_list *files)
-{
-	_cleanup_free_ uint8_t *bits = calloc(p->pack_count + 1, BITMAP);
-
-	if (!bits)
-		return -ENOMEM;
-	for (size_t i = 0; i < p->pack_count; i++)
-		p->packs[i].live = 0;
-	for (size_t i = 0; i < files->count; i++) {
-		const struct extent_list *list = &files->items[i].extents;
-
-		for (size_t j = 0; j < list->count; j++) {
-			const struct extent *e = &list->items[j];
-
-			for (uint32_t k = 0; e->pack != PACK_ZERO && k < e->count; k++)
-				mark(p, bits, e->pack, e->slot + k);
-		}
-	}
-	return 0;
-}
-
-static int compare_live(const void *a, const void *b, void *ctx)
-{
-	const struct pack_info *packs = ctx;
-	uint32_t x = packs[*(const uint32_t *)a].live, y = packs[*(const uint32_t *)b].live;
-
-	return x < y ? -1 : x > y;
-}
-
-/*
- * Many small packs make restore slow and manifests long: once there are too many, the least live
- * are written anew, a batch at a time. Full packs of a big job are many by right.
- */
-static void forget_surplus(struct packer *p, size_t known)
-{
-	_cleanup_free_ uint32_t *order = malloc((known + 1) * sizeof(*order));
-	size_t small = 0;
-
-	if (known <= PACKS_REFERENCED_MAX || !order)
-		return; /* without memory: at the next checkpoint */
-	for (size_t i = 0; i < p->pack_count; i++)
-		if (p->packs[i].state == PACK_KNOWN && !p->packs[i].shared_key &&
-		    p->packs[i].live < PACK_SMALL_LIVE)
-			order[small++] = (uint32_t)i;
-	if (small < PACKS_REFERENCED_MAX - PACKS_REFERENCED_KEEP)
-		return;
-	qsort_r(order, small, sizeof(*order), compare_live, p->packs);
-	for (size_t i = 0; i < small && known > PACKS_REFERENCED_KEEP; i++, known--)
-		p->packs[order[i]].state = PACK_FORGOTTEN;
-}
-
-void packer_retire(struct packer *p)
-{
-	size_t known = 0;
-
-	for (size_t i = 0; i < p->pack_count; i++) {
-		struct pack_info *info = &p->packs[i];
-
-		if (info->state == PACK_UNUSED)
-			continue;
-		if (info->live == 0)
-			pack_info_clear(info);
-		else if ((uint64_t)info->live * 100 <
-			 (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN)
-			info->state = PACK_FORGOTTEN;
-		if (info->state == PACK_KNOWN && !info->shared_key)
-			known++;
-	}
-	forget_surplus(p, known);
-	sweep(p);
-}
-
-void packer_forget_weak(struct packer *p, uint32_t copies,
-			bool (*alive)(void *ctx, const struct node_id *node), void *ctx)
-{
-	bool any = false;
-
-	for (size_t i = 0; i < p->pack_count; i++) {
-		struct pack_info *info = &p->packs[i];
-		uint32_t living = 0;
-
-		if (info->state != PACK_KNOWN)
-			continue;
-		for (uint32_t j = 0; j < info->holder_count; j++)
-			living += alive(ctx, &info->holders[j]);
-		/* A pack in shards can be read from k of them, and the peers make lost ones again. */
-		if (living < (info->k ? info->k : copies)) {
-			info->state = PACK_FORGOTTEN;
-			any = true;
-		}
-	}
-	if (any)
-		sweep(p);
 }

@@ -269,6 +269,55 @@ static void test_unchanged_file_without_reading(void **state)
 	close(fd);
 }
 
+/* What is known to be kept after a checkpoint, and what of that is live. */
+static void kept_bytes(const struct lab *lab, uint64_t *ret_kept, uint64_t *ret_live)
+{
+	*ret_kept = *ret_live = 0;
+	for (size_t i = 0; i < lab->packer->pack_count; i++) {
+		const struct pack_info *info = &lab->packer->packs[i];
+
+		if (info->state != PACK_KNOWN)
+			continue;
+		*ret_kept += info->size;
+		*ret_live += (uint64_t)info->size * info->live / info->blocks;
+	}
+}
+
+/* However a job writes, its holders keep at most twice what lives; and rewriting that costs little. */
+static void test_half_may_be_dead(void **state)
+{
+	enum { BLOCKS = 4096, SIZE = BLOCKS * PACK_BLOCK, ROUNDS = 24 };
+	struct lab *lab = *state;
+	struct packer_budget budget = { .cache_bytes = 0 };
+	uint8_t *bytes = malloc(SIZE), *block = malloc(PACK_BLOCK);
+	uint64_t kept, live, sent = 0, written = 0, most = 0;
+	unsigned int seed = 5;
+
+	assert_int_equal(packer_set_budget(lab->packer, &budget), 0);
+	lab_fill_random(bytes, SIZE);
+	for (int round = 0; round < ROUNDS; round++) {
+		int fd = lab_content_fd(bytes, SIZE);
+
+		lab_begin(lab);
+		assert_int_equal(lab_add(lab, FILE_IMAGE, "a", fd), 0);
+		sent += lab_finish(lab).sent_bytes;
+		close(fd);
+		kept_bytes(lab, &kept, &live);
+		assert_true(kept <= 2 * live);
+		most = kept * 100 / live > most ? kept * 100 / live : most;
+		for (int i = 0; i < BLOCKS / 8; i++) {
+			lab_fill_random(block, PACK_BLOCK);
+			memcpy(bytes + (size_t)(rand_r(&seed) % BLOCKS) * PACK_BLOCK, block,
+			       PACK_BLOCK);
+		}
+		written += round < ROUNDS - 1 ? SIZE / 8 : SIZE;
+	}
+	assert_true(most > 150);
+	assert_true(sent < written + written / 4);
+	free(block);
+	free(bytes);
+}
+
 static void test_sparse_packs_are_forgotten(void **state)
 {
 	enum { SIZE = 4 << 20, KEPT = 100 * 4096 };
@@ -607,6 +656,7 @@ int main(void)
 		TEST(test_zstd_makes_text_small),
 		TEST(test_unchanged_file_without_reading),
 		TEST(test_sparse_packs_are_forgotten),
+		TEST(test_half_may_be_dead),
 		TEST(test_packs_do_not_grow_without_end),
 		TEST(test_weak_packs_count_as_new),
 		TEST(test_failed_store_forgets_what_was_not_stored),
