@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "agent/job/readings.h"
 #include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
@@ -298,7 +299,8 @@ void folder_lab_die(struct folder_lab *lab)
 	while (is_at_work(a))
 		usleep(1000);
 	usleep(1000); /* of its thread the last instructions */
-	agent_close_readings(a);
+	for (int i = 0; i < READINGS_MAX; i++)
+		reading_unref(a, a->readings[i]);
 	count = folders_all(a, folders);
 	for (size_t i = 0; i < count; i++) {
 		folder_unref(a, folders[i]);
