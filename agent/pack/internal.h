@@ -257,8 +257,13 @@ int frame_job_init(struct frame_job *f) _must_check_;
 void frame_job_deinit(struct frame_job *f);
 int frame_scratch_init(struct frame_scratch *s) _must_check_;
 void frame_scratch_deinit(struct frame_scratch *s);
-/* Into packed; 0: it does not get smaller. */
-size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size);
+/*
+ * Into packed; 0: it does not get smaller. The last words_size bytes are words of differences: they
+ * have other bytes than blocks, and coded by one table both would take more, so they become a zstd
+ * frame of their own, which a decoder takes as the rest of the first.
+ */
+size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size,
+		      size_t words_size);
 /* Fills frame, out and result. */
 void frame_job_seal(struct frame_job *f, struct frame_scratch *s);
 

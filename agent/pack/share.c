@@ -93,7 +93,7 @@ static void frame_close(struct shared_writer *w)
 {
 	struct pack_frame *f = &w->table.frames[w->header.frame_count++];
 	size_t raw_size = (size_t)w->raw_blocks * PACK_BLOCK;
-	size_t size = frame_compress(&w->scratch, SHARED_LEVEL, w->raw, raw_size);
+	size_t size = frame_compress(&w->scratch, SHARED_LEVEL, w->raw, raw_size, 0);
 
 	*f = (struct pack_frame){ .offset = (uint32_t)w->out_size,
 				  .blocks = (uint16_t)w->raw_blocks,

@@ -13,6 +13,7 @@ enum {
 	/* Frames on their way when the pack is found full are still of it. */
 	OUT_MAX = sizeof(struct pack_header) + PACK_SEALED_FLUSH +
 		  (PIPELINE_FRAMES + 2) * FRAME_OUT_MAX + PACK_TABLE_MAX + AEAD_TAG + PACK_PAD,
+	PART_MIN = 1024, /* less is not worth a table of codes of its own */
 	DELTA_WORDS_BYTES = PACK_FRAME_BLOCKS * PACK_DELTA_WORDS_MAX * 8,
 };
 
@@ -111,13 +112,8 @@ static uint64_t cpu_ns(void)
  * On memory images Huffman coding of literals takes a fifth off what levels from -1 to -5 leave, for
  * a twentieth of their speed; zstd leaves it out.
  */
-size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size)
+static void set_level(struct frame_scratch *s, int level)
 {
-	size_t n;
-
-	note_used(&s->used, size);
-	if (level == 0)
-		return 0;
 	if (level != s->level) {
 		(void)ZSTD_CCtx_setParameter(s->zstd, ZSTD_c_compressionLevel, level);
 		/* A smaller table of matches stays in the first cache: 1 % larger, much faster. */
@@ -127,9 +123,25 @@ size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, s
 									ZSTD_lcm_auto);
 		s->level = level;
 	}
+}
+
+size_t frame_compress(struct frame_scratch *s, int level, const uint8_t *body, size_t size,
+		      size_t words_size)
+{
+	size_t head = size - words_size, first, n;
+
+	note_used(&s->used, size);
+	if (level == 0)
+		return 0;
+	set_level(s, level);
+	if (head < PART_MIN || words_size < PART_MIN)
+		head = size;
 	/* zstd says that it does not get smaller by running out of room. */
-	n = ZSTD_compress2(s->zstd, s->packed, size - 1, body, size);
-	return ZSTD_isError(n) ? 0 : n;
+	first = ZSTD_compress2(s->zstd, s->packed, size - 1, body, head);
+	if (ZSTD_isError(first) || head == size)
+		return ZSTD_isError(first) ? 0 : first;
+	n = ZSTD_compress2(s->zstd, s->packed + first, size - 1 - first, body + head, size - head);
+	return ZSTD_isError(n) ? 0 : first + n;
 }
 
 void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
@@ -145,7 +157,7 @@ void frame_job_seal(struct frame_job *f, struct frame_scratch *s)
 		body_size = mixed_body(f, s->body);
 		body = s->body;
 	}
-	size = frame_compress(s, f->level, body, body_size);
+	size = frame_compress(s, f->level, body, body_size, (size_t)f->words * 8);
 	if (size == 0) {
 		plain = body;
 		size = body_size;

@@ -83,14 +83,29 @@ static size_t body_of(const struct pack_view *v, uint32_t number, uint8_t *body,
 	return size;
 }
 
+/* How many of its bytes are words of differences. */
+static size_t words_of(const struct pack_frame *f, const uint8_t *body, size_t size)
+{
+	size_t deltas;
+	uint64_t which;
+
+	if (!(f->flags & PACK_FRAME_MIXED))
+		return 0;
+	memcpy(&which, body, sizeof(which));
+	deltas = (size_t)__builtin_popcountll(which);
+	return size - MIXED_HEADER - deltas * (MIXED_REF + PACK_BLOCK_MAP) -
+	       (f->blocks - deltas) * PACK_BLOCK;
+}
+
 static void limit_frame(const struct pack_view *v, uint32_t number, struct frame_scratch *s,
 			int level, uint8_t *room, struct store_limit *limit)
 {
 	struct frame_ad ad = pack_frame_ad(&v->header, &v->job, v->seq, number);
 	size_t size = body_of(v, number, s->body, s->packed), n;
+	size_t words = words_of(&v->table.frames[number], s->body, size);
 	uint64_t began = cpu_ns();
 
-	n = frame_compress(s, level, s->body, size);
+	n = frame_compress(s, level, s->body, size, words);
 	limit->zstd_ns += cpu_ns() - began;
 	began = cpu_ns();
 	must(aead_seal(&v->key, number, &ad, sizeof(ad), n ? s->packed : s->body, n ? n : size,

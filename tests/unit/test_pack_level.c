@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* How much is compressed, for links and processors of all speeds. */
+#include <zstd.h>
+
 #include "tests/unit/pack_lab.h"
 
 /* What a memory image costs, in ns and bytes for each byte; as docs/pack.md has it. */
@@ -134,6 +136,44 @@ static void test_every_level_comes_back(void **state)
 	free(bytes);
 }
 
+/* Digits, and what their changes differ by: two tables of codes are better than one for both. */
+static void test_differences_have_codes_of_their_own(void **state)
+{
+	enum { BLOCKS = 20 * PACK_BLOCK, WORDS = 12000 * 8, SIZE = BLOCKS + WORDS };
+	uint8_t *body = malloc(SIZE), *back = malloc(SIZE);
+	struct frame_scratch s = { 0 };
+	size_t together, apart;
+	uint64_t noise = 7;
+
+	(void)state;
+	for (size_t i = 0; i < SIZE; i++) {
+		noise = noise * 6364136223846793005u + 1442695040888963407u;
+		body[i] = (uint8_t)((noise >> 33) % 10 ^ (i < BLOCKS ? '0' : 0));
+	}
+	assert_int_equal(frame_scratch_init(&s), 0);
+	together = frame_compress(&s, 1, body, SIZE, 0);
+	assert_int_equal(ZSTD_decompress(back, SIZE, s.packed, together), SIZE);
+	assert_memory_equal(back, body, SIZE);
+	for (int level = -3; level <= 5; level += 4) {
+		memset(back, 0, SIZE);
+		apart = frame_compress(&s, level, body, SIZE, WORDS);
+		assert_true(apart > 0);
+		assert_int_equal(ZSTD_decompress(back, SIZE, s.packed, apart), SIZE);
+		assert_memory_equal(back, body, SIZE);
+		print_message("level %d: %zu, in one %zu\n", level, apart, together);
+		if (level == 1)
+			assert_true(apart * 100 < together * 95);
+	}
+	/* A few words go with the rest, as do all of a frame without blocks. */
+	assert_true(frame_compress(&s, 1, body, SIZE, 64) <= together + 64);
+	apart = frame_compress(&s, 1, body + BLOCKS - 100, WORDS + 100, WORDS);
+	assert_int_equal(ZSTD_decompress(back, SIZE, s.packed, apart), WORDS + 100);
+	assert_memory_equal(back, body + BLOCKS - 100, WORDS + 100);
+	frame_scratch_deinit(&s);
+	free(body);
+	free(back);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -141,6 +181,7 @@ int main(void)
 		TEST(test_noise_is_cheap),
 		TEST(test_it_follows_the_link),
 		TEST(test_every_level_comes_back),
+		cmocka_unit_test(test_differences_have_codes_of_their_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
