@@ -283,6 +283,7 @@ void sealers_destroy(struct sealers *s);
 uint32_t sealers_frames(const struct sealers *s);
 /* The frame is the sealers' until sealers_wait() for it; at most that many are theirs. */
 void sealers_submit(struct sealers *s, struct frame_job *f);
+/* Seals others meanwhile. */
 void sealers_wait(struct sealers *s, struct frame_job *f);
 
 struct stored_pack {

@@ -2,7 +2,8 @@
 /*
  * Threads behind packer_add(): sealers compress and encrypt frames, storers name packs and store
  * them. Both queues are short, so that what is on its way is bounded; who fills them waits. Two
- * packs are on their way, so that one is sent while the holders of the other one sync it.
+ * packs are on their way, so that one is sent while the holders of the other one sync it. Who waits
+ * for a frame seals those that nobody has begun with.
  *
  *   packer_add: read, hash, compare -> frame -> [sealers] -> pack -> [storer: SHA-256, store()]
  *
@@ -24,9 +25,24 @@ struct sealers {
 	bool stop;
 	pthread_t threads[PIPELINE_SEALERS_MAX];
 	struct frame_scratch scratch[PIPELINE_SEALERS_MAX];
+	struct frame_scratch own; /* of the thread that waits */
 	unsigned int thread_count;
 	unsigned int numbered; /* threads that have taken their number */
 };
+
+/* Seals the frame that waits longest, of at least one. Unlocks meanwhile. */
+static void seal_next(struct sealers *s, struct frame_scratch *scratch)
+{
+	struct frame_job *f = s->queue[s->first];
+
+	s->first = (s->first + 1) % PIPELINE_FRAMES;
+	s->count--;
+	pthread_mutex_unlock(&s->lock);
+	frame_job_seal(f, scratch);
+	pthread_mutex_lock(&s->lock);
+	f->sealed = true;
+	pthread_cond_broadcast(&s->done);
+}
 
 static void *seal_thread(void *arg)
 {
@@ -36,20 +52,11 @@ static void *seal_thread(void *arg)
 	pthread_mutex_lock(&s->lock);
 	scratch = &s->scratch[s->numbered++];
 	for (;;) {
-		struct frame_job *f;
-
 		while (s->count == 0 && !s->stop)
 			pthread_cond_wait(&s->work, &s->lock);
 		if (s->count == 0)
 			break;
-		f = s->queue[s->first];
-		s->first = (s->first + 1) % PIPELINE_FRAMES;
-		s->count--;
-		pthread_mutex_unlock(&s->lock);
-		frame_job_seal(f, scratch);
-		pthread_mutex_lock(&s->lock);
-		f->sealed = true;
-		pthread_cond_broadcast(&s->done);
+		seal_next(s, scratch);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
@@ -67,6 +74,7 @@ void sealers_destroy(struct sealers *s)
 		pthread_join(s->threads[i], NULL);
 	for (unsigned int i = 0; i < PIPELINE_SEALERS_MAX; i++)
 		frame_scratch_deinit(&s->scratch[i]);
+	frame_scratch_deinit(&s->own);
 	pthread_cond_destroy(&s->work);
 	pthread_cond_destroy(&s->done);
 	pthread_mutex_destroy(&s->lock);
@@ -118,8 +126,12 @@ void sealers_submit(struct sealers *s, struct frame_job *f)
 void sealers_wait(struct sealers *s, struct frame_job *f)
 {
 	pthread_mutex_lock(&s->lock);
-	while (!f->sealed)
-		pthread_cond_wait(&s->done, &s->lock);
+	while (!f->sealed) {
+		if (s->count > 0 && (s->own.zstd || frame_scratch_init(&s->own) == 0))
+			seal_next(s, &s->own);
+		else
+			pthread_cond_wait(&s->done, &s->lock);
+	}
 	pthread_mutex_unlock(&s->lock);
 }
 
