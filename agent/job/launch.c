@@ -64,8 +64,8 @@ void job_share_packing(struct job *job)
 {
 	struct agent *a = job->agent;
 	unsigned int shares = pack_shares(a);
-	/* The other half is for buffers, the cache's tables, and what else runs for a checkpoint. */
-	struct packer_budget budget = { .cache_bytes = a->config.pack_memory / 4 / shares,
+	/* The rest is for buffers, the cache's tables, and what else runs for a checkpoint. */
+	struct packer_budget budget = { .cache_bytes = a->config.pack_memory / 16 * 7 / shares,
 					.index_bytes = a->config.pack_memory / 4 / shares,
 					.cache_disk_bytes = pack_disk(a) / shares,
 					.cache_dir = a->config.state_dir,

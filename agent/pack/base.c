@@ -128,7 +128,7 @@ int old_file_seek(struct old_file *old, uint64_t block)
 	return old->index < old->extents->count ? 0 : -ENOENT;
 }
 
-/* ---- choosing ---- */
+/* ---- what a difference saves ---- */
 
 static uint32_t words_used(const uint8_t *block)
 {
@@ -144,30 +144,85 @@ static uint32_t words_used(const uint8_t *block)
 }
 
 /*
- * Is a delta of so many words smaller, once compressed, than the block? Words of a difference
+ * Words that a delta of so many saves, once compressed; 0: it does not pay. Words of a difference
  * compress less than those of a block, where more is alike: measured on memory images, 0.6 against
  * 0.35 of their size on the average.
  */
-static bool delta_pays(uint32_t words, const uint8_t *block)
+static uint32_t delta_saves(uint32_t words, const uint8_t *block)
 {
-	if (words <= 16)
-		return true;
-	return words <= PACK_DELTA_WORDS_MAX && words * 5 < words_used(block) * 3;
+	uint32_t used = words_used(block), whole = used * 35, delta = words * 60;
+
+	if (words > PACK_DELTA_WORDS_MAX && words > 16)
+		return 0;
+	if (words > 16 && words * 5 >= used * 3)
+		return 0;
+	return whole > delta + 100 ? (whole - delta) / 100 : 1;
 }
+
+/* ---- keeping ---- */
+
+/*
+ * What replaced something unlike is mostly replaced by something unlike. Some such contents are
+ * always kept, to see what differences to them save; the others only while that is worth it.
+ */
+enum { UNLIKE_SAVES_MIN = 4, UNLIKE_SAMPLE = 8, UNLIKE_WINDOW = 4096, UNLIKE_FIRST = 256 };
+
+static void note_unlike(struct packer *p, uint32_t saved)
+{
+	struct unlike_seen *u = &p->unlike;
+
+	if (u->tried == 0)
+		*u = (struct unlike_seen){ UNLIKE_FIRST, 2 * UNLIKE_FIRST * UNLIKE_SAVES_MIN };
+	u->tried++;
+	u->saved_words += saved;
+	if (u->tried < UNLIKE_WINDOW)
+		return;
+	u->tried /= 2;
+	u->saved_words /= 2;
+}
+
+static bool keeps_unlike(const struct packer *p, uint32_t slot)
+{
+	const struct unlike_seen *u = &p->unlike;
+
+	return slot % UNLIKE_SAMPLE == 0 || u->saved_words >= u->tried * UNLIKE_SAVES_MIN;
+}
+
+void packer_keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
+			 uint32_t slot)
+{
+	enum cache_kind kind = choice->delta ? CACHE_AGAIN :
+			       choice->has_last ? CACHE_UNLIKE :
+						  CACHE_ONCE;
+
+	/* A version in the middle of a chain is of no more use; one that is whole is, as a base. */
+	if (choice->has_last && (!choice->delta || choice->info.base_pack != choice->last_pack ||
+				 choice->info.base_slot != choice->last_slot || !choice->last_whole))
+		block_cache_drop(&p->cache,
+				 pack_cache_key(p, choice->last_pack, choice->last_slot));
+	/* The whole block is near enough to be the next version's base, too. */
+	if (choice->delta && choice->info.depth == 1 && choice->delta->count <= PACK_DELTA_NEAR)
+		return;
+	if (kind != CACHE_UNLIKE || keeps_unlike(p, slot))
+		block_cache_put(&p->cache, pack_cache_key(p, p->open_pack, slot), block, kind);
+}
+
+/* ---- choosing ---- */
 
 static void try_base(struct packer *p, const uint8_t *block, uint32_t pack, uint32_t slot,
 		     uint32_t depth, struct block_delta *room, struct base_choice *choice)
 {
 	uint32_t max = p->budget.chain_max;
 	const uint8_t *content;
+	bool unlike;
 
 	if (max == 0 || max > PACK_CHAIN_MAX)
 		max = PACK_CHAIN_MAX;
 	/* A base in a pack of this checkpoint has no name yet. */
-	if (depth > max || p->packs[pack].seq >= p->seq || p->packs[pack].state != PACK_KNOWN ||
-	    !packer_slot_usable(p, pack, slot))
+	if (depth > max || p->packs[pack].seq >= p->seq || p->packs[pack].state != PACK_KNOWN)
 		return;
-	content = block_cache_get_like(&p->cache, pack_cache_key(p, pack, slot), block);
+	content = block_cache_get_like(&p->cache, pack_cache_key(p, pack, slot), block, &unlike);
+	choice->unlike |= unlike;
 	if (!content)
 		return;
 	block_delta(block, content, room);
@@ -182,9 +237,11 @@ void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file 
 			struct base_choice *ret_choice)
 {
 	struct base_choice *c = ret_choice;
-	const struct delta_info *d;
+	const struct delta_info *d, *up;
+	uint32_t whole_pack, whole_slot;
+	bool usable = true;
 	const struct extent *e;
-	uint32_t pack, slot;
+	uint32_t pack, slot, saved;
 
 	*c = (struct base_choice){ 0 };
 	if (!old || p->cache.memory.limit == 0 || old->next >= old->end ||
@@ -199,18 +256,23 @@ void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file 
 	c->last_pack = pack;
 	c->last_slot = slot;
 	d = pack_delta_find(&p->packs[pack], slot);
-	if (d) {
-		const struct delta_info *up = d;
-		uint32_t whole_pack = pack, whole_slot = slot;
-
-		for (; up; up = pack_delta_find(&p->packs[whole_pack], whole_slot)) {
-			whole_pack = up->base_pack;
-			whole_slot = up->base_slot;
-		}
-		try_base(p, block, whole_pack, whole_slot, 1, &p->deltas[0], c);
+	whole_pack = pack;
+	whole_slot = slot;
+	for (up = d; up; up = pack_delta_find(&p->packs[whole_pack], whole_slot)) {
+		usable = usable && pack_usable(&p->packs[whole_pack]);
+		whole_pack = up->base_pack;
+		whole_slot = up->base_slot;
 	}
-	if (!c->delta || c->delta->count > PACK_DELTA_NEAR)
+	if (!pack_usable(&p->packs[whole_pack]))
+		return;
+	c->last_whole = !d;
+	if (d)
+		try_base(p, block, whole_pack, whole_slot, 1, &p->deltas[0], c);
+	if (usable && (!c->delta || c->delta->count > PACK_DELTA_NEAR))
 		try_base(p, block, pack, slot, d ? d->depth + 1 : 1, &p->deltas[1], c);
-	if (c->delta && !delta_pays(c->delta->count, block))
+	saved = c->delta ? delta_saves(c->delta->count, block) : 0;
+	if (saved == 0)
 		c->delta = NULL;
+	if (c->unlike)
+		note_unlike(p, saved);
 }

@@ -16,6 +16,9 @@
 #include "agent/util/io.h"
 
 enum {
+	/* Rounds of the hand. What changes again and again is written anew, which costs the file more than reading. */
+	USED_ONCE = 1,
+	USED_AGAIN = 3,
 	PLACES_MIN = 256,
 	POPULATE = 64,
 	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK + AEAD_TAG,
@@ -25,7 +28,8 @@ enum {
 struct cache_place {
 	uint64_t key;  /* 0: free */
 	uint32_t next; /* + 1, in the chain of its bucket or of the free places */
-	bool used;     /* hit since the hand passed */
+	uint8_t used;  /* so often the hand passes it by */
+	bool unlike;   /* what its last version had nothing to do with */
 };
 
 /* How the content of a place in the file was sealed; the number never comes again. */
@@ -69,9 +73,9 @@ static int tier_allocate(struct cache_tier *t)
 {
 	size_t buckets = 1;
 
-	while (buckets < t->limit)
+	while (buckets < t->most)
 		buckets *= 2;
-	t->places = calloc(t->limit, sizeof(*t->places));
+	t->places = calloc(t->most, sizeof(*t->places));
 	t->buckets = calloc(buckets, sizeof(*t->buckets));
 	if (!t->places || !t->buckets) {
 		free(take_ptr(t->places));
@@ -86,7 +90,7 @@ static void tier_deinit(struct cache_tier *t)
 {
 	free(t->places);
 	free(t->buckets);
-	*t = (struct cache_tier){ .limit = t->limit };
+	*t = (struct cache_tier){ .limit = t->limit, .most = t->most };
 }
 
 /* The link that names the place of a key, or that ends its chain. */
@@ -119,7 +123,7 @@ static void tier_drop(struct cache_tier *t, uint64_t key)
 
 static uint32_t tier_evict(struct cache_tier *t)
 {
-	/* Ends: after one round nothing is marked any more. */
+	/* Ends: after USED_AGAIN rounds nothing is marked any more. */
 	for (;;) {
 		struct cache_place *p = &t->places[t->hand];
 		uint32_t place = (uint32_t)t->hand + 1;
@@ -129,7 +133,7 @@ static uint32_t tier_evict(struct cache_tier *t)
 			*find_link(t, p->key) = p->next;
 			return place;
 		}
-		p->used = false;
+		p->used--;
 	}
 }
 
@@ -138,19 +142,19 @@ static bool tier_full(const struct cache_tier *t)
 	return t->free == 0 && t->high == t->limit;
 }
 
-/* A place for a key that has none; *ret_victim: the key that had it until now, or 0. */
-static uint32_t tier_add(struct cache_tier *t, uint64_t key, uint64_t *ret_victim)
+/* A place for a key that has none; *ret_victim: what had it until now, of key 0 if nothing. */
+static uint32_t tier_add(struct cache_tier *t, uint64_t key, struct cache_place *ret_victim)
 {
 	uint32_t place = t->free, *link;
 
-	*ret_victim = 0;
+	ret_victim->key = 0;
 	if (place != 0) {
 		t->free = t->places[place - 1].next;
 	} else if (t->high < t->limit) {
 		place = (uint32_t)++t->high;
 	} else {
 		place = tier_evict(t);
-		*ret_victim = t->places[place - 1].key;
+		*ret_victim = t->places[place - 1];
 	}
 	link = &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
 	t->places[place - 1] = (struct cache_place){ .key = key, .next = *link };
@@ -223,10 +227,10 @@ static int pending_slot(struct block_cache *c, uint64_t place, uint8_t **ret_slo
 	return r;
 }
 
-static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
+static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool unlike)
 {
+	struct cache_place victim;
 	struct cache_seal *seal;
-	uint64_t victim;
 	uint8_t *sealed;
 	uint32_t place;
 
@@ -235,6 +239,7 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block)
 	place = tier_find(&c->disk, key);
 	if (place == 0)
 		place = tier_add(&c->disk, key, &victim);
+	c->disk.places[place - 1].unlike = unlike;
 	seal = &c->seals[place - 1];
 	seal->number = ++c->number;
 	seal->sketch = sketch_of(block);
@@ -274,13 +279,17 @@ static const uint8_t *file_read(struct block_cache *c, uint64_t place)
 	return c->ahead;
 }
 
-static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_t *like)
+static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_t *like,
+			       bool *ret_unlike)
 {
 	uint32_t place = tier_find(&c->disk, key);
 	uint8_t sealed[PACK_BLOCK + AEAD_TAG];
 	const uint8_t *from;
 
-	if (place == 0 || (like && !sketches_alike(sketch_of(like), c->seals[place - 1].sketch)))
+	if (place == 0)
+		return NULL;
+	*ret_unlike = c->disk.places[place - 1].unlike;
+	if (like && !sketches_alike(sketch_of(like), c->seals[place - 1].sketch))
 		return NULL;
 	from = file_read(c, place - 1);
 	if (!from)
@@ -290,7 +299,7 @@ static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_
 	if (aead_open_next(c->aead, c->seals[place - 1].number, &key, sizeof(key), sealed,
 			   sizeof(sealed), c->plain) < 0)
 		goto bad;
-	c->disk.places[place - 1].used = true;
+	c->disk.places[place - 1].used = USED_ONCE;
 	return c->plain;
 bad:
 	tier_drop(&c->disk, key);
@@ -303,10 +312,10 @@ void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t dis
 		      const char *dir)
 {
 	*c = (struct block_cache){ .fd = -1 };
-	c->memory.limit = places_of(memory_bytes);
+	c->memory.limit = c->memory.most = places_of(memory_bytes);
 	if (c->memory.limit == 0 || !dir || !dir[0])
 		return;
-	c->disk.limit = places_of(disk_bytes);
+	c->disk.limit = c->disk.most = places_of(disk_bytes);
 	snprintf(c->dir, sizeof(c->dir), "%s", dir);
 }
 
@@ -314,7 +323,7 @@ void block_cache_deinit(struct block_cache *c)
 {
 	if (c->bytes) {
 		key_wipe(c->bytes, c->memory.high * PACK_BLOCK);
-		munmap(c->bytes, c->memory.limit * PACK_BLOCK);
+		munmap(c->bytes, c->memory.most * PACK_BLOCK);
 	}
 	c->bytes = NULL;
 	tier_deinit(&c->memory);
@@ -324,17 +333,17 @@ void block_cache_deinit(struct block_cache *c)
 /* Address space for all of it at once; memory comes as it is used. */
 static int allocate(struct block_cache *c)
 {
-	uint8_t *bytes = mmap(NULL, c->memory.limit * PACK_BLOCK, PROT_READ | PROT_WRITE,
+	uint8_t *bytes = mmap(NULL, c->memory.most * PACK_BLOCK, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int r;
 
 	if (bytes == MAP_FAILED)
 		return -errno;
 	/* Pages of the job: not into a core dump of ours. */
-	(void)madvise(bytes, c->memory.limit * PACK_BLOCK, MADV_DONTDUMP);
+	(void)madvise(bytes, c->memory.most * PACK_BLOCK, MADV_DONTDUMP);
 	r = tier_allocate(&c->memory);
 	if (r < 0) {
-		munmap(bytes, c->memory.limit * PACK_BLOCK);
+		munmap(bytes, c->memory.most * PACK_BLOCK);
 		return r;
 	}
 	c->bytes = bytes;
@@ -345,28 +354,81 @@ static int allocate(struct block_cache *c)
 	return 0;
 }
 
-static const uint8_t *get(struct block_cache *c, uint64_t key, const uint8_t *like)
+/* The places from `limit` on are given up; what they have goes into the file. */
+static void shrink(struct block_cache *c, uint64_t limit)
+{
+	struct cache_tier *t = &c->memory;
+	uint64_t high = t->high;
+	uint8_t *rest = c->bytes + limit * PACK_BLOCK;
+
+	for (uint64_t i = limit; i < high; i++) {
+		struct cache_place *p = &t->places[i];
+
+		if (p->key == 0)
+			continue;
+		file_put(c, p->key, c->bytes + i * PACK_BLOCK, p->unlike);
+		tier_drop(t, p->key);
+	}
+	t->limit = limit;
+	t->high = high < limit ? high : limit;
+	t->hand = 0;
+	t->free = 0;
+	for (uint64_t i = 0; i < t->high; i++) {
+		if (t->places[i].key != 0)
+			continue;
+		t->places[i].next = t->free;
+		t->free = (uint32_t)i + 1;
+	}
+	if (high <= limit)
+		return;
+	key_wipe(rest, (high - limit) * PACK_BLOCK);
+	(void)madvise(rest, (high - limit) * PACK_BLOCK, MADV_DONTNEED);
+}
+
+void block_cache_fit(struct block_cache *c, uint64_t memory_bytes)
+{
+	uint64_t limit = places_of(memory_bytes);
+
+	limit = limit < c->memory.most ? limit : c->memory.most;
+	if (limit == 0 || limit == c->memory.limit)
+		return;
+	if (c->bytes && limit < c->memory.limit)
+		shrink(c, limit);
+	else
+		c->memory.limit = limit;
+}
+
+static const uint8_t *get(struct block_cache *c, uint64_t key, const uint8_t *like,
+			  bool *ret_unlike)
 {
 	uint32_t place = tier_find(&c->memory, key);
+	struct cache_place *p;
 	const uint8_t *content;
 
+	*ret_unlike = false;
 	if (place == 0)
-		return file_get(c, key, like);
+		return file_get(c, key, like, ret_unlike);
+	p = &c->memory.places[place - 1];
+	*ret_unlike = p->unlike;
 	content = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
 	if (like && !sketches_alike(sketch_of(like), sketch_of(content)))
 		return NULL;
-	c->memory.places[place - 1].used = true;
+	if (p->used == 0)
+		p->used = USED_ONCE;
 	return content;
 }
 
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key)
 {
-	return get(c, key, NULL);
+	bool unlike;
+
+	return get(c, key, NULL, &unlike);
 }
 
-const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block)
+const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block,
+				    bool *ret_unlike)
 {
-	return get(c, key, block);
+	return get(c, key, block, ret_unlike);
 }
 
 void block_cache_drop(struct block_cache *c, uint64_t key)
@@ -388,26 +450,31 @@ static void populate(const struct block_cache *c, uint64_t place)
 #endif
 }
 
-void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool again)
+void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block,
+		     enum cache_kind kind)
 {
+	struct cache_place *p, victim = { 0 };
+	uint64_t high = c->memory.high;
 	uint8_t *bytes;
 	uint32_t place;
-	uint64_t victim = 0, high = c->memory.high;
 
 	if (c->memory.limit == 0 || (!c->bytes && allocate(c) < 0))
 		return; /* then there are no deltas */
 	place = tier_find(&c->memory, key);
-	if (place == 0 && !again && c->disk.places && tier_full(&c->memory)) {
-		file_put(c, key, block);
+	if (place == 0 && kind != CACHE_AGAIN && c->disk.places && tier_full(&c->memory)) {
+		file_put(c, key, block, kind == CACHE_UNLIKE);
 		return;
 	}
 	if (place == 0)
 		place = tier_add(&c->memory, key, &victim);
-	c->memory.places[place - 1].used |= again;
+	p = &c->memory.places[place - 1];
+	p->unlike = kind == CACHE_UNLIKE;
+	if (kind == CACHE_AGAIN)
+		p->used = USED_AGAIN;
 	bytes = c->bytes + (size_t)(place - 1) * PACK_BLOCK;
 	if (c->memory.high > high)
 		populate(c, high);
-	if (victim != 0)
-		file_put(c, victim, bytes);
+	if (victim.key != 0)
+		file_put(c, victim.key, bytes, victim.unlike);
 	memcpy(bytes, block, PACK_BLOCK);
 }

@@ -12,6 +12,11 @@ void block_index_deinit(struct block_index *x)
 	*x = (struct block_index){ .bytes_max = x->bytes_max };
 }
 
+uint64_t block_index_bytes(const struct block_index *x)
+{
+	return x->entries ? (x->mask + 1) * sizeof(*x->entries) : 0;
+}
+
 static struct block_entry *probe(const struct block_index *x, uint64_t high, uint32_t low)
 {
 	size_t i = low & x->mask;

@@ -107,6 +107,8 @@ struct block_index {
 };
 
 /* Empties it; the limit stays. */
+/* Memory that it takes. */
+uint64_t block_index_bytes(const struct block_index *x);
 void block_index_deinit(struct block_index *x);
 bool block_index_find(const struct block_index *x, struct block_hash hash, uint32_t *ret_pack,
 		      uint32_t *ret_slot);
@@ -422,6 +424,7 @@ struct cache_place;
 struct cache_seal;
 struct cache_tier {
 	uint64_t limit; /* places; 0: off */
+	uint64_t most;	/* that limit ever is */
 	uint64_t high;	/* places that were ever used */
 	uint64_t hand;
 	struct cache_place *places;
@@ -446,14 +449,25 @@ struct block_cache {
 /* dir: of the file, which has no name; NULL: no file. Nothing is allocated before the first put. */
 void block_cache_init(struct block_cache *c, uint64_t memory_bytes, uint64_t disk_bytes,
 		      const char *dir);
+/* So much memory from now on, at most what it began with; less than 2 MiB: as before. */
+void block_cache_fit(struct block_cache *c, uint64_t memory_bytes);
 /* Empties it; the limits stay. */
 void block_cache_deinit(struct block_cache *c);
 /* NULL or the content, valid until the next call. */
 const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
-/* NULL as well, and without reading it, if it has next to nothing in common with that block. */
-const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block);
-/* again: it has changed before, and stays in memory; what has not goes to the file if that is full. */
-void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block, bool again);
+/*
+ * NULL as well, and without reading it, if it has next to nothing in common with that block.
+ * *ret_unlike: it is there, and was put as CACHE_UNLIKE.
+ */
+const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block,
+				    bool *ret_unlike);
+enum cache_kind {
+	CACHE_ONCE = 0, /* goes to the file if memory is full */
+	CACHE_UNLIKE,	/* so does what replaced something that it has next to nothing in common with */
+	CACHE_AGAIN,	/* has changed before: stays in memory, before all others */
+};
+void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block,
+		     enum cache_kind kind);
 void block_cache_drop(struct block_cache *c, uint64_t key);
 
 /* ---- packer.c, files.c ---- */
@@ -533,6 +547,11 @@ struct pack_info {
 bool pack_holders_valid(const Decamp__Pack *p);
 int pack_info_read(const struct manifest *m, size_t index, struct pack_info *info) _must_check_;
 
+/* Contents that replaced something unlike, and what differences to them saved. */
+struct unlike_seen {
+	uint32_t tried, saved_words;
+};
+
 struct packer {
 	struct job_id job;
 	struct secret_key job_key;
@@ -543,6 +562,7 @@ struct packer {
 	uint32_t last_uid;
 	struct packer_budget budget;
 	struct block_cache cache;
+	struct unlike_seen unlike;
 	struct level_control levels;
 	struct file_list last, now;
 	struct pack_object *objects; /* of the last manifest, itself included */
@@ -645,11 +665,15 @@ int old_file_seek(struct old_file *old, uint64_t block);
 struct base_choice {
 	const struct block_delta *delta;
 	struct delta_info info; /* but for the slot */
-	bool has_last;
+	bool has_last, last_whole;
 	uint32_t last_pack, last_slot;
+	bool unlike; /* a base that was tried had replaced something unlike */
 };
 void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file *old,
 			struct base_choice *ret_choice);
+/* Of a block that has just been written: what its next version may be a difference to. */
+void packer_keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
+			 uint32_t slot);
 /* runs.c */
 int packer_add_runs(struct packer *p, const struct pack_input *in,
 		    struct extent_list *extents) _must_check_;

@@ -133,7 +133,10 @@ void packer_destroy(struct packer *p);
  * PACKER_BUDGET_DEFAULT. Not between begin and finish or abort (-EBUSY).
  */
 struct packer_budget {
-	/* Contents that deltas are made against, in memory; less than 2 MiB: no deltas. */
+	/*
+	 * Contents that deltas are made against, in memory, but for what the table below takes, of
+	 * which at least half stays for contents; less than 2 MiB: no deltas.
+	 */
 	uint64_t cache_bytes;
 	/* More of them in a file without a name in this folder, encrypted; NULL: none. Copied. */
 	uint64_t cache_disk_bytes;
@@ -160,7 +163,7 @@ struct packer_budget {
 	/* Differences one upon the other, at most 16; 0: 16. With fewer, more bytes are sent. */
 	uint32_t chain_max;
 };
-#define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)64 << 20 })
+#define PACKER_BUDGET_DEFAULT ((struct packer_budget){ .cache_bytes = (uint64_t)112 << 20 })
 int packer_set_budget(struct packer *p, const struct packer_budget *budget) _must_check_;
 /* The link as measured since then; at any time, from store() as well. 0 says nothing. */
 void packer_set_link(struct packer *p, uint64_t link_bytes_per_s);

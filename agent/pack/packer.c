@@ -142,6 +142,14 @@ static int start_threads(struct packer *p, void *ctx)
 	return r;
 }
 
+/* Contents have what the index leaves. */
+static void fit_cache(struct packer *p)
+{
+	uint64_t all = p->budget.cache_bytes, index = block_index_bytes(&p->index);
+
+	block_cache_fit(&p->cache, all - (index < all / 2 ? index : all / 2));
+}
+
 int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq,
 		 pack_store_fn store, void *ctx)
 {
@@ -162,6 +170,7 @@ int packer_begin(struct packer *p, const struct fence_token *token, uint64_t seq
 		p->read_buffer = NULL;
 		return r;
 	}
+	fit_cache(p);
 	p->active = true;
 	p->failed = 0;
 	p->seq = seq;
@@ -424,25 +433,10 @@ static int write_block(struct packer *p, const uint8_t *block, const struct base
 	return r == -ENOSPC ? pack_writer_block(&p->writer, block, ret_slot, ret_full) : r;
 }
 
-/* What the next version may be a difference to. */
-static void keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
-			 uint32_t slot)
-{
-	/* A version in the middle of a chain is of no more use; one that is whole is, as a base. */
-	if (choice->has_last && (!choice->delta || choice->info.base_pack != choice->last_pack ||
-				 choice->info.base_slot != choice->last_slot ||
-				 pack_delta_find(&p->packs[choice->last_pack], choice->last_slot)))
-		block_cache_drop(&p->cache,
-				 pack_cache_key(p, choice->last_pack, choice->last_slot));
-	/* The whole block is near enough to be the next version's base, too. */
-	if (choice->delta && choice->info.depth == 1 && choice->delta->count <= PACK_DELTA_NEAR)
-		return;
-	block_cache_put(&p->cache, pack_cache_key(p, p->open_pack, slot), block, choice->delta);
-}
-
 static int new_block(struct packer *p, const uint8_t *block, struct block_hash hash,
 		     struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot)
 {
+	uint64_t index_bytes = block_index_bytes(&p->index);
 	struct base_choice choice;
 	bool full = false;
 	int r;
@@ -460,7 +454,9 @@ static int new_block(struct packer *p, const uint8_t *block, struct block_hash h
 		p->failed = r;
 		return r;
 	}
-	keep_content(p, block, &choice, *ret_slot);
+	if (block_index_bytes(&p->index) != index_bytes)
+		fit_cache(p);
+	packer_keep_content(p, block, &choice, *ret_slot);
 	p->counts.new_bytes += PACK_BLOCK;
 	return full ? close_pack(p) : 0;
 }

@@ -337,7 +337,7 @@ static void test_cache_is_bounded(void **state)
 	block_cache_init(&c, (uint64_t)PLACES * (PACK_BLOCK + CACHE_OVERHEAD), 0, NULL);
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block, false);
+		block_cache_put(&c, key, block, CACHE_ONCE);
 		/* The first hundred are asked for all the time. */
 		if (key % 100 == 0)
 			for (uint64_t i = 1; i <= 100; i++)
@@ -358,7 +358,7 @@ static void test_cache_is_bounded(void **state)
 		block_cache_drop(&c, key);
 	for (uint64_t key = 1; key <= KEYS; key++)
 		assert_null(block_cache_get(&c, key));
-	block_cache_put(&c, 7, block, false);
+	block_cache_put(&c, 7, block, CACHE_ONCE);
 	assert_memory_equal(block_cache_get(&c, 7), block, sizeof(block));
 	block_cache_deinit(&c);
 }
@@ -379,28 +379,29 @@ static void test_cache_gives_what_is_alike(void **state)
 	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
 	struct block_cache c;
 	uint8_t block[PACK_BLOCK];
+	bool unlike;
 
 	(void)state;
 	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		fill_words(block, key, 0, PACK_BLOCK_WORDS);
-		block_cache_put(&c, key, block, false);
+		block_cache_put(&c, key, block, CACHE_ONCE);
 	}
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		const uint8_t *there;
 
 		fill_words(block, key, 0, PACK_BLOCK_WORDS);
-		there = block_cache_get_like(&c, key, block);
+		there = block_cache_get_like(&c, key, block, &unlike);
 		assert_non_null(there);
 		assert_memory_equal(there, block, sizeof(block));
 		/* Half of it differs. */
 		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS / 2);
-		assert_non_null(block_cache_get_like(&c, key, block));
+		assert_non_null(block_cache_get_like(&c, key, block, &unlike));
 		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS);
-		assert_null(block_cache_get_like(&c, key, block));
+		assert_null(block_cache_get_like(&c, key, block, &unlike));
 		assert_non_null(block_cache_get(&c, key));
 	}
-	assert_null(block_cache_get_like(&c, KEYS + 1, block));
+	assert_null(block_cache_get_like(&c, KEYS + 1, block, &unlike));
 	block_cache_deinit(&c);
 }
 
@@ -419,7 +420,7 @@ static void test_cache_has_a_file(void **state)
 	block_cache_init(&c, PLACES * place, ON_DISK * place, "/tmp");
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block, false);
+		block_cache_put(&c, key, block, CACHE_ONCE);
 	}
 	for (uint64_t key = 1; key <= KEYS; key++) {
 		const uint8_t *there = block_cache_get(&c, key);
@@ -450,7 +451,7 @@ static void test_cache_has_a_file(void **state)
 	/* A folder that is none: memory only. */
 	block_cache_init(&c, PLACES * place, ON_DISK * place, "/nowhere");
 	for (uint64_t key = 1; key <= KEYS; key++)
-		block_cache_put(&c, key, block, false);
+		block_cache_put(&c, key, block, CACHE_ONCE);
 	for (uint64_t key = found = 1; key <= KEYS; key++)
 		found += block_cache_get(&c, key) != NULL;
 	assert_int_equal(found - 1, PLACES);
@@ -480,9 +481,9 @@ static void test_once_goes_to_the_file(void **state)
 	(void)state;
 	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
 	for (uint64_t key = 1; key <= KEYS - AGAIN; key++)
-		block_cache_put(&c, key, block, false);
+		block_cache_put(&c, key, block, CACHE_ONCE);
 	for (uint64_t key = KEYS - AGAIN + 1; key <= KEYS; key++)
-		block_cache_put(&c, key, block, true);
+		block_cache_put(&c, key, block, CACHE_AGAIN);
 	assert_int_equal(in_memory(&c, KEYS - AGAIN + 1, KEYS), AGAIN);
 	assert_int_equal(in_memory(&c, 1, PLACES), PLACES - AGAIN);
 	assert_int_equal(in_memory(&c, PLACES + 1, KEYS - AGAIN), 0);
@@ -495,7 +496,7 @@ static void put_keys(struct block_cache *c, uint64_t from, uint64_t to, uint8_t 
 
 	for (uint64_t key = from; key <= to; key++) {
 		memset(block, (int)(uint8_t)(key + content), sizeof(block));
-		block_cache_put(c, key, block, false);
+		block_cache_put(c, key, block, CACHE_ONCE);
 	}
 }
 
