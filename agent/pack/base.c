@@ -191,13 +191,14 @@ static bool keeps_unlike(const struct packer *p, uint32_t slot)
 void packer_keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
 			 uint32_t slot)
 {
-	enum cache_kind kind = choice->delta ? CACHE_AGAIN :
+	enum cache_kind kind = choice->delta	? CACHE_AGAIN :
 			       choice->has_last ? CACHE_UNLIKE :
 						  CACHE_ONCE;
 
 	/* A version in the middle of a chain is of no more use; one that is whole is, as a base. */
-	if (choice->has_last && (!choice->delta || choice->info.base_pack != choice->last_pack ||
-				 choice->info.base_slot != choice->last_slot || !choice->last_whole))
+	if (choice->has_last &&
+	    (!choice->delta || choice->info.base_pack != choice->last_pack ||
+	     choice->info.base_slot != choice->last_slot || !choice->last_whole))
 		block_cache_drop(&p->cache,
 				 pack_cache_key(p, choice->last_pack, choice->last_slot));
 	/* The whole block is near enough to be the next version's base, too. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * Contents of blocks that deltas may be made against: a tier in memory and, behind it, one in a file
- * without a name, sealed with a key that nobody but this cache has. Both are bounded; a full tier
+ * without a name, encrypted with a key that nobody but this cache has. Both are bounded; a full tier
  * evicts by the clock algorithm, memory into the file. What comes once goes into the file at once
  * when memory is full, so that a first checkpoint does not drive out what changes again and again,
  * and costs one copy less.
@@ -16,12 +16,12 @@
 #include "agent/util/io.h"
 
 enum {
-	/* Rounds of the hand. What changes again and again is written anew, which costs the file more than reading. */
+	/* Rounds of the hand. What changes again and again would be written into the file anew. */
 	USED_ONCE = 1,
 	USED_AGAIN = 3,
 	PLACES_MIN = 256,
 	POPULATE = 64,
-	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK + AEAD_TAG,
+	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK,
 	AHEAD_BYTES = CACHE_AHEAD_MAX * PACK_BLOCK,
 };
 
@@ -32,11 +32,14 @@ struct cache_place {
 	bool unlike;   /* what its last version had nothing to do with */
 };
 
-/* How the content of a place in the file was sealed; the number never comes again. */
+/*
+ * What the file should have in a place. Under the number, which never comes again, it is encrypted;
+ * the hash tells when the disk has something else, were it an older content of that place.
+ */
 struct cache_seal {
 	uint64_t number;
 	uint64_t sketch;
-	uint8_t tag[AEAD_TAG];
+	struct block_hash hash;
 };
 
 /* ---- likeness ---- */
@@ -182,14 +185,16 @@ static int file_open(struct block_cache *c)
 	c->fd = open(c->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->fd < 0)
 		return -errno;
-	r = random_bytes(key.b, sizeof(key.b));
+	r = random_bytes(c->hash_secret, sizeof(c->hash_secret));
 	if (r == 0)
-		r = aead_create(&key, &c->aead);
+		r = random_bytes(key.b, sizeof(key.b));
+	if (r == 0)
+		r = stream_create(&key, &c->stream);
 	key_wipe(&key, sizeof(key));
 	if (r < 0)
 		return r;
 	c->seals = calloc(c->disk.limit, sizeof(*c->seals));
-	c->plain = malloc(PACK_BLOCK + AEAD_TAG);
+	c->plain = malloc(PACK_BLOCK);
 	c->pending = malloc(PENDING_BYTES);
 	c->ahead = malloc(AHEAD_BYTES);
 	c->pending_count = c->ahead_count = 0;
@@ -205,13 +210,14 @@ static void file_close(struct block_cache *c)
 	free(take_ptr(c->pending));
 	free(take_ptr(c->ahead));
 	if (c->plain)
-		key_wipe(c->plain, PACK_BLOCK + AEAD_TAG);
+		key_wipe(c->plain, PACK_BLOCK);
 	free(take_ptr(c->plain));
 	tier_deinit(&c->disk);
-	aead_destroy(take_ptr(c->aead));
+	stream_destroy(take_ptr(c->stream));
+	key_wipe(c->hash_secret, sizeof(c->hash_secret));
 }
 
-/* Room for the sealed content of a place: mostly they come in order, and are written together. */
+/* Room for the encrypted content of a place: mostly they come in order, and are written together. */
 static int pending_slot(struct block_cache *c, uint64_t place, uint8_t **ret_slot)
 {
 	int r = 0;
@@ -231,7 +237,7 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block, 
 {
 	struct cache_place victim;
 	struct cache_seal *seal;
-	uint8_t *sealed;
+	uint8_t *slot;
 	uint32_t place;
 
 	if (c->disk.limit == 0)
@@ -243,19 +249,16 @@ static void file_put(struct block_cache *c, uint64_t key, const uint8_t *block, 
 	seal = &c->seals[place - 1];
 	seal->number = ++c->number;
 	seal->sketch = sketch_of(block);
-	if (pending_slot(c, place - 1, &sealed) < 0 ||
-	    aead_seal_next(c->aead, seal->number, &key, sizeof(key), block, PACK_BLOCK, sealed) <
-		    0) {
+	seal->hash = block_hash_with(c->hash_secret, block);
+	if (pending_slot(c, place - 1, &slot) < 0 ||
+	    stream_apply(c->stream, seal->number, block, PACK_BLOCK, slot) < 0) {
 		/* Full or broken: without a file from now on. */
 		file_close(c);
 		c->disk.limit = 0;
-		return;
 	}
-	/* The tag lies where the next place's content will. */
-	memcpy(seal->tag, sealed + PACK_BLOCK, AEAD_TAG);
 }
 
-/* Sealed contents of a place. Neighbours change together, so some are read ahead. */
+/* Encrypted contents of a place. Neighbours change together, so some are read ahead. */
 static const uint8_t *file_read(struct block_cache *c, uint64_t place)
 {
 	uint64_t count = CACHE_AHEAD_MAX, left = c->disk.high - place;
@@ -283,21 +286,21 @@ static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_
 			       bool *ret_unlike)
 {
 	uint32_t place = tier_find(&c->disk, key);
-	uint8_t sealed[PACK_BLOCK + AEAD_TAG];
+	const struct cache_seal *seal;
+	struct block_hash hash;
 	const uint8_t *from;
 
 	if (place == 0)
 		return NULL;
+	seal = &c->seals[place - 1];
 	*ret_unlike = c->disk.places[place - 1].unlike;
-	if (like && !sketches_alike(sketch_of(like), c->seals[place - 1].sketch))
+	if (like && !sketches_alike(sketch_of(like), seal->sketch))
 		return NULL;
 	from = file_read(c, place - 1);
-	if (!from)
+	if (!from || stream_apply(c->stream, seal->number, from, PACK_BLOCK, c->plain) < 0)
 		goto bad;
-	memcpy(sealed, from, PACK_BLOCK);
-	memcpy(sealed + PACK_BLOCK, c->seals[place - 1].tag, AEAD_TAG);
-	if (aead_open_next(c->aead, c->seals[place - 1].number, &key, sizeof(key), sealed,
-			   sizeof(sealed), c->plain) < 0)
+	hash = block_hash_with(c->hash_secret, c->plain);
+	if (hash.low != seal->hash.low || hash.high != seal->hash.high)
 		goto bad;
 	c->disk.places[place - 1].used = USED_ONCE;
 	return c->plain;

@@ -75,15 +75,17 @@ int aead_seal(const struct secret_key *key, uint64_t nonce_number, const void *a
 /* out is wiped when it does not authenticate. */
 int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *ad, size_t ad_size,
 	      const uint8_t *sealed, size_t size, void *out) _must_check_;
-/* The same with one key for many small pieces, whose schedule is made once. */
-struct aead;
-int aead_create(const struct secret_key *key, struct aead **ret_aead) _must_check_;
+/*
+ * AES-256-CTR, encrypting and decrypting alike, with one key for many pieces of at most 64 GiB. It
+ * keeps contents secret and nothing else: who reads compares a hash. The caller never repeats a
+ * number for other contents.
+ */
+struct stream;
+int stream_create(const struct secret_key *key, struct stream **ret_stream) _must_check_;
 /* NULL is accepted. */
-void aead_destroy(struct aead *a);
-int aead_seal_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
-		   const void *plain, size_t size, uint8_t *out) _must_check_;
-int aead_open_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
-		   const uint8_t *sealed, size_t size, void *out) _must_check_;
+void stream_destroy(struct stream *s);
+int stream_apply(struct stream *s, uint64_t number, const void *in, size_t size,
+		 void *out) _must_check_;
 
 /* ---- index.c ---- */
 
@@ -437,13 +439,14 @@ struct block_cache {
 	uint8_t *bytes; /* of the places in memory */
 	char dir[256];
 	int fd;
-	struct aead *aead; /* of the file */
+	struct stream *stream; /* of the file */
+	uint8_t hash_secret[192];
 	uint64_t number;
 	struct cache_seal *seals;
-	uint8_t *plain;	  /* of the block that was read last */
-	uint8_t *pending; /* sealed, of pending_count places from pending_first on: not in the file */
+	uint8_t *plain; /* of the block that was read last */
+	uint8_t *pending; /* encrypted, of pending_count places from pending_first on: not in the file */
 	uint64_t pending_first, pending_count;
-	uint8_t *ahead; /* sealed, as read from the file */
+	uint8_t *ahead; /* encrypted, as read from the file */
 	uint64_t ahead_first, ahead_count;
 };
 /* dir: of the file, which has no name; NULL: no file. Nothing is allocated before the first put. */
@@ -463,8 +466,8 @@ const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const u
 				    bool *ret_unlike);
 enum cache_kind {
 	CACHE_ONCE = 0, /* goes to the file if memory is full */
-	CACHE_UNLIKE,	/* so does what replaced something that it has next to nothing in common with */
-	CACHE_AGAIN,	/* has changed before: stays in memory, before all others */
+	CACHE_UNLIKE, /* so does what replaced something that it has next to nothing in common with */
+	CACHE_AGAIN, /* has changed before: stays in memory, before all others */
 };
 void block_cache_put(struct block_cache *c, uint64_t key, const uint8_t *block,
 		     enum cache_kind kind);
@@ -601,6 +604,8 @@ struct old_file {
 	uint64_t end;			   /* from here on there is none */
 };
 
+/* XXH3-128 of a block. */
+struct block_hash block_hash_with(const uint8_t secret[192], const uint8_t *block);
 struct block_hash packer_hash(const struct packer *p, const uint8_t *block);
 bool block_is_zero(const uint8_t *block);
 /* A block that is not zero -> where it lies from now on. */

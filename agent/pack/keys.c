@@ -172,47 +172,43 @@ int aead_open(const struct secret_key *key, uint64_t nonce_number, const void *a
 	return open_with(ctx, nonce_number, ad, ad_size, sealed, size, out);
 }
 
-struct aead {
-	EVP_CIPHER_CTX *seal, *open;
+struct stream {
+	EVP_CIPHER_CTX *ctx;
 };
 
-int aead_create(const struct secret_key *key, struct aead **ret_aead)
+int stream_create(const struct secret_key *key, struct stream **ret_stream)
 {
-	struct aead *a = calloc(1, sizeof(*a));
+	struct stream *s = calloc(1, sizeof(*s));
 
-	if (!a)
+	if (!s)
 		return -ENOMEM;
-	a->seal = EVP_CIPHER_CTX_new();
-	a->open = EVP_CIPHER_CTX_new();
-	if (!a->seal || !a->open ||
-	    EVP_EncryptInit_ex(a->seal, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1 ||
-	    EVP_DecryptInit_ex(a->open, EVP_aes_256_gcm(), NULL, key->b, NULL) != 1) {
-		aead_destroy(a);
+	s->ctx = EVP_CIPHER_CTX_new();
+	if (!s->ctx || EVP_EncryptInit_ex(s->ctx, EVP_aes_256_ctr(), NULL, key->b, NULL) != 1) {
+		stream_destroy(s);
 		return -ENOMEM;
 	}
-	*ret_aead = a;
+	*ret_stream = s;
 	return 0;
 }
 
-void aead_destroy(struct aead *a)
+void stream_destroy(struct stream *s)
 {
-	if (!a)
+	if (!s)
 		return;
-	EVP_CIPHER_CTX_free(a->seal);
-	EVP_CIPHER_CTX_free(a->open);
-	free(a);
+	EVP_CIPHER_CTX_free(s->ctx);
+	free(s);
 }
 
-int aead_seal_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
-		   const void *plain, size_t size, uint8_t *out)
+int stream_apply(struct stream *s, uint64_t number, const void *in, size_t size, void *out)
 {
-	return seal_with(a->seal, nonce_number, ad, ad_size, plain, size, out);
-}
+	uint8_t counter[16] = { 0 }; /* its last bytes count what is encrypted under one number */
+	int n;
 
-int aead_open_next(struct aead *a, uint64_t nonce_number, const void *ad, size_t ad_size,
-		   const uint8_t *sealed, size_t size, void *out)
-{
-	return open_with(a->open, nonce_number, ad, ad_size, sealed, size, out);
+	memcpy(counter, &number, sizeof(number));
+	if (size > INT_MAX || EVP_EncryptInit_ex(s->ctx, NULL, NULL, NULL, counter) != 1 ||
+	    EVP_EncryptUpdate(s->ctx, out, &n, in, (int)size) != 1)
+		return -EIO;
+	return 0;
 }
 
 int key_seal(const struct secret_key *key, const char *label, const void *ad, size_t ad_size,

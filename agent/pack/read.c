@@ -14,16 +14,18 @@
  */
 extern __typeof__(XXH3_128bits_withSecret) XXH3_128bits_withSecret_dispatch __attribute__((weak));
 
-struct block_hash packer_hash(const struct packer *p, const uint8_t *block)
+struct block_hash block_hash_with(const uint8_t secret[192], const uint8_t *block)
 {
 	XXH128_hash_t h = XXH3_128bits_withSecret_dispatch ?
-				  XXH3_128bits_withSecret_dispatch(block, PACK_BLOCK,
-								   p->hash_secret,
-								   sizeof(p->hash_secret)) :
-				  XXH3_128bits_withSecret(block, PACK_BLOCK, p->hash_secret,
-							  sizeof(p->hash_secret));
+				  XXH3_128bits_withSecret_dispatch(block, PACK_BLOCK, secret, 192) :
+				  XXH3_128bits_withSecret(block, PACK_BLOCK, secret, 192);
 
 	return (struct block_hash){ h.low64, h.high64 };
+}
+
+struct block_hash packer_hash(const struct packer *p, const uint8_t *block)
+{
+	return block_hash_with(p->hash_secret, block);
 }
 
 bool block_is_zero(const uint8_t *block)

@@ -53,6 +53,24 @@ static uint32_t longest_chain(const struct packer *p)
 	return longest;
 }
 
+/* Of the file's blocks, how many contents are there. */
+static size_t in_cache(struct packer *p, const struct image *m)
+{
+	size_t found = 0;
+
+	for (size_t i = 0; i < BLOCKS; i++) {
+		const uint8_t *block = m->bytes + i * PACK_BLOCK, *there;
+		uint32_t pack, slot;
+
+		assert_true(block_index_find(&p->index, packer_hash(p, block), &pack, &slot));
+		there = block_cache_get(&p->cache, pack_cache_key(p, pack, slot));
+		if (there)
+			assert_memory_equal(there, block, PACK_BLOCK);
+		found += there != NULL;
+	}
+	return found;
+}
+
 static void test_small_changes_cost_little(void **state)
 {
 	struct lab *lab = *state;
@@ -326,215 +344,6 @@ static void test_without_cache_there_are_no_deltas(void **state)
 	free_image(m);
 }
 
-static void test_cache_is_bounded(void **state)
-{
-	enum { PLACES = 1000, KEYS = 5000 };
-	struct block_cache c;
-	uint8_t block[PACK_BLOCK];
-	size_t found = 0, hot = 0;
-
-	(void)state;
-	block_cache_init(&c, (uint64_t)PLACES * (PACK_BLOCK + CACHE_OVERHEAD), 0, NULL);
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block, CACHE_ONCE);
-		/* The first hundred are asked for all the time. */
-		if (key % 100 == 0)
-			for (uint64_t i = 1; i <= 100; i++)
-				(void)block_cache_get(&c, i);
-	}
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		const uint8_t *there = block_cache_get(&c, key);
-
-		if (!there)
-			continue;
-		assert_int_equal(there[77], key % 251);
-		found++;
-		hot += key <= 100;
-	}
-	assert_int_equal(found, PLACES);
-	assert_int_equal(hot, 100);
-	for (uint64_t key = 1; key <= KEYS; key++)
-		block_cache_drop(&c, key);
-	for (uint64_t key = 1; key <= KEYS; key++)
-		assert_null(block_cache_get(&c, key));
-	block_cache_put(&c, 7, block, CACHE_ONCE);
-	assert_memory_equal(block_cache_get(&c, 7), block, sizeof(block));
-	block_cache_deinit(&c);
-}
-
-static void fill_words(uint8_t block[PACK_BLOCK], uint64_t seed, size_t first, size_t count)
-{
-	for (size_t i = first; i < first + count; i++) {
-		uint64_t word = (seed * 4096 + i + 1) * 0x9e3779b97f4a7c15u;
-
-		memcpy(block + i * 8, &word, sizeof(word));
-	}
-}
-
-/* In memory and in the file: what has nothing in common with a block is not given for it. */
-static void test_cache_gives_what_is_alike(void **state)
-{
-	enum { PLACES = 300, KEYS = 400 };
-	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
-	struct block_cache c;
-	uint8_t block[PACK_BLOCK];
-	bool unlike;
-
-	(void)state;
-	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		fill_words(block, key, 0, PACK_BLOCK_WORDS);
-		block_cache_put(&c, key, block, CACHE_ONCE);
-	}
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		const uint8_t *there;
-
-		fill_words(block, key, 0, PACK_BLOCK_WORDS);
-		there = block_cache_get_like(&c, key, block, &unlike);
-		assert_non_null(there);
-		assert_memory_equal(there, block, sizeof(block));
-		/* Half of it differs. */
-		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS / 2);
-		assert_non_null(block_cache_get_like(&c, key, block, &unlike));
-		fill_words(block, key + KEYS, 0, PACK_BLOCK_WORDS);
-		assert_null(block_cache_get_like(&c, key, block, &unlike));
-		assert_non_null(block_cache_get(&c, key));
-	}
-	assert_null(block_cache_get_like(&c, KEYS + 1, block, &unlike));
-	block_cache_deinit(&c);
-}
-
-/* What memory has no room for is in a file; what happens to that file costs hits only. */
-static void test_cache_has_a_file(void **state)
-{
-	enum { PLACES = 300, ON_DISK = 1000, KEYS = 1250 };
-	/* The last few wait to be written. */
-	enum { WRITTEN = (KEYS - PLACES) / CACHE_PENDING_MAX * CACHE_PENDING_MAX };
-	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
-	struct block_cache c;
-	uint8_t block[PACK_BLOCK], byte;
-	size_t found = 0;
-
-	(void)state;
-	block_cache_init(&c, PLACES * place, ON_DISK * place, "/tmp");
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		memset(block, (int)(key % 251), sizeof(block));
-		block_cache_put(&c, key, block, CACHE_ONCE);
-	}
-	for (uint64_t key = 1; key <= KEYS; key++) {
-		const uint8_t *there = block_cache_get(&c, key);
-
-		assert_non_null(there);
-		assert_true(there[0] == key % 251 && there[4095] == key % 251);
-	}
-	/* Not in the clear: no two blocks begin alike, no block is one byte 4096 times. */
-	for (off_t i = 0; i < WRITTEN; i++) {
-		size_t same = 0;
-
-		assert_int_equal(pread_full(c.fd, block, sizeof(block), i * PACK_BLOCK), 0);
-		for (size_t j = 1; j < sizeof(block); j++)
-			same += block[j] == block[0];
-		assert_true(same < 100);
-	}
-	byte = (uint8_t)~block[9];
-	assert_int_equal(pwrite_full(c.fd, &byte, 1, (off_t)(WRITTEN - 1) * PACK_BLOCK + 9), 0);
-	assert_int_equal(ftruncate(c.fd, (off_t)WRITTEN * PACK_BLOCK), 0);
-	for (uint64_t key = 1; key <= KEYS; key++)
-		found += block_cache_get(&c, key) != NULL;
-	assert_int_equal(found, KEYS - 1);
-	assert_int_equal(ftruncate(c.fd, 0), 0);
-	for (uint64_t key = found = 1; key <= KEYS; key++)
-		found += block_cache_get(&c, key) != NULL;
-	assert_int_equal(found - 1, KEYS - WRITTEN);
-	block_cache_deinit(&c);
-	/* A folder that is none: memory only. */
-	block_cache_init(&c, PLACES * place, ON_DISK * place, "/nowhere");
-	for (uint64_t key = 1; key <= KEYS; key++)
-		block_cache_put(&c, key, block, CACHE_ONCE);
-	for (uint64_t key = found = 1; key <= KEYS; key++)
-		found += block_cache_get(&c, key) != NULL;
-	assert_int_equal(found - 1, PLACES);
-	block_cache_deinit(&c);
-}
-
-static size_t in_memory(struct block_cache *c, uint64_t from, uint64_t to)
-{
-	size_t found = 0;
-
-	/* Without its file. */
-	assert_int_equal(ftruncate(c->fd, 0), 0);
-	c->ahead_count = c->pending_count = 0;
-	for (uint64_t key = from; key <= to; key++)
-		found += block_cache_get(c, key) != NULL;
-	return found;
-}
-
-/* What comes once does not push out what changes again and again, nor what came before. */
-static void test_once_goes_to_the_file(void **state)
-{
-	enum { PLACES = 300, AGAIN = 100, KEYS = 1000 };
-	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
-	uint8_t block[PACK_BLOCK] = { 1 };
-	struct block_cache c;
-
-	(void)state;
-	block_cache_init(&c, PLACES * place, KEYS * place, "/tmp");
-	for (uint64_t key = 1; key <= KEYS - AGAIN; key++)
-		block_cache_put(&c, key, block, CACHE_ONCE);
-	for (uint64_t key = KEYS - AGAIN + 1; key <= KEYS; key++)
-		block_cache_put(&c, key, block, CACHE_AGAIN);
-	assert_int_equal(in_memory(&c, KEYS - AGAIN + 1, KEYS), AGAIN);
-	assert_int_equal(in_memory(&c, 1, PLACES), PLACES - AGAIN);
-	assert_int_equal(in_memory(&c, PLACES + 1, KEYS - AGAIN), 0);
-	block_cache_deinit(&c);
-}
-
-static void put_keys(struct block_cache *c, uint64_t from, uint64_t to, uint8_t content)
-{
-	uint8_t block[PACK_BLOCK];
-
-	for (uint64_t key = from; key <= to; key++) {
-		memset(block, (int)(uint8_t)(key + content), sizeof(block));
-		block_cache_put(c, key, block, CACHE_ONCE);
-	}
-}
-
-static void check_keys(struct block_cache *c, uint64_t from, uint64_t to, uint8_t content)
-{
-	for (uint64_t key = from; key <= to; key++) {
-		const uint8_t *there = block_cache_get(c, key);
-
-		assert_non_null(there);
-		assert_int_equal(there[5], (uint8_t)(key + content));
-	}
-}
-
-/* What was read ahead is not what is there once its place has another content. */
-static void test_read_ahead_is_never_old(void **state)
-{
-	enum { PLACES = 300, LAST = 600, CHANGED = 380, FLUSHED = CHANGED + CACHE_PENDING_MAX };
-	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
-	struct block_cache c;
-
-	(void)state;
-	block_cache_init(&c, PLACES * place, PLACES * place, "/tmp");
-	put_keys(&c, 1, LAST, 0);
-	check_keys(&c, 350, CHANGED, 0);
-	assert_true(c.ahead_count > 1);
-	for (uint8_t content = 1; content < 100; content += 33) {
-		/* Waiting, then written. */
-		put_keys(&c, 350, CHANGED, content);
-		check_keys(&c, 350, CHANGED, content);
-		put_keys(&c, 350, FLUSHED, content + 1);
-		check_keys(&c, CHANGED, CHANGED, content + 1);
-		check_keys(&c, 350, FLUSHED, content + 1);
-		check_keys(&c, FLUSHED + 1, LAST, 0);
-		check_keys(&c, 350, CHANGED, content + 1);
-	}
-	block_cache_deinit(&c);
-}
-
 static void test_every_bit_of_a_delta_pack_counts(void **state)
 {
 	static uint8_t out[PACK_FRAME_RAW + PACK_FRAME_SLACK];
@@ -654,6 +463,38 @@ static void test_version_1_is_read(void **state)
 			 -EBADMSG);
 }
 
+/*
+ * All of it new at each checkpoint: what replaced such contents is kept for a sample only, until
+ * differences to what is kept pay again.
+ */
+static void test_unlike_contents_are_sampled(void **state)
+{
+	struct lab *lab = *state;
+	struct image *m = new_image();
+	size_t kept[40];
+
+	for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
+		checkpoint(lab, m);
+		kept[i] = in_cache(lab->packer, m);
+		lab_fill_random(m->bytes, SIZE);
+		assert_int_equal(pwrite_full(m->fd, m->bytes, SIZE, 0), 0);
+	}
+	assert_int_equal(kept[0], BLOCKS);
+	assert_int_equal(kept[1], BLOCKS);
+	assert_in_range(kept[39], BLOCKS / 9, BLOCKS / 7);
+	checkpoint(lab, m);
+	for (size_t i = 0; i < 300 && in_cache(lab->packer, m) < BLOCKS; i++) {
+		change(m, 1, 40);
+		checkpoint(lab, m);
+		lab_fill_random(m->bytes, SIZE);
+		assert_int_equal(pwrite_full(m->fd, m->bytes, SIZE, 0), 0);
+		checkpoint(lab, m);
+	}
+	assert_int_equal(in_cache(lab->packer, m), BLOCKS);
+	lab_check_file(lab, "a", m->bytes, SIZE);
+	free_image(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -666,11 +507,7 @@ int main(void)
 		TEST(test_runs_find_their_versions),
 		TEST(test_restored_job_goes_on),
 		TEST(test_without_cache_there_are_no_deltas),
-		TEST(test_cache_is_bounded),
-		TEST(test_cache_gives_what_is_alike),
-		TEST(test_cache_has_a_file),
-		TEST(test_once_goes_to_the_file),
-		TEST(test_read_ahead_is_never_old),
+		TEST(test_unlike_contents_are_sampled),
 		TEST(test_every_bit_of_a_delta_pack_counts),
 		TEST(test_bodies_are_checked),
 		TEST(test_version_1_is_read),
