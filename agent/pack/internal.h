@@ -187,6 +187,8 @@ struct block_delta {
 	uint64_t words[PACK_BLOCK_WORDS + 1]; /* exclusive or of both blocks */
 };
 void block_delta(const uint8_t *now, const uint8_t *base, struct block_delta *ret_delta);
+/* The same on a processor without wide vectors. */
+void block_delta_plain(const uint8_t *now, const uint8_t *base, struct block_delta *ret_delta);
 /* The exclusive or of a whole block. words has as many as map has bits. */
 void block_delta_mask(const uint8_t *map, const uint8_t *words, uint8_t *ret_mask);
 

@@ -71,6 +71,41 @@ static size_t in_cache(struct packer *p, const struct image *m)
 	return found;
 }
 
+/* By hand, and by both ways to compute it: words in runs, alone, all and none. */
+static void test_differences_are_exact(void **state)
+{
+	uint64_t now[PACK_BLOCK_WORDS], base[PACK_BLOCK_WORDS], mask[PACK_BLOCK_WORDS];
+	struct block_delta d[2];
+
+	(void)state;
+	for (size_t round = 0; round < 3000; round++) {
+		uint32_t count = 0, at = 0;
+
+		lab_fill_random((uint8_t *)now, sizeof(now));
+		memcpy(base, now, sizeof(base));
+		for (size_t i = 0; i < round % 700; i++) {
+			at = rand() % 3 ? at + 1 : (uint32_t)rand();
+			base[at % PACK_BLOCK_WORDS] ^= (uint64_t)1 << rand() % 64;
+		}
+		block_delta((uint8_t *)now, (uint8_t *)base, &d[0]);
+		block_delta_plain((uint8_t *)now, (uint8_t *)base, &d[1]);
+		for (size_t k = 0; k < 2; k++, count = 0) {
+			for (size_t i = 0; i < PACK_BLOCK_WORDS; i++) {
+				bool differs = now[i] != base[i];
+
+				assert_int_equal(d[k].map[i / 64] >> i % 64 & 1, differs);
+				if (differs)
+					assert_int_equal(d[k].words[count++], now[i] ^ base[i]);
+			}
+			assert_int_equal(d[k].count, count);
+			block_delta_mask((uint8_t *)d[k].map, (uint8_t *)d[k].words,
+					 (uint8_t *)mask);
+			for (size_t i = 0; i < PACK_BLOCK_WORDS; i++)
+				assert_int_equal(mask[i], now[i] ^ base[i]);
+		}
+	}
+}
+
 static void test_small_changes_cost_little(void **state)
 {
 	struct lab *lab = *state;
@@ -498,6 +533,7 @@ static void test_unlike_contents_are_sampled(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_differences_are_exact),
 		TEST(test_small_changes_cost_little),
 		TEST(test_chains_are_bounded),
 		TEST(test_near_blocks_make_no_chain),
