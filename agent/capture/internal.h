@@ -212,19 +212,28 @@ struct ready {
 	size_t done_count;
 	char *carried; /* carried.list; NULL: there is none */
 	size_t carried_size;
-	uint8_t *stage; /* small files are copied here */
+	uint8_t *stage; /* small files are copied here, and behind them large ones */
 	size_t staged;
+	size_t large_room, large_staged;
 	bool made;
 };
 
 enum {
 	READY_STAGE = 1 << 20,	      /* bytes */
 	READY_STAGE_FILE = 256 << 10, /* of one file */
+	READY_LARGE = 64 << 20,	      /* for larger ones, if there are any to be copied */
 };
 
 /* Of one pause: each try makes its own. init_pid: 0 if nobody's orphans are looked for. */
 int ready_make(struct ready *ready, const char *state_dir, const struct mounts *layers,
 	       pid_t main_pid, pid_t init_pid) _must_check_;
+/*
+ * Room for larger files too, of which a rehearsal has found so many bytes that would be copied. What
+ * finds no room goes to the spool in the pause: then the job waits for that disk.
+ */
+void ready_expect(struct ready *ready, uint64_t large_bytes);
+/* One that is copied to memory, if there is room. */
+bool ready_is_fit(const struct stat *st);
 /* Closes it, at once or later. ready may be NULL. */
 void ready_close(struct ready *ready, int fd);
 void ready_drop(struct ready *ready);
@@ -248,8 +257,11 @@ struct walk {
 	size_t copies;	 /* counts on over attempts of one capture */
 	bool copy_all;	 /* believe nothing of the past */
 	bool ended;	 /* nobody writes any more: no copies are needed */
-	bool rehearsal;	 /* no file is opened, nor taken for the past's */
-	char *reason;	 /* CAPTURE_REASON_MAX bytes, set on errors */
+	/* A look only: what would be copied to memory is read once and counted, if it is large. */
+	bool rehearsal;
+	uint8_t *scratch; /* READY_STAGE bytes for that; NULL: no file is opened */
+	uint64_t read_bytes, large_bytes;
+	char *reason; /* CAPTURE_REASON_MAX bytes, set on errors */
 	struct walk_inode {
 		dev_t dev;
 		ino_t ino;

@@ -116,8 +116,13 @@ static void rehearse(struct take *t)
 	char reason[CAPTURE_REASON_MAX];
 	struct walk w = { .entries = &entries,
 			  .layers = &t->s->layers,
+			  .past = &t->c->past,
+			  .copy_all = t->c->copy_all,
+			  .shared = t->shared,
+			  .shared_count = t->shared_count,
 			  .shared_known = true,
 			  .rehearsal = true,
+			  .scratch = t->ready.stage,
 			  .reason = reason };
 
 	if (t->c->config.adopted || t->c->past.count > REHEARSE_FILES_MAX)
@@ -128,6 +133,7 @@ static void rehearse(struct take *t)
 	if (t->ready.children >= 0)
 		(void)!proc_find_orphan_in(t->ready.children, t->status.init_pid,
 					   t->status.main_pid);
+	ready_expect(&t->ready, w.large_bytes);
 }
 
 static int make_ready(struct take *t)
@@ -168,8 +174,10 @@ static int on_before(void *ctx)
 	r = make_ready(t);
 	if (r < 0)
 		return capture_fail(t->reason, r, "the job's files");
-	raise_priority(true);
+	/* Of common priority: it may read a lot. */
+	raise_priority(false);
 	rehearse(t);
+	raise_priority(true);
 	return 0;
 }
 

@@ -53,6 +53,25 @@ int ready_make(struct ready *ready, const char *state_dir, const struct mounts *
 	return 0;
 }
 
+void ready_expect(struct ready *ready, uint64_t large_bytes)
+{
+	/* They may have grown until the pause. */
+	uint64_t room = large_bytes + large_bytes / 8 + READY_STAGE;
+	uint8_t *stage;
+
+	if (!large_bytes)
+		return;
+	if (room > READY_LARGE)
+		room = READY_LARGE;
+	stage = mmap(NULL, READY_STAGE + room, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (stage == MAP_FAILED)
+		return;
+	munmap(ready->stage, READY_STAGE);
+	ready->stage = stage;
+	ready->large_room = room;
+}
+
 static void close_done(struct ready *ready)
 {
 	for (size_t i = 0; i < ready->done_count; i++)
@@ -73,7 +92,7 @@ void ready_drop(struct ready *ready)
 	free(ready->uppers);
 	free(ready->carried);
 	if (ready->stage)
-		munmap(ready->stage, READY_STAGE);
+		munmap(ready->stage, READY_STAGE + ready->large_room);
 	*ready = (struct ready){ .children = -1, .shm = -1 };
 }
 
@@ -85,21 +104,28 @@ void ready_close(struct ready *ready, int fd)
 		close(fd);
 }
 
+/* With holes it is better off in a file. */
+bool ready_is_fit(const struct stat *st)
+{
+	return st->st_size <= READY_LARGE && (uint64_t)st->st_blocks * 512 >= (uint64_t)st->st_size;
+}
+
 int ready_stage(struct ready *ready, struct entry *e, int fd)
 {
-	size_t size = (size_t)e->st.st_size;
+	size_t size = (size_t)e->st.st_size, at = ready->staged;
+	bool large = size > READY_STAGE_FILE || size > READY_STAGE - ready->staged;
 	int r;
 
-	/* With holes it is better off in a file. */
-	if (size > READY_STAGE_FILE || size > READY_STAGE - ready->staged ||
-	    (uint64_t)e->st.st_blocks * 512 < size)
+	if (!ready_is_fit(&e->st) || (large && size > ready->large_room - ready->large_staged))
 		return 0;
-	r = pread_full(fd, ready->stage + ready->staged, size, 0);
+	if (large)
+		at = READY_STAGE + ready->large_staged;
+	r = pread_full(fd, ready->stage + at, size, 0);
 	if (r < 0)
 		return r;
 	e->content = CONTENT_STAGED;
-	e->spool_index = ready->staged;
-	ready->staged += size;
+	e->spool_index = at;
+	*(large ? &ready->large_staged : &ready->staged) += size;
 	return 1;
 }
 

@@ -137,6 +137,31 @@ static int open_regular(struct walk *w, int dirfd, const char *name, const struc
 			    name);
 }
 
+/*
+ * A pause would wait for the disk that a file has to be read from. Errors are those of files that come
+ * and go.
+ */
+static void rehearse_file(struct walk *w, struct entry *e, int dirfd, const char *name)
+{
+	_cleanup_close_ int fd = -1;
+	off_t size = e->st.st_size, at = 0;
+
+	if (!w->scratch || (w->past && take_unchanged(w, e)) || !ready_is_fit(&e->st) ||
+	    size > READY_LARGE - (off_t)w->read_bytes)
+		return;
+	fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME | O_CLOEXEC);
+	while (fd >= 0 && at < size) {
+		ssize_t n = pread(fd, w->scratch, READY_STAGE, at);
+
+		if (n <= 0)
+			break;
+		at += n;
+	}
+	w->read_bytes += (uint64_t)size;
+	if (size > READY_STAGE_FILE)
+		w->large_bytes += (uint64_t)size;
+}
+
 /* Types that have no place in a checkpoint: CRIU makes sockets anew, devices are the host's. */
 static bool is_left_out(const struct stat *st)
 {
@@ -157,8 +182,10 @@ static int take_entry(struct walk *w, int dirfd, const char *name, int folder, c
 	if (r == -EFBIG)
 		return capture_fail(w->reason, r, "the job has more than %d files",
 				    CAPTURE_FILES_MAX);
-	if (r == 0 && w->rehearsal && S_ISREG(st->st_mode))
+	if (r == 0 && w->rehearsal && S_ISREG(st->st_mode)) {
+		rehearse_file(w, e, dirfd, name);
 		return 0;
+	}
 	if (r == 0 && take_unchanged(w, e))
 		return 0;
 	if (r == 0 && S_ISLNK(st->st_mode))
@@ -216,7 +243,9 @@ static int walk_folder(struct walk *w, int fd, char path[PATH_MAX], int depth);
 static int walk_child(struct walk *w, int dirfd, const char *name, char path[PATH_MAX],
 		      const struct stat *st, int depth)
 {
-	int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), r;
+	/* A time of access is written to the file system's journal, which may be busy. */
+	int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NOATIME | O_CLOEXEC);
+	int r;
 
 	if (fd < 0)
 		return capture_fail(w->reason, -errno, "the job's folder %s cannot be read", path);
@@ -367,7 +396,7 @@ int walk_open_upper(const char *state_dir, const struct mount_row *row)
 
 	if (snprintf(path, sizeof(path), "%s/upper/%u", state_dir, row->n) >= (int)sizeof(path))
 		return -ENAMETOOLONG;
-	fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NOATIME | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
 

@@ -296,6 +296,61 @@ static void test_no_layer(void **state)
 	end(&o);
 }
 
+/* A rehearsal counts what is large; that much is copied to memory, and one more is not. */
+static void test_large(void **state)
+{
+	struct world *w = *state;
+	struct walked plain = { 0 }, prepared = { 0 };
+	struct entries entries = { 0 };
+	struct ready ready = { 0 };
+	struct walk rehearsal = { .entries = &entries,
+				  .layers = &w->layers,
+				  .shared_known = true,
+				  .rehearsal = true,
+				  .spool_files = -1,
+				  .reason = w->reason };
+
+	fill(w);
+	put(w, "big too", BIG + READY_STAGE, 0);
+	usleep(2 * CAPTURE_CTIME_SLACK_MS * 1000);
+	walk(w, &plain, "plain", NULL);
+	assert_int_equal(ready_make(&ready, w->state, &w->layers, getpid(), 0), 0);
+	rehearsal.scratch = ready.stage;
+	assert_int_equal(walk_uppers(&rehearsal, w->state), 0);
+	assert_int_equal(rehearsal.copies, 0);
+	assert_int_equal(rehearsal.large_bytes, 2 * BIG + READY_STAGE);
+	ready_expect(&ready, rehearsal.large_bytes);
+	put(w, "late", 2 * READY_STAGE, 0);
+	usleep(2 * CAPTURE_CTIME_SLACK_MS * 1000);
+	walk(w, &prepared, "ready", &ready);
+	assert_int_equal(entry_of(&prepared, "0/small")->content, CONTENT_STAGED);
+	assert_int_equal(entry_of(&prepared, "0/sparse")->content, CONTENT_SPOOL);
+	assert_true(ready.large_staged <= ready.large_room);
+	assert_int_equal((entry_of(&prepared, "0/a/big")->content == CONTENT_SPOOL) +
+				 (entry_of(&prepared, "0/big too")->content == CONTENT_SPOOL) +
+				 (entry_of(&prepared, "0/late")->content == CONTENT_SPOOL),
+			 1);
+	assert_int_equal(ready_flush(&ready, &prepared.entries, prepared.spool, &prepared.copies,
+				     w->reason),
+			 0);
+	assert_int_equal(prepared.copies, plain.copies + 1);
+	for (size_t i = 0; i < plain.entries.count; i++) {
+		const struct entry *x = &plain.entries.v[i], *y = entry_of(&prepared, x->path);
+
+		assert_int_equal(x->content, y->content);
+		if (x->content == CONTENT_SPOOL) {
+			_cleanup_free_ char *s = content_of(&plain, x);
+			_cleanup_free_ char *t = content_of(&prepared, y);
+
+			assert_memory_equal(s, t, (size_t)x->st.st_size);
+		}
+	}
+	ready_drop(&ready);
+	entries_deinit(&entries);
+	end(&plain);
+	end(&prepared);
+}
+
 static void test_rehearsal(void **state)
 {
 	struct world *w = *state;
@@ -378,7 +433,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_same_as_plain), TEST(test_full_stage), TEST(test_flush_fails),
 		TEST(test_carried),	  TEST(test_no_layer),	 TEST(test_rehearsal),
-		TEST(test_orphans),
+		TEST(test_large),	  TEST(test_orphans),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
