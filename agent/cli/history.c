@@ -15,6 +15,7 @@ static void add_ckpt(struct table *t, struct json_object *c)
 	table_cell(t, COLOUR_NONE, "%s", js_text(c, "reason", ""));
 	table_cell(t, COLOUR_NONE, "%s", js_text(c, "engine", ""));
 	table_cell(t, COLOUR_NONE, "%s", text_us(js_int(c, "pause_us", 0)).s);
+	table_cell(t, COLOUR_NONE, "%s", js_text(c, "pause_mostly", ""));
 	table_cell(t, COLOUR_NONE, "%s", text_us(js_int(c, "total_us", 0)).s);
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "mem_bytes", 0)).s);
 	table_cell(t, COLOUR_NONE, "%s", text_size(js_int(c, "file_bytes", 0)).s);
@@ -53,6 +54,7 @@ static void print_history(const struct cli *cli, struct json_object *ckpts,
 		{ .title = "REASON", .flexible = true },
 		{ .title = "ENGINE" },
 		{ .title = "PAUSE", .right = true },
+		{ .title = "MOSTLY" },
 		{ .title = "TOTAL", .right = true },
 		{ .title = "MEMORY", .right = true },
 		{ .title = "FILES", .right = true },

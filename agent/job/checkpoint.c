@@ -394,8 +394,25 @@ static int take_snapshot(struct job *job, const char *reason, enum capture_after
 	snprintf(stat.host, sizeof(stat.host), "%s", job->agent->hostname);
 	snprintf(stat.engine, sizeof(stat.engine), "%s", info->engine);
 	snprintf(stat.reason, sizeof(stat.reason), "%s", reason);
+	if (info->native.id)
+		snprintf(stat.pause_mostly, sizeof(stat.pause_mostly), "%s",
+			 native_mostly(&info->native));
 	*ret_stat = stat;
 	return 0;
+}
+
+/* Only this thread changes job->native. */
+static void log_pause(const struct job *job, const struct ckpt_stat *stat)
+{
+	const struct native_result *n = &job->native;
+
+	if (!stat->pause_mostly[0])
+		return;
+	log_info("%s: pause_us=%" PRIu64 ", mostly %s: freeze=%u blocked=%u queued=%u state=%u "
+		 "memory=%u files=%u thaw=%u away=%u stolen=%u earlier=%" PRIu64 "",
+		 job->spec.name, n->pause_us, stat->pause_mostly, n->freeze_us, n->blocked_us,
+		 n->queued_us, n->state_us + n->regs_us + n->files_us, n->scan_us + n->copy_us,
+		 n->wait_us, n->thaw_us, n->away_us, n->stolen_us, n->earlier_us);
 }
 
 int job_checkpoint(struct job *job, const char *reason, enum capture_after after,
@@ -438,6 +455,7 @@ int job_checkpoint(struct job *job, const char *reason, enum capture_after after
 		 " delta=%" PRIu64 " sent=%" PRIu64 " total_us=%" PRIu64 " level=%d",
 		 job->spec.name, stat.seq, stat.pause_us, stat.mem_bytes, stat.new_bytes,
 		 stat.delta_bytes, stat.sent_bytes, stat.total_us, counts.level);
+	log_pause(job, &stat);
 	*ret_stat = stat;
 	return 0;
 }

@@ -153,6 +153,8 @@ static struct json_object *describe_stat(const struct ckpt_stat *s, bool restora
 	add_text(json, "engine", s->engine);
 	add_text(json, "reason", s->reason);
 	add_int(json, "pause_us", s->pause_us);
+	if (s->pause_mostly[0])
+		add_text(json, "pause_mostly", s->pause_mostly);
 	add_int(json, "total_us", s->total_us);
 	add_int(json, "mem_bytes", s->mem_bytes);
 	add_int(json, "file_bytes", s->file_bytes);
@@ -220,6 +222,8 @@ static struct json_object *describe_native(const struct native_result *n)
 
 	add_int(pause, "total_us", n->pause_us);
 	add_int(pause, "freeze_us", n->freeze_us);
+	add_int(pause, "blocked_us", n->blocked_us);
+	add_int(pause, "queued_us", n->queued_us);
 	add_int(pause, "state_us", n->state_us);
 	add_int(pause, "regs_us", n->regs_us);
 	add_int(pause, "files_us", n->files_us);
@@ -229,6 +233,7 @@ static struct json_object *describe_native(const struct native_result *n)
 	add_int(pause, "thaw_us", n->thaw_us);
 	add_int(pause, "earlier_us", n->earlier_us);
 	json_object_object_add(json, "pause", pause);
+	add_int(pause, "stolen_us", n->stolen_us);
 	add_text(json, "stopped_by", n->stopped_by);
 	if (n->not_gentle[0])
 		add_text(json, "not_by_module", n->not_gentle);

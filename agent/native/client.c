@@ -388,6 +388,33 @@ static int follow(struct native *n, const struct native_take *take, const cpu_se
 	return give_up(n, r, reason);
 }
 
+const char *native_mostly(const struct native_result *result)
+{
+	uint64_t waited = (uint64_t)result->blocked_us + result->queued_us;
+	const struct {
+		const char *what;
+		uint64_t us;
+	} parts[] = {
+		{ "disk", result->blocked_us },
+		{ "processor", result->queued_us },
+		{ "freeze", result->freeze_us > waited ? result->freeze_us - waited : 0 },
+		{ "state", (uint64_t)result->state_us + result->regs_us + result->files_us },
+		{ "memory", (uint64_t)result->scan_us + result->copy_us },
+		{ "files", result->wait_us },
+		{ "thaw", result->thaw_us },
+		{ "retries", result->earlier_us },
+	};
+	size_t most = 0;
+
+	for (size_t i = 1; i < ARRAY_SIZE(parts); i++)
+		if (parts[i].us > parts[most].us)
+			most = i;
+	/* Each processor's share of what was stolen is not known: half is enough to say so. */
+	if (most == 1 && result->stolen_us >= result->queued_us / 2)
+		return "stolen";
+	return parts[most].what;
+}
+
 int native_take(struct native *n, const struct native_take *take, struct native_result *ret_result,
 		char reason[NATIVE_REASON_MAX])
 {

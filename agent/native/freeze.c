@@ -43,6 +43,7 @@ struct freezer {
 	bool fenced; /* the kernel holds all of it, whatever becomes of us */
 	bool moved; /* as relist, but never taken back: somebody behind the fence may not be ours */
 	bool lost;  /* somebody has ended who was to tell us of newborn ones */
+	uint64_t noted_ns; /* the end of what is in tree->blocked_ns and tree->queued_ns */
 	/* Children of vfork(2), whose parents cannot stop before they have called exec. */
 	pid_t let_run[LET_RUN_MAX];
 	size_t let_run_count;
@@ -324,9 +325,7 @@ static void drop_fence(struct freezer *f, bool sure)
 /* In vfork(2) nothing stops the parent: its child must go on until it calls exec or ends. */
 static void let_child_run(struct freezer *f, const struct native_thread *t)
 {
-	pid_t tracer;
-
-	if (list_state(t->tid, &tracer) != 'D' || !list_is_birth(list_syscall(t->tid)))
+	if (!list_is_birth(list_syscall(t->tid)))
 		return;
 	for (size_t i = 0; i < f->tree->task_count; i++) {
 		struct native_task *c = &f->tree->tasks[i];
@@ -374,12 +373,34 @@ static int too_late(struct freezer *f, const struct native_thread *t)
 			   t->tid, t->task->pid, why);
 }
 
+static uint64_t mono_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* What it is that takes so long. */
+static void note_wait(struct freezer *f, bool blocked)
+{
+	uint64_t now_ns = mono_ns();
+
+	*(blocked ? &f->tree->blocked_ns : &f->tree->queued_ns) += now_ns - f->noted_ns;
+	f->noted_ns = now_ns;
+}
+
 /* Every millisecond of a wait for this thread. Moves the tree. */
 static int look_around(struct freezer *f, const struct native_thread *t)
 {
+	pid_t tracer;
+	bool blocked = list_state(t->tid, &tracer) == 'D';
+
+	note_wait(f, blocked);
 	if (tick_over(&f->tick))
 		return too_late(f, t);
-	let_child_run(f, t);
+	if (blocked)
+		let_child_run(f, t);
 	(void)each_thread(f, reap_ended);
 	return each_thread(f, keep_running);
 }
@@ -573,14 +594,6 @@ static void let_go_later(struct native_tree *tree, struct native_thread *t)
 		t->seized = t->stopped = false;
 }
 
-static uint64_t mono_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 /* Those not stopped must stop first: nothing else takes a tracer off a thread. Number left. */
 static size_t let_go(struct native_tree *tree)
 {
@@ -639,7 +652,7 @@ static int trace_tree(struct native_tree *tree, int deadline_ms)
 	f.fenced = r == 0 && (tree->expects_leaks || needs_fence(tree)) &&
 		   fence_covers(tree->fence, tree);
 	freeze_raise();
-	tree->stop_ns = mono_ns();
+	tree->stop_ns = f.noted_ns = mono_ns();
 	f.fenced = f.fenced && fence_raise(tree->fence);
 	if (r == 0)
 		r = stop_all(&f);

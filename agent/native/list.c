@@ -73,6 +73,18 @@ char list_state(pid_t tid, pid_t *ret_tracer)
 	return state;
 }
 
+uint64_t list_stolen_us(void)
+{
+	unsigned long long ticks = 0;
+	char text[256];
+
+	/* cpu user nice system idle iowait irq softirq steal */
+	if (read_small("/proc/stat", text, sizeof(text)) <= 0 ||
+	    sscanf(text, "cpu %*u %*u %*u %*u %*u %*u %*u %llu", &ticks) != 1)
+		return 0;
+	return ticks * 1000000 / (unsigned long long)sysconf(_SC_CLK_TCK);
+}
+
 long list_syscall(pid_t tid)
 {
 	char path[64], text[256];

@@ -83,6 +83,12 @@ struct native_result {
 	uint64_t earlier_us; /* of it, in attempts that were given up and made anew */
 	uint32_t freeze_us, state_us, regs_us, files_us, scan_us, copy_us, wait_us,
 		thaw_us; /* of the last attempt */
+	/* Of freeze_us: for a thread that waited in the kernel, for a disk mostly; for one that was
+	 * ready and had no processor. */
+	uint32_t blocked_us, queued_us;
+	/* All processors together, by the kernel's ticks, a little longer than the pause: what the host of
+	 * this virtual machine did not let them have. */
+	uint32_t stolen_us;
 	/* From freeze to wait: the tracer did not run; a virtual machine's host, mostly. */
 	uint32_t away_us;
 	uint64_t cpu_us; /* of decamp-capture, whole snapshot */
@@ -91,6 +97,14 @@ struct native_result {
 	char stopped_by[16];		 /* "module", "ptrace" */
 	char not_gentle[NATIVE_WHY_MAX]; /* there is a module, but this was stopped by ptrace */
 };
+
+/*
+ * What most of the pause went into: "disk" (a thread waited in the kernel, for a disk mostly),
+ * "processor" (a ready one had none), "stolen" (the same, and the host of this virtual machine had
+ * taken it), "freeze", "state", "memory", "files" (decampd's copies), "thaw",
+ * "retries" (attempts that were given up).
+ */
+const char *native_mostly(const struct native_result *result);
 
 int native_take(struct native *n, const struct native_take *take, struct native_result *ret_result,
 		char reason[NATIVE_REASON_MAX]) _must_check_;

@@ -230,15 +230,15 @@ static void write_log(const struct oneshot *o, int r, const struct native_result
 		dprintf(fd, "Error (native): %s\n", o->reason);
 	else
 		dprintf(fd,
-			"(native) pause %llu us: freeze %u state %u regs %u files %u scan %u "
+			"(native) pause %llu us: freeze %u (blocked %u queued %u) state %u regs %u files %u scan %u "
 			"copy %u wait %u thaw %u; %u tasks, %u threads, %llu bytes by %s; "
 			"stopped by %s%s%s\n",
-			(unsigned long long)result->pause_us, result->freeze_us, result->state_us,
-			result->regs_us, result->files_us, result->scan_us, result->copy_us,
-			result->wait_us, result->thaw_us, result->tasks, result->threads,
-			(unsigned long long)result->mem.mem_bytes, result->mem.tracker,
-			result->stopped_by, result->not_gentle[0] ? ", not by the module: " : "",
-			result->not_gentle);
+			(unsigned long long)result->pause_us, result->freeze_us, result->blocked_us,
+			result->queued_us, result->state_us, result->regs_us, result->files_us,
+			result->scan_us, result->copy_us, result->wait_us, result->thaw_us,
+			result->tasks, result->threads, (unsigned long long)result->mem.mem_bytes,
+			result->mem.tracker, result->stopped_by,
+			result->not_gentle[0] ? ", not by the module: " : "", result->not_gentle);
 }
 
 int oneshot_main(int argc, char **argv)

@@ -9,6 +9,7 @@
 #include "agent/native/fence.h"
 #include "agent/native/files.h"
 #include "agent/native/freeze.h"
+#include "agent/native/freeze_internal.h"
 #include "agent/native/gentle.h"
 #include "agent/native/state.h"
 #include "agent/native/stray.h"
@@ -46,6 +47,7 @@ struct attempt {
 	struct native_files *files;
 	struct native_result result;
 	unsigned int gentle_left; /* attempts by the module */
+	uint64_t stolen_us;	  /* list_stolen_us() before the stop */
 	uint64_t look_ns;	  /* what the look at the tasks took */
 	uint64_t last_ns;	  /* end of the last step */
 	uint64_t stop_ns;
@@ -290,6 +292,8 @@ static int stop_and_collect(struct attempt *a)
 	/* The listing before it, while the job ran, is no part of the pause. */
 	a->stop_ns = a->last_ns = a->tree.stop_ns;
 	a->result.freeze_us = lap(a);
+	a->result.blocked_us = (uint32_t)(a->tree.blocked_ns / 1000);
+	a->result.queued_us = (uint32_t)(a->tree.queued_ns / 1000);
 	/* Stopped for nothing, and perhaps for as long as it waits in that call. */
 	if (a->tree.may_gentle && !a->tree.gentle)
 		a->t->gentle_off = TAKE_GENTLE_OFF;
@@ -376,13 +380,15 @@ static int attempt(struct attempt *a, char *reason)
 				a->order->wanted_count);
 	if (r == 0)
 		r = call(a->order, a->order->before);
+	a->stolen_us = list_stolen_us();
 	/* Last, so that little is written between this and the stop. */
 	if (r == 0)
 		r = mem_catch_up(a->t->mem, a->t->state, &a->tree);
-	if (r == 0) {
+	if (r == 0)
 		rehearse(a);
+	if (r == 0)
 		r = stop_and_collect(a);
-	}
+	a->result.stolen_us = (uint32_t)(list_stolen_us() - a->stolen_us);
 	/* Another one than the job itself has ended meanwhile. */
 	if (r == -ESRCH && kill(a->t->root, 0) == 0)
 		r = -EAGAIN;

@@ -111,6 +111,9 @@ struct native_tree {
 	char *reason;			 /* NATIVE_REASON_MAX bytes */
 	/* freeze.c: CLOCK_MONOTONIC, before the first thread was stopped; all were let go */
 	uint64_t stop_ns, go_ns;
+	/* freeze.c: from the stop on it was waited for a thread that waited in the kernel itself, or
+	 * that was ready and had no processor; by the millisecond */
+	uint64_t blocked_ns, queued_ns;
 	uint64_t vain_ns; /* how long it stood for the module in vain, before it was traced */
 	uint64_t freeze_boot_ns, freeze_mono_ns, freeze_wall_ns; /* clocks at the frozen instant */
 	struct native_arena *arena;

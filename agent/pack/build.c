@@ -164,6 +164,7 @@ static void draft_stats(struct draft *d, const struct manifest_head *head)
 		pb->host = (char *)s->host;
 		pb->engine = (char *)s->engine;
 		pb->reason = (char *)s->reason;
+		pb->pause_mostly = (char *)s->pause_mostly;
 	}
 	for (uint32_t i = 0; i < head->move_count; i++) {
 		const struct move_stat *s = &head->moves[i];

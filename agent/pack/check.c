@@ -235,7 +235,8 @@ static bool stats_valid(const Decamp__Manifest *pb)
 
 		if (!text_fits(s->host, sizeof(((struct ckpt_stat *)NULL)->host)) ||
 		    !text_fits(s->engine, sizeof(((struct ckpt_stat *)NULL)->engine)) ||
-		    !text_fits(s->reason, sizeof(((struct ckpt_stat *)NULL)->reason)))
+		    !text_fits(s->reason, sizeof(((struct ckpt_stat *)NULL)->reason)) ||
+		    !text_fits(s->pause_mostly, sizeof(((struct ckpt_stat *)NULL)->pause_mostly)))
 			return false;
 	}
 	for (size_t i = 0; i < pb->n_moves; i++) {

@@ -41,6 +41,7 @@ static void fill_stats(struct manifest_head *h, const Decamp__Manifest *pb)
 		copy_text(to->host, sizeof(to->host), from->host);
 		copy_text(to->engine, sizeof(to->engine), from->engine);
 		copy_text(to->reason, sizeof(to->reason), from->reason);
+		copy_text(to->pause_mostly, sizeof(to->pause_mostly), from->pause_mostly);
 	}
 	h->move_count = (uint32_t)pb->n_moves;
 	for (uint32_t i = 0; i < h->move_count; i++) {

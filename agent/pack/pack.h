@@ -92,7 +92,8 @@ struct ckpt_stat {
 	uint64_t total_us;    /* freeze to committed */
 	char host[OV_NAME_MAX];
 	char engine[16];
-	char reason[32]; /* "interval", "user", "login", "migrate", "final" */
+	char reason[32];       /* "interval", "user", "login", "migrate", "final" */
+	char pause_mostly[16]; /* native_mostly(); empty: not known */
 };
 
 struct move_stat {

@@ -339,14 +339,14 @@ class TestTables(Case):
         self.passthrough(answer, "recover", "sim1")
 
     def test_history(self):
-        answer = {"checkpoints": [CKPT, dict(CKPT, seq=16, wall_ms=NOW - 100000,
-                                             restorable=False)], "moves": [MOVE]}
+        before = dict(CKPT, seq=16, wall_ms=NOW - 100000, engine="native", restorable=False)
+        answer = {"checkpoints": [CKPT, dict(before, pause_mostly="disk")], "moves": [MOVE]}
         self.answer("history", answer)
         out, _ = self.decamp("history", "sim1")
         lines = out.splitlines()
         self.assertEqual(self.asked("history"), {"job": "sim1"})
         self.assertEqual(len(lines), 4)
-        self.assertRegex(lines[1], r" 16  lab-07 .* no$")
+        self.assertRegex(lines[1], r" 16  lab-07  interval +native +3\.2 ms  disk .* no$")
         self.assertRegex(lines[2], r"moved lab-01 -> lab-07: user logged in; from checkpoint 16")
         self.assertRegex(lines[3], r" 17  lab-07  interval +criu +3\.2 ms +1\.4 s +210 MiB +4\.0 KiB "
                                    r"+2\.0 MiB +1\.5 MiB +1\.0 MiB  yes$")
