@@ -409,10 +409,10 @@ static void log_pause(const struct job *job, const struct ckpt_stat *stat)
 	if (!stat->pause_mostly[0])
 		return;
 	log_info("%s: pause_us=%" PRIu64 ", mostly %s: freeze=%u blocked=%u queued=%u state=%u "
-		 "memory=%u files=%u thaw=%u away=%u stolen=%u earlier=%" PRIu64 "",
+		 "memory=%u files=%u thaw=%u away=%u stolen=%u earlier=%" PRIu64 " calm=%u",
 		 job->spec.name, n->pause_us, stat->pause_mostly, n->freeze_us, n->blocked_us,
 		 n->queued_us, n->state_us + n->regs_us + n->files_us, n->scan_us + n->copy_us,
-		 n->wait_us, n->thaw_us, n->away_us, n->stolen_us, n->earlier_us);
+		 n->wait_us, n->thaw_us, n->away_us, n->stolen_us, n->earlier_us, n->calm_us);
 }
 
 int job_checkpoint(struct job *job, const char *reason, enum capture_after after,

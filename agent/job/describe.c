@@ -234,6 +234,7 @@ static struct json_object *describe_native(const struct native_result *n)
 	add_int(pause, "earlier_us", n->earlier_us);
 	json_object_object_add(json, "pause", pause);
 	add_int(pause, "stolen_us", n->stolen_us);
+	add_int(json, "calm_us", n->calm_us);
 	add_text(json, "stopped_by", n->stopped_by);
 	if (n->not_gentle[0])
 		add_text(json, "not_by_module", n->not_gentle);

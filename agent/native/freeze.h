@@ -31,6 +31,12 @@ void freeze_lower(void);
  * time signal (SIGRTMAX - 3) is used while it works.
  */
 int freeze_tree(struct native_tree *tree, int deadline_ms) _must_check_;
+/*
+ * Before: waits until no listed thread is in a wait that keeps it from stopping (of a disk, of a
+ * child in vfork), for patience_ns at most. False: one still was, the last time that it was looked at.
+ */
+bool freeze_await_calm(const struct native_tree *tree, uint64_t patience_ns,
+		       uint64_t *ret_waited_ns);
 /* The tasks and threads as /proc lists them now; nothing is stopped. */
 int tree_list(struct native_tree *tree) _must_check_;
 /* Let go of all threads; never fails. Job-control stops are as they were. */

@@ -70,6 +70,11 @@ bool list_has_children_files(void);
 size_t list_thread_count(pid_t pid);
 /* The letter of a thread's state, 0: gone. *ret_tracer: who traces it, or 0. */
 char list_state(pid_t tid, pid_t *ret_tracer);
+/*
+ * It waits in the kernel for something that no signal ends, a disk mostly. *ret_switches: how often it
+ * has gone to wait; another number, another wait.
+ */
+bool list_blocked(pid_t tid, uint64_t *ret_switches);
 /* What a virtual machine's host has kept from all processors since the boot; 0 on real ones. */
 uint64_t list_stolen_us(void);
 /* The system call that a thread sleeps in; -1: none, or not to be seen. */

@@ -85,6 +85,28 @@ uint64_t list_stolen_us(void)
 	return ticks * 1000000 / (unsigned long long)sysconf(_SC_CLK_TCK);
 }
 
+/* Once for each time that it gave up the processor to wait. */
+static uint64_t count_switches(const char *text)
+{
+	const char *line = strstr(text, "\nvoluntary_ctxt_switches:\t");
+
+	return line ? strtoull(line + sizeof("\nvoluntary_ctxt_switches:\t") - 1, NULL, 10) : 0;
+}
+
+bool list_blocked(pid_t tid, uint64_t *ret_switches)
+{
+	char path[64], text[LIST_TEXT_MAX];
+	const char *line;
+
+	*ret_switches = 0;
+	snprintf(path, sizeof(path), "/proc/%d/status", tid);
+	if (read_small(path, text, sizeof(text)) <= 0)
+		return false;
+	line = strstr(text, "\nState:\t");
+	*ret_switches = count_switches(text);
+	return line && line[8] == 'D';
+}
+
 long list_syscall(pid_t tid)
 {
 	char path[64], text[256];

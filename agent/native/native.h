@@ -89,6 +89,7 @@ struct native_result {
 	/* All processors together, by the kernel's ticks, a little longer than the pause: what the host of
 	 * this virtual machine did not let them have. */
 	uint32_t stolen_us;
+	uint32_t calm_us; /* before the pause: so long the job ran on until no thread waited so */
 	/* From freeze to wait: the tracer did not run; a virtual machine's host, mostly. */
 	uint32_t away_us;
 	uint64_t cpu_us; /* of decamp-capture, whole snapshot */

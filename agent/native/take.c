@@ -19,6 +19,9 @@ enum {
 	TAKE_PATIENCE_US = 5000,
 	TAKE_ARENA_BYTES = 4 << 20,
 	TAKE_FREEZE_MS = 2000,
+	TAKE_CALM_NS = 2000000000, /* of one snapshot: its attempts share it */
+	TAKE_CALM_SHORT_NS = 5000000,
+	TAKE_CALM_ROUNDS = 4,
 	TAKE_REHEARSE_NS = 2000000,
 	TAKE_REHEARSE_PAGES = 3, /* each costs the pause some 10 us */
 	TAKE_GENTLE_TRIES = 3,
@@ -48,6 +51,7 @@ struct attempt {
 	struct native_result result;
 	unsigned int gentle_left; /* attempts by the module */
 	uint64_t stolen_us;	  /* list_stolen_us() before the stop */
+	uint64_t calm_ns;	  /* waited for threads that could not have stopped */
 	uint64_t look_ns;	  /* what the look at the tasks took */
 	uint64_t last_ns;	  /* end of the last step */
 	uint64_t stop_ns;
@@ -368,6 +372,46 @@ static void rehearse(struct attempt *a)
 	mem_rehearse(a->t->mem, &a->tree);
 }
 
+/*
+ * A stop waits for each thread, and for one that waits for a disk as long as that takes: sooner the
+ * job runs on for so long. Not where it is to stand from now on.
+ */
+static bool await_calm(struct attempt *a)
+{
+	uint64_t waited_ns = 0;
+
+	if (a->order->traced || a->order->hold || a->calm_ns >= TAKE_CALM_NS)
+		return true;
+	/* Who loses the processor between this look and the stop has looked for nothing. */
+	freeze_raise();
+	(void)freeze_await_calm(&a->tree, TAKE_CALM_NS - a->calm_ns, &waited_ns);
+	a->calm_ns += waited_ns;
+	if (waited_ns < TAKE_CALM_SHORT_NS)
+		return true;
+	freeze_lower();
+	return false;
+}
+
+/* The last looks and copies while it runs; anew, if they are old when it may be stopped. */
+static int approach(struct attempt *a)
+{
+	int r = 0;
+
+	for (int i = 0; r == 0 && i < TAKE_CALM_ROUNDS; i++) {
+		r = call(a->order, a->order->before);
+		a->stolen_us = list_stolen_us();
+		/* Last, so that little is written between this and the stop. */
+		if (r == 0)
+			r = mem_catch_up(a->t->mem, a->t->state, &a->tree);
+		if (r < 0)
+			return r;
+		rehearse(a);
+		if (await_calm(a))
+			break;
+	}
+	return r;
+}
+
 static int attempt(struct attempt *a, char *reason)
 {
 	int r;
@@ -379,13 +423,7 @@ static int attempt(struct attempt *a, char *reason)
 		r = mem_precopy(a->t->mem, a->t->state, &a->tree, a->order->wanted,
 				a->order->wanted_count);
 	if (r == 0)
-		r = call(a->order, a->order->before);
-	a->stolen_us = list_stolen_us();
-	/* Last, so that little is written between this and the stop. */
-	if (r == 0)
-		r = mem_catch_up(a->t->mem, a->t->state, &a->tree);
-	if (r == 0)
-		rehearse(a);
+		r = approach(a);
 	if (r == 0)
 		r = stop_and_collect(a);
 	a->result.stolen_us = (uint32_t)(list_stolen_us() - a->stolen_us);
@@ -439,6 +477,7 @@ int take_snapshot(struct taker *t, const struct take_order *order, struct native
 		return r;
 	}
 	a.result.cpu_us = cpu_us() - cpu;
+	a.result.calm_us = (uint32_t)(a.calm_ns / 1000);
 	a.result.id = t->last_id = now_boot_ns();
 	mem_counts(t->mem, &a.result.mem);
 	*ret_result = a.result;

@@ -38,6 +38,7 @@ enum {
 	OWN_MS = 50,	 /* far above what is meant: sanitizers */
 	BEST_MS = 500,
 	AWAIT_MS = 20000,
+	CALM_MS = 50, /* patience with one that waits for longer */
 };
 
 static uint64_t now_us(void)
@@ -559,6 +560,32 @@ static void test_deadline(void **state)
 	freeze_lab_end(pid);
 }
 
+/* Who waits in the kernel is waited for while all others run. */
+static void test_calm(void **state)
+{
+	struct freeze_lab *lab = *state;
+	pid_t pid = freeze_lab_start(lab, hangs_in_vfork);
+	uint64_t waited_ns;
+
+	freeze_lab_await_ready(lab, 1);
+	arena_reset(lab->arena);
+	lab->tree = (struct native_tree){ .root = pid, .arena = lab->arena, .reason = lab->reason };
+	assert_int_equal(tree_list(&lab->tree), 0);
+	for (int ms = 0; freeze_lab_state(pid) != 'D'; ms++) {
+		assert_true(ms < slow(AWAIT_MS));
+		freeze_lab_sleep_us(1000);
+	}
+	assert_false(freeze_await_calm(&lab->tree, CALM_MS * UINT64_C(1000000), &waited_ns));
+	assert_true(waited_ns >= CALM_MS * UINT64_C(1000000));
+	assert_int_equal(atomic_load(&lab->page->count[0]), 0);
+	atomic_store(&lab->page->stop, 1);
+	assert_true(freeze_await_calm(&lab->tree, (uint64_t)slow(AWAIT_MS) * 1000000, &waited_ns));
+	assert_int_not_equal(freeze_lab_state(pid), 'D');
+	freeze_lab_freeze(lab, pid);
+	thaw_tree(&lab->tree);
+	freeze_lab_end(pid);
+}
+
 static void *outlives(void *arg)
 {
 	freeze_lab_sleep_us(1000);
@@ -616,7 +643,7 @@ int main(int argc, char **argv)
 		frozen_test(test_tree),		 frozen_test(test_group_stop),
 		frozen_test(test_frozen_cgroup), frozen_test(test_pending_signals),
 		frozen_test(test_killed_job),	 frozen_test(test_deadline),
-		frozen_test(test_refused),
+		frozen_test(test_calm),		 frozen_test(test_refused),
 	};
 
 	if (argc > 1)
