@@ -221,7 +221,7 @@ struct ready {
 enum {
 	READY_STAGE = 1 << 20,	      /* bytes */
 	READY_STAGE_FILE = 256 << 10, /* of one file */
-	READY_LARGE = 64 << 20,	      /* for larger ones, if there are any to be copied */
+	READY_LARGE = 32 << 20,	      /* for larger ones, if there are any to be copied */
 };
 
 /* Of one pause: each try makes its own. init_pid: 0 if nobody's orphans are looked for. */

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * A thread that waits for a disk cannot be stopped before that wait is over, and all others would
- * stand until then. So before a stop, while the job runs, it is waited for.
+ * stand until then. So before a stop, while the job runs, it is waited for. So is the mutex of all
+ * cgroups, which raising the fence needs, and lowering it while all stand: who moves processes or removes
+ * cgroups holds it for up to some hundred milliseconds.
  */
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/freeze.h"
 #include "agent/native/freeze_internal.h"
 
@@ -53,6 +56,14 @@ static bool await_thread(pid_t tid, uint64_t until_ns, bool *ret_waited)
 	}
 }
 
+static bool await_cgroups(const struct native_fence *fence)
+{
+	uint64_t begin_ns = mono_ns();
+
+	fence_lower(fence); /* is down */
+	return mono_ns() - begin_ns >= CALM_SHORT_NS;
+}
+
 bool freeze_await_calm(const struct native_tree *tree, uint64_t patience_ns,
 		       uint64_t *ret_waited_ns)
 {
@@ -63,7 +74,7 @@ bool freeze_await_calm(const struct native_tree *tree, uint64_t patience_ns,
 	for (int i = 0; calm && waited && i < CALM_ROUNDS; i++) {
 		size_t looks = 0;
 
-		waited = false;
+		waited = await_cgroups(tree->fence);
 		for (size_t k = 0; k < tree->task_count; k++) {
 			const struct native_task *task = &tree->tasks[k];
 

@@ -36,6 +36,8 @@ bool fence_covers(const struct native_fence *f, const struct native_tree *tree);
  * (and nobody else), then lowers it; mostly at once, in a second at most. Who waits in the kernel and
  * does not hear signals was torn out of nothing and is passed over. -ENOTRECOVERABLE: one of them went
  * to wait so in that very moment; it would stop for ever, unless the calling process ends.
+ * One that is down stays so: then the call takes as long as somebody else changes cgroups, all of which the
+ * kernel does under one mutex.
  */
 void fence_lower(const struct native_fence *f);
 int fence_mend(const struct native_fence *f) _must_check_;

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "agent/native/fence.h"
 #include "agent/native/freeze_internal.h"
 #include "agent/util/io.h"
 #include "tests/unit/freeze_lab.h"
@@ -561,6 +562,31 @@ static void test_deadline(void **state)
 }
 
 /* Who waits in the kernel is waited for while all others run. */
+/* A fence of a plain file: whoever waits for calm asks for the mutex of all cgroups once. */
+static void test_calm_asks_for_the_fence(void **state)
+{
+	struct freeze_lab *lab = *state;
+	char dir[] = "/tmp/calm-XXXXXX", path[64], byte = 'x';
+	struct native_fence fence;
+	uint64_t waited_ns;
+	int fd;
+
+	assert_non_null(mkdtemp(dir));
+	snprintf(path, sizeof(path), "%s/cgroup.freeze", dir);
+	close(creat(path, 0600));
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	assert_int_equal(fence_open(fd, &fence), 0);
+	lab->tree =
+		(struct native_tree){ .arena = lab->arena, .reason = lab->reason, .fence = &fence };
+	assert_true(freeze_await_calm(&lab->tree, 0, &waited_ns));
+	assert_int_equal(pread(fence.freeze, &byte, 1, 0), 1);
+	assert_int_equal(byte, '0');
+	fence_close(&fence);
+	close(fd);
+	unlink(path);
+	rmdir(dir);
+}
+
 static void test_calm(void **state)
 {
 	struct freeze_lab *lab = *state;
@@ -638,12 +664,19 @@ static void test_refused(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_arena),	 cmocka_unit_test(test_slow_handler),
-		frozen_test(test_spinners),	 frozen_test(test_times),
-		frozen_test(test_tree),		 frozen_test(test_group_stop),
-		frozen_test(test_frozen_cgroup), frozen_test(test_pending_signals),
-		frozen_test(test_killed_job),	 frozen_test(test_deadline),
-		frozen_test(test_calm),		 frozen_test(test_refused),
+		cmocka_unit_test(test_arena),
+		cmocka_unit_test(test_slow_handler),
+		frozen_test(test_spinners),
+		frozen_test(test_times),
+		frozen_test(test_tree),
+		frozen_test(test_group_stop),
+		frozen_test(test_frozen_cgroup),
+		frozen_test(test_pending_signals),
+		frozen_test(test_killed_job),
+		frozen_test(test_deadline),
+		frozen_test(test_calm_asks_for_the_fence),
+		frozen_test(test_calm),
+		frozen_test(test_refused),
 	};
 
 	if (argc > 1)
