@@ -68,6 +68,8 @@ static int draft_packs(struct draft *d, struct packer *p)
 		pb->holders = borrow(info->holders, info->holder_count * sizeof(info->holders[0]));
 		pb->data_shards = info->k;
 		pb->parity_shards = info->m;
+		if (info->salted)
+			pb->salt = borrow(info->salt, sizeof(info->salt));
 		if (info->shared_key)
 			pb->shared_key = borrow(info->shared_key->b, sizeof(info->shared_key->b));
 		info->manifest_index = (uint32_t)n;

@@ -208,9 +208,9 @@ static bool pack_valid(const Decamp__Manifest *pb, const Decamp__Pack *p)
 {
 	return p->hash.len == sizeof(struct object_hash) && p->size > 0 && p->size <= OV_PACK_MAX &&
 	       p->seq >= 1 && p->seq <= pb->seq && p->blocks >= 1 && p->blocks <= PACK_BLOCKS_MAX &&
-	       pack_holders_valid(p) &&
-	       (p->shared_key.len == 0 ||
-		(p->shared_key.len == KEY_BYTES && !p->deltas && p->data_shards == 0));
+	       pack_holders_valid(p) && (p->salt.len == 0 || p->salt.len == PACK_SALT) &&
+	       (p->shared_key.len == 0 || (p->shared_key.len == KEY_BYTES && !p->deltas &&
+					   p->data_shards == 0 && p->salt.len == 0));
 }
 
 static bool head_valid(const Decamp__Manifest *pb)

@@ -114,6 +114,9 @@ int pack_info_read(const struct manifest *m, size_t index, struct pack_info *inf
 		memcpy(info->shared_key->b, p->shared_key.data, sizeof(info->shared_key->b));
 	}
 	memcpy(info->hash.b, p->hash.data, sizeof(info->hash.b));
+	info->salted = p->salt.len != 0;
+	if (info->salted)
+		memcpy(info->salt, p->salt.data, sizeof(info->salt));
 	info->state = PACK_KNOWN;
 	info->size = p->size;
 	info->seq = p->seq;

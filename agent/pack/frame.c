@@ -4,10 +4,12 @@
 #include <zstd.h>
 
 #include "agent/pack/internal.h"
+#include "agent/util/io.h"
 
 enum {
 	VERSION_MIN = 1, /* without deltas and without bases in the table */
 	TABLE_HEADER = 8,
+	TAIL_MAX = PACK_TABLE_MAX + AEAD_TAG + PACK_PAD, /* behind the frames */
 };
 
 struct frame_ad pack_frame_ad(const struct pack_header *h, const struct job_id *job, uint64_t seq,
@@ -52,8 +54,6 @@ int pack_header_decode(const uint8_t *bytes, size_t size, struct pack_header *re
 	end = (uint64_t)h.table_offset + h.table_size;
 	if (h.table_offset < sizeof(h) || end > size || size - end >= PACK_PAD ||
 	    h.table_size < TABLE_HEADER + AEAD_TAG || h.table_size > PACK_TABLE_MAX + AEAD_TAG)
-		return -EBADMSG;
-	if (!all_zero(bytes + end, (size_t)(size - end)))
 		return -EBADMSG;
 	*ret_header = h;
 	return 0;
@@ -143,20 +143,36 @@ int pack_table_decode(const uint8_t *bytes, size_t size, const struct pack_heade
 	return 0;
 }
 
-static int view_open(struct pack_view *v, const void *bytes, const struct pack_header *h,
-		     const struct secret_key *key, const struct job_id *job, uint64_t seq)
+/* A part of the pack, into a room of our own. */
+static int view_read(const struct pack_view *v, uint32_t offset, uint32_t size, uint8_t *to)
 {
-	struct table_ad ad = { .header = *h, .job = *job, .seq = seq };
-	uint8_t table[PACK_TABLE_MAX];
 	int r;
 
-	r = aead_open(key, PACK_TABLE_NUMBER, &ad, sizeof(ad),
-		      (const uint8_t *)bytes + h->table_offset, h->table_size, table);
+	if (v->bytes) {
+		memcpy(to, v->bytes + offset, size);
+		return 0;
+	}
+	r = pread_full(v->fd, to, size, offset);
+	return r == -ENODATA ? -EBADMSG : r;
+}
+
+/* v says where the pack lies; its header is not authenticated before this has returned 0. */
+static int view_open(struct pack_view *v, const struct pack_header *h, const struct secret_key *key,
+		     const struct job_id *job, uint64_t seq)
+{
+	struct table_ad ad = { .header = *h, .job = *job, .seq = seq };
+	uint32_t tail_size = h->total_size - h->table_offset;
+	uint8_t tail[TAIL_MAX];
+	int r = view_read(v, h->table_offset, tail_size, tail);
+
+	if (r == 0 && !all_zero(tail + h->table_size, tail_size - h->table_size))
+		r = -EBADMSG;
 	if (r == 0)
-		r = pack_table_decode(table, h->table_size - AEAD_TAG, h, &v->table);
+		r = aead_open(key, PACK_TABLE_NUMBER, &ad, sizeof(ad), tail, h->table_size, tail);
+	if (r == 0)
+		r = pack_table_decode(tail, h->table_size - AEAD_TAG, h, &v->table);
 	if (r < 0)
 		return r;
-	v->bytes = bytes;
 	v->job = *job;
 	v->seq = seq;
 	v->key = *key;
@@ -164,21 +180,39 @@ static int view_open(struct pack_view *v, const void *bytes, const struct pack_h
 	return 0;
 }
 
-int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const struct job_id *job,
-		   const struct secret_key *job_key, uint64_t seq)
+static int view_open_own(struct pack_view *v, size_t size, const struct job_id *job,
+			 const struct secret_key *job_key, uint64_t seq)
 {
+	uint8_t bytes[sizeof(struct pack_header)];
 	struct pack_header header;
 	struct secret_key key;
-	int r;
+	int r = size < sizeof(bytes) ? -EBADMSG : view_read(v, 0, sizeof(bytes), bytes);
 
-	r = pack_header_decode(bytes, size, &header);
+	if (r == 0)
+		r = pack_header_decode(bytes, size, &header);
 	if (r == 0)
 		r = pack_frame_key(job_key, &header, &key);
 	if (r < 0)
 		return r;
-	r = view_open(v, bytes, &header, &key, job, seq);
+	r = view_open(v, &header, &key, job, seq);
 	key_wipe(&key, sizeof(key));
 	return r;
+}
+
+int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const struct job_id *job,
+		   const struct secret_key *job_key, uint64_t seq)
+{
+	v->bytes = bytes;
+	v->fd = -1;
+	return view_open_own(v, size, job, job_key, seq);
+}
+
+int pack_view_open_file(struct pack_view *v, int fd, size_t size, const struct job_id *job,
+			const struct secret_key *job_key, uint64_t seq)
+{
+	v->bytes = NULL;
+	v->fd = fd;
+	return view_open_own(v, size, job, job_key, seq);
 }
 
 int pack_view_open_shared(struct pack_view *v, const void *bytes, size_t size,
@@ -188,16 +222,31 @@ int pack_view_open_shared(struct pack_view *v, const void *bytes, size_t size,
 	struct pack_header header;
 	int r = pack_header_decode(bytes, size, &header);
 
-	return r < 0 ? r : view_open(v, bytes, &header, key, &nobody, 0);
+	v->bytes = bytes;
+	v->fd = -1;
+	return r < 0 ? r : view_open(v, &header, key, &nobody, 0);
+}
+
+/* Out of a file it is opened where it was read to: nobody changes it between check and use. */
+static int frame_open(const struct pack_view *v, uint32_t frame, uint8_t *out)
+{
+	const struct pack_frame *f = &v->table.frames[frame];
+	struct frame_ad ad = pack_frame_ad(&v->header, &v->job, v->seq, frame);
+	const uint8_t *sealed = out;
+	int r = 0;
+
+	if (v->bytes)
+		sealed = v->bytes + f->offset;
+	else
+		r = view_read(v, f->offset, f->size, out);
+	return r < 0 ? r : aead_open(&v->key, frame, &ad, sizeof(ad), sealed, f->size, out);
 }
 
 static int frame_plain(const struct pack_view *v, uint32_t frame, uint8_t *out, uint8_t *scratch)
 {
 	const struct pack_frame *f = &v->table.frames[frame];
-	struct frame_ad ad = pack_frame_ad(&v->header, &v->job, v->seq, frame);
 	size_t raw_size = (size_t)f->blocks * PACK_BLOCK, n;
-	int r = aead_open(&v->key, frame, &ad, sizeof(ad), v->bytes + f->offset, f->size,
-			  f->flags & PACK_FRAME_STORED ? out : scratch);
+	int r = frame_open(v, frame, f->flags & PACK_FRAME_STORED ? out : scratch);
 
 	if (r < 0 || f->flags & PACK_FRAME_STORED)
 		return r;
@@ -210,11 +259,9 @@ static int frame_mixed(const struct pack_view *v, uint32_t frame, uint8_t *out, 
 		       struct pack_base *ret_bases)
 {
 	const struct pack_frame *f = &v->table.frames[frame];
-	struct frame_ad ad = pack_frame_ad(&v->header, &v->job, v->seq, frame);
 	bool stored = f->flags & PACK_FRAME_STORED;
 	size_t n = f->size - AEAD_TAG;
-	int r = aead_open(&v->key, frame, &ad, sizeof(ad), v->bytes + f->offset, f->size,
-			  stored ? scratch : out);
+	int r = frame_open(v, frame, stored ? scratch : out);
 
 	if (r < 0)
 		return r;

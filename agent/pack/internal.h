@@ -140,11 +140,13 @@ bool slotmap_next(const struct slotmap *x, uint64_t hash, size_t *cursor, uint32
 
 /* ---- frame.c ---- */
 
+enum { PACK_SALT = 16 };
+
 struct pack_header {
 	char magic[8]; /* "DECAMPPK" */
 	uint32_t version;
 	uint32_t frame_count;
-	uint8_t salt[16];
+	uint8_t salt[PACK_SALT];
 	uint32_t block_count;
 	uint32_t table_offset;
 	uint32_t table_size; /* sealed */
@@ -166,7 +168,7 @@ enum {
 	PACK_FRAME_MIXED = 1 << 1,  /* the body has deltas */
 };
 
-/* Cleartext header of an object of `size` bytes; -EBADMSG. */
+/* Cleartext header, the first bytes of an object of `size`; -EBADMSG. The table authenticates it. */
 int pack_header_decode(const uint8_t *bytes, size_t size,
 		       struct pack_header *ret_header) _must_check_;
 /* Plaintext of the frame table. -EBADMSG. */
@@ -360,9 +362,14 @@ void pack_writer_cancel(struct pack_writer *w);
 int pack_writer_end(struct pack_writer *w, const uint8_t **ret_bytes,
 		    uint32_t *ret_size) _must_check_;
 
-/* A pack being read; bytes are borrowed until the view is forgotten. */
+/*
+ * A pack being read; what it lies in is borrowed until the view is forgotten. Bytes do not change
+ * meanwhile. A file may: each byte of it that is used is read once, into the caller's room, and opened
+ * there.
+ */
 struct pack_view {
-	const uint8_t *bytes;
+	const uint8_t *bytes; /* NULL: in the file */
+	int fd;
 	struct job_id job;
 	uint64_t seq;
 	struct secret_key key;
@@ -376,6 +383,9 @@ int pack_view_open(struct pack_view *v, const void *bytes, size_t size, const st
 /* Likewise one that jobs share, with the key that is its own. */
 int pack_view_open_shared(struct pack_view *v, const void *bytes, size_t size,
 			  const struct secret_key *key) _must_check_;
+/* As pack_view_open(), out of a file. */
+int pack_view_open_file(struct pack_view *v, int fd, size_t size, const struct job_id *job,
+			const struct secret_key *job_key, uint64_t seq) _must_check_;
 /*
  * Blocks of a frame. One with a base (an index into v->table.bases) is the exclusive or of its
  * content and the base block's. out and scratch have PACK_FRAME_RAW + PACK_FRAME_SLACK bytes each.
@@ -391,7 +401,7 @@ struct frame_ad {
 	char magic[8];
 	uint32_t version;
 	uint32_t number;
-	uint8_t salt[16];
+	uint8_t salt[PACK_SALT];
 	struct job_id job;
 	uint64_t seq;
 };
@@ -538,6 +548,8 @@ struct pack_info {
 	uint32_t size, blocks, live;
 	uint32_t k, m;	 /* 0: kept as copies; else holders[i] has shard i */
 	bool coded_said; /* by the last finished manifest */
+	bool salted;	 /* the salt of its header is known; never so of a shared one */
+	uint8_t salt[PACK_SALT];
 	struct secret_key
 		*shared_key; /* NULL: sealed for this job; else it is shared, and never coded */
 	uint32_t holder_count;
@@ -701,6 +713,15 @@ struct manifest {
 /* share.c: by the job's key, or by its own if it is shared. */
 int manifest_view_open(const struct manifest *m, uint32_t pack, const struct secret_key *job_key,
 		       const void *bytes, size_t size, struct pack_view *v) _must_check_;
+/*
+ * Does the manifest name its salt? Then no other pack has its key, and what opens is this one: its
+ * hash need not be known. Else only the hash says which pack of its checkpoint it is.
+ */
+bool manifest_pack_bound(const struct manifest *m, uint32_t pack);
+/* One that is bound, of its whole size, out of a file. */
+int manifest_view_open_file(const struct manifest *m, uint32_t pack,
+			    const struct secret_key *job_key, int fd,
+			    struct pack_view *v) _must_check_;
 
 /* links.c: packs of a manifest by their names; empty if none has differences. */
 int links_init(struct slotmap *links, const struct manifest *m) _must_check_;

@@ -375,6 +375,7 @@ int packer_store_pack(struct packer *p, const struct stored_pack *pack)
 static int close_pack(struct packer *p)
 {
 	struct stored_pack stored = { .store = p->store, .pack = p->open_pack };
+	struct pack_info *info = &p->packs[p->open_pack];
 	int r;
 
 	r = pack_writer_end(&p->writer, &stored.bytes, &stored.size);
@@ -382,7 +383,9 @@ static int close_pack(struct packer *p)
 		p->failed = r;
 		return r;
 	}
-	p->packs[p->open_pack].blocks = p->writer.header.block_count;
+	info->blocks = p->writer.header.block_count;
+	info->salted = true;
+	memcpy(info->salt, p->writer.header.salt, sizeof(info->salt));
 	p->writing = false;
 	return packer_store_pack(p, &stored);
 }

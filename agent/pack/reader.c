@@ -324,10 +324,20 @@ static void pass_over(struct pack_reader *r, struct work *w)
 	pthread_mutex_unlock(&r->lock);
 }
 
+/* Until the next try; false: it is to end. */
+static bool starve(struct pack_reader *r, struct worker *me, struct work *w, int error)
+{
+	if (!me->starving && r->on_demand) {
+		pass_over(r, w);
+		count_starving(r, 1, error);
+	}
+	me->starving = r->on_demand;
+	return pause_before_retry(r);
+}
+
 static int fetch_patiently(struct pack_reader *r, struct worker *me, struct work *w)
 {
 	unsigned int tries_max = r->c.tries_max;
-	bool starving = false;
 	int e;
 
 	if (tries_max == 0 && !r->on_demand)
@@ -336,20 +346,41 @@ static int fetch_patiently(struct pack_reader *r, struct worker *me, struct work
 		e = reader_fetch(r, me, w->pack);
 		if (e == 0 || (tries_max > 0 && (tries >= tries_max || !may_come_back(e))))
 			break;
-		if (!starving && r->on_demand) {
-			pass_over(r, w);
-			count_starving(r, 1, e);
-		}
-		starving = r->on_demand;
-		if (!pause_before_retry(r)) {
+		if (!starve(r, me, w, e)) {
 			e = r->on_demand ? -ECANCELED : e;
 			break;
 		}
 	}
 	/* Called off: nobody needs to hear that all is well. */
-	if (starving && e == 0)
+	if (me->starving && e == 0) {
+		me->starving = false;
 		count_starving(r, -1, 0);
+	}
 	return e;
+}
+
+/* A false pack may show while it is opened: to who waits until it comes it is as none. */
+static int read_pack(struct pack_reader *r, struct worker *me, struct work *w,
+		     struct leftover *left)
+{
+	int e;
+
+	for (;;) {
+		e = fetch_patiently(r, me, w);
+		if (e == 0 && !await_let_go(r, w))
+			e = -ECANCELED;
+		if (e < 0)
+			return e;
+		await_newer(r, w);
+		e = reader_hand_over(r, me, w, left);
+		if (e != -EBADMSG || !r->on_demand || r->c.tries_max > 0 ||
+		    !reader_was_deceived(r, me, w->pack))
+			return e;
+		wants_put_back(r, me, w);
+		worker_forget(me);
+		if (!starve(r, me, w, e))
+			return -ECANCELED;
+	}
 }
 
 static void work_off(struct pack_reader *r, bool urgent_only)
@@ -369,13 +400,7 @@ static void work_off(struct pack_reader *r, bool urgent_only)
 	while ((w = next_work(r, urgent_only))) {
 		struct leftover left = { 0 };
 
-		e = fetch_patiently(r, &me, w);
-		if (e == 0 && !await_let_go(r, w))
-			e = -ECANCELED;
-		if (e == 0) {
-			await_newer(r, w);
-			e = reader_hand_over(r, &me, w, &left);
-		}
+		e = read_pack(r, &me, w, &left);
 		worker_forget(&me);
 		work_done(r, w, e, &left);
 	}

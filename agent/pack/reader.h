@@ -4,12 +4,14 @@
  *
  *   ranges of blocks -> placements by pack -> [fetch, check, open frames] x threads -> sink
  *
- * Each thread fetches one pack at a time, hashes it, and hands over what its frames hold: nothing
- * reaches the sink before its frame has authenticated, a block that is a difference not before that
- * of its base has, too. At most one pack and two frames a thread are in memory, and differences
- * whose bases were not read yet: READER_THREADS * (OV_PACK_MAX + 512 KiB), usually less than half of
- * that, and READER_WANTS_MAX. A pack of up to a third of OV_PACK_MAX comes in a file of the thread's
- * that serves again, and is copied before it is checked.
+ * Each thread fetches one pack at a time and hands over what its frames hold: nothing reaches the
+ * sink before its frame has authenticated, a block that is a difference not before that of its base
+ * has, too. A pack of which the manifest has not the salt is hashed first. At most one pack and two
+ * frames a thread are in memory, and differences whose bases were not read yet: READER_THREADS *
+ * (OV_PACK_MAX + 512 KiB), usually less than half of that, and READER_WANTS_MAX. A pack of up to a
+ * third of OV_PACK_MAX comes in a file of the thread's that serves again; what is checked is a copy.
+ *
+ * A false pack is -EBADMSG. It may show after some of its frames were handed over, which are right.
  *
  * Two ways to use it. reader_run(): all packs, newest checkpoint first, until done or
  * the first error; a pack that nobody gives is asked for READER_TRIES times. On demand:

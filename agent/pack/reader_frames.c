@@ -18,7 +18,7 @@ enum {
 
 int worker_init(struct worker *me)
 {
-	me->lent = -1;
+	me->lent = me->fd = -1;
 	me->frame = malloc(FRAME_ROOM);
 	me->scratch = malloc(FRAME_ROOM);
 	if (!me->frame || !me->scratch) {
@@ -58,6 +58,9 @@ void worker_forget(struct worker *me)
 		free(me->bytes);
 	me->bytes = NULL;
 	me->mapped = false;
+	if (me->fd != me->lent)
+		close_fdp(&me->fd);
+	me->fd = -1;
 }
 
 /* Nobody can change it between the check and the use: it is sealed, or a copy of our own. */
@@ -90,8 +93,11 @@ static int take_bytes(struct worker *me, int fd, uint32_t size)
 	return e;
 }
 
-/* The file that serves one pack after the other: its pages are not made and given back each time. */
-static int lend(struct worker *me, uint32_t size)
+/*
+ * The file that serves one pack after the other: its pages are not made and given back each time.
+ * What is not bound is copied out of it whole.
+ */
+static int lend(struct worker *me, uint32_t size, bool bound)
 {
 	uint32_t room = (size + ROOM_STEP - 1) / ROOM_STEP * ROOM_STEP;
 
@@ -99,7 +105,7 @@ static int lend(struct worker *me, uint32_t size)
 		forget_lent(me);
 		return -1;
 	}
-	if (me->room_size < size) {
+	if (!bound && me->room_size < size) {
 		free(me->room);
 		me->room = malloc(room);
 		me->room_size = me->room ? room : 0;
@@ -107,7 +113,7 @@ static int lend(struct worker *me, uint32_t size)
 	if (me->lent < 0)
 		me->lent = memfd_new("pack");
 	/* Without either, it comes in a file of the other half's. */
-	return me->room && me->lent >= 0 ? me->lent : -1;
+	return (bound || me->room) && me->lent >= 0 ? me->lent : -1;
 }
 
 /* Each piece is hashed while the cache has it. What is hashed is the copy. */
@@ -131,35 +137,56 @@ static int copy_lent(struct worker *me, uint32_t size, struct object_hash *ret_h
 	return e == -ENODATA ? -EBADMSG : e;
 }
 
-int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
+/* Without a salt its hash alone says that it is the manifest's. */
+static int take_hashed(struct worker *me, int fd, uint32_t size, const struct object_hash *hash)
 {
-	_cleanup_close_ int fd = -1;
-	struct node_id holders[OV_HOLDERS_MAX];
-	struct object_hash hash, actual;
-	uint32_t size, holder_count;
-	int e, lent;
+	struct object_hash actual;
+	int e;
 
-	manifest_object(r->c.manifest, pack, &hash, &size, &holder_count, holders);
-	fd = lent = lend(me, size);
-	e = r->c.fetch(r->c.fetch_ctx, &hash, size, holders, holder_count, &fd);
-	if (e == 0 && lent >= 0 && fd == lent) {
+	if (fd == me->lent) {
 		e = copy_lent(me, size, &actual);
-	} else if (e == 0) {
+	} else {
 		e = take_bytes(me, fd, size);
 		if (e == 0)
 			object_hash_of(me->bytes, size, &actual);
 	}
-	if (fd == lent)
-		fd = -1;
+	return e == 0 && memcmp(&actual, hash, sizeof(actual)) != 0 ? -EBADMSG : e;
+}
+
+int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack)
+{
+	bool bound = manifest_pack_bound(r->c.manifest, pack);
+	struct node_id holders[OV_HOLDERS_MAX];
+	struct object_hash hash;
+	uint32_t size, holder_count;
+	int e, fd;
+
+	manifest_object(r->c.manifest, pack, &hash, &size, &holder_count, holders);
+	fd = lend(me, size, bound);
+	e = r->c.fetch(r->c.fetch_ctx, &hash, size, holders, holder_count, &fd);
+	me->size = size;
+	me->spoilt = false;
+	me->fd = fd; /* it is closed with the rest, unless it is lent */
+	if (e == 0 && !bound)
+		e = take_hashed(me, fd, size, &hash);
 	if (e < 0) {
 		worker_forget(me);
 		forget_lent(me); /* somebody may still write to it */
-		return e;
 	}
-	if (memcmp(&actual, &hash, sizeof(actual)) == 0)
-		return 0;
-	worker_forget(me);
-	return -EBADMSG;
+	return e;
+}
+
+bool reader_was_deceived(const struct pack_reader *r, struct worker *me, uint32_t pack)
+{
+	struct node_id holders[OV_HOLDERS_MAX];
+	struct object_hash hash, actual;
+	uint32_t size, holder_count;
+
+	if (!me->spoilt || me->bytes)
+		return false;
+	manifest_object(r->c.manifest, pack, &hash, &size, &holder_count, holders);
+	return content_hash_fd(me->fd, size, me->scratch, actual.b) < 0 ||
+	       memcmp(&actual, &hash, sizeof(actual)) != 0;
 }
 
 /* ---- what a packer learns ---- */
@@ -221,6 +248,7 @@ static int open_frame(struct pack_reader *r, struct worker *me, const struct pac
 {
 	int e = pack_view_frame(v, frame, me->frame, me->scratch, me->bases);
 
+	me->spoilt = e < 0;
 	if (e == 0 && r->c.seed)
 		e = seed_frame(r, me, v, pack, frame);
 	return e;
@@ -369,7 +397,12 @@ int reader_hand_over(struct pack_reader *r, struct worker *me, struct work *w,
 	struct pack_view v;
 	int e;
 
-	e = manifest_view_open(r->c.manifest, w->pack, r->c.job_key, me->bytes, me->size, &v);
+	if (me->bytes)
+		e = manifest_view_open(r->c.manifest, w->pack, r->c.job_key, me->bytes, me->size,
+				       &v);
+	else
+		e = manifest_view_open_file(r->c.manifest, w->pack, r->c.job_key, me->fd, &v);
+	me->spoilt = e < 0;
 	if (e < 0)
 		return e;
 	/* Frames are full but the last, so a slot below block_count lies in a frame below count. */

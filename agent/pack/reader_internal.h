@@ -89,9 +89,12 @@ struct pack_reader {
 
 /* Of one thread. */
 struct worker {
-	uint8_t *bytes; /* of the pack */
+	uint8_t *bytes; /* of the pack, with the right hash; NULL: it is in the file */
+	int fd; /* bound by its salt: each frame of it is copied, then authenticated; or -1 */
 	uint32_t size;
 	bool mapped;
+	bool spoilt;   /* something of the pack did not authenticate */
+	bool starving; /* nobody gives it, or all give a false one */
 	int lent;      /* a file of our own that packs come in; -1: none yet */
 	uint8_t *room; /* for what came in it: bytes, or left for the next one */
 	uint32_t room_size;
@@ -123,11 +126,13 @@ struct placement *reader_find(const struct pack_reader *r, uint32_t file, uint64
 
 /* ---- reader_frames.c ---- */
 
-/* A pack with the right hash -> me->bytes. */
+/* A pack with the right hash -> me->bytes, or one that its salt binds -> me->fd. */
 int reader_fetch(struct pack_reader *r, struct worker *me, uint32_t pack) _must_check_;
 /* All that is wanted of a pack -> sink, seed, wants of older packs. */
 int reader_hand_over(struct pack_reader *r, struct worker *me, struct work *w,
 		     struct leftover *left) _must_check_;
+/* reader_hand_over() said -EBADMSG: is it another pack than the manifest's? Else that one is bad. */
+bool reader_was_deceived(const struct pack_reader *r, struct worker *me, uint32_t pack);
 
 /* ---- reader.c ---- */
 
@@ -155,6 +160,8 @@ void want_resolve(struct worker *me, const struct want *want, const uint8_t *bas
 void want_end(struct pack_reader *r, struct want *want);
 /* The sink is not ready for it. */
 void want_put_back(struct pack_reader *r, struct work *w, struct want *want);
+/* All that wants_take() took and nobody served. */
+void wants_put_back(struct pack_reader *r, struct worker *me, struct work *w);
 /* The wants of a pack -> me->wants, sorted; they are the caller's to end, move or put back. */
 int wants_take(struct pack_reader *r, struct worker *me, struct work *w) _must_check_;
 /* NULL: there is none. The caller has the lock. */

@@ -209,6 +209,13 @@ void want_put_back(struct pack_reader *r, struct work *w, struct want *want)
 	pthread_mutex_unlock(&r->lock);
 }
 
+void wants_put_back(struct pack_reader *r, struct worker *me, struct work *w)
+{
+	for (size_t i = 0; i < me->want_count; i++)
+		if (me->wants[i])
+			want_put_back(r, w, take_ptr(me->wants[i]));
+}
+
 static int compare_slots(const void *a, const void *b)
 {
 	const struct want *x = *(struct want *const *)a, *y = *(struct want *const *)b;

@@ -362,6 +362,20 @@ int packer_share_file(struct packer *p, const struct pack_input *in, struct exte
 
 /* ---- the way back ---- */
 
+bool manifest_pack_bound(const struct manifest *m, uint32_t pack)
+{
+	return m->pb->packs[pack]->salt.len == PACK_SALT;
+}
+
+/* Packs of one checkpoint differ in nothing else that their frames are authenticated with. */
+static int check_salt(const Decamp__Pack *info, struct pack_view *v)
+{
+	if (info->salt.len == 0 || memcmp(v->header.salt, info->salt.data, PACK_SALT) == 0)
+		return 0;
+	key_wipe(&v->key, sizeof(v->key));
+	return -EBADMSG;
+}
+
 int manifest_view_open(const struct manifest *m, uint32_t pack, const struct secret_key *job_key,
 		       const void *bytes, size_t size, struct pack_view *v)
 {
@@ -369,10 +383,24 @@ int manifest_view_open(const struct manifest *m, uint32_t pack, const struct sec
 	struct secret_key key;
 	int r;
 
-	if (info->shared_key.len == 0)
-		return pack_view_open(v, bytes, size, &m->head.job, job_key, info->seq);
+	if (info->shared_key.len == 0) {
+		r = pack_view_open(v, bytes, size, &m->head.job, job_key, info->seq);
+		return r == 0 ? check_salt(info, v) : r;
+	}
 	memcpy(key.b, info->shared_key.data, sizeof(key.b));
 	r = pack_view_open_shared(v, bytes, size, &key);
 	key_wipe(&key, sizeof(key));
 	return r;
+}
+
+int manifest_view_open_file(const struct manifest *m, uint32_t pack,
+			    const struct secret_key *job_key, int fd, struct pack_view *v)
+{
+	const Decamp__Pack *info = m->pb->packs[pack];
+	int r;
+
+	if (!manifest_pack_bound(m, pack))
+		return -EINVAL;
+	r = pack_view_open_file(v, fd, info->size, &m->head.job, job_key, info->seq);
+	return r == 0 ? check_salt(info, v) : r;
 }

@@ -19,6 +19,9 @@ struct back {
 	atomic_int late;  /* that file; -1: none */
 	bool cut;	  /* too little is written */
 	atomic_uint lent; /* how many came in the reader's own file */
+	/* Of get_false_first(). */
+	atomic_uint asked[64]; /* by its place in the manifest */
+	atomic_uint starved, fed;
 };
 
 struct fixture {
@@ -129,6 +132,15 @@ static struct pack_reader *reader_of(struct fixture *f, uint64_t wants_max)
 
 	config.wants_max = wants_max;
 	return reader_with(f, &config);
+}
+
+/* Not all of it, but what there is is right. */
+static void check_given(const struct fixture *f)
+{
+	for (size_t i = 0; i < BLOCKS; i++)
+		if (f->back.times[i])
+			assert_memory_equal(f->back.bytes + i * PACK_BLOCK,
+					    f->bytes + i * PACK_BLOCK, PACK_BLOCK);
 }
 
 /* All of it, each block once. */
@@ -326,8 +338,7 @@ static void test_own_file(void **state)
 		r = reader_with(f, &config);
 		assert_int_equal(reader_run(r), -EBADMSG);
 		reader_destroy(r);
-		for (size_t i = 0; i < BLOCKS; i++)
-			assert_int_equal(b->times[i], 0);
+		check_given(f);
 	}
 	lab->store.lie = false;
 	end(f);
@@ -368,10 +379,7 @@ static void refused(struct fixture *f)
 
 	assert_int_equal(reader_run(r), -EBADMSG);
 	reader_destroy(r);
-	for (size_t i = 0; i < BLOCKS; i++)
-		if (f->back.times[i])
-			assert_memory_equal(f->back.bytes + i * PACK_BLOCK,
-					    f->bytes + i * PACK_BLOCK, PACK_BLOCK);
+	check_given(f);
 	r = reader_of(f, 0);
 	assert_int_equal(reader_start(r), 0);
 	reader_let_go(r);
@@ -444,6 +452,85 @@ static void test_base_that_nobody_gives(void **state)
 	end(f);
 }
 
+/* The first time with a wrong bit, in the middle or behind the header, then as it is. */
+static int get_false_first(void *ctx, const struct object_hash *hash, uint32_t size,
+			   const struct node_id *holders, uint32_t holder_count, int *memfd)
+{
+	struct fixture *f = ctx;
+	const Decamp__Manifest *pb = f->m->pb;
+	uint32_t pack = 0, at;
+	uint8_t byte;
+	int fd = -1;
+
+	while (memcmp(pb->packs[pack]->hash.data, hash->b, sizeof(hash->b)) != 0)
+		pack++;
+	assert_true(pack < ARRAY_SIZE(f->back.asked));
+	assert_int_equal(lab_get(&f->back.lab->store, hash, size, holders, holder_count, &fd), 0);
+	if (f->back.asked[pack]++ == 0 && pack % 2 == 0) {
+		at = pack % 4 ? 70 : size / 2;
+		assert_int_equal(pread_full(fd, &byte, 1, at), 0);
+		byte ^= 1;
+		assert_int_equal(pwrite_full(fd, &byte, 1, at), 0);
+	}
+	*memfd = fd;
+	return 0;
+}
+
+static void on_starved(void *ctx, int error)
+{
+	struct back *b = ctx;
+
+	assert_true(error == 0 || error == -EBADMSG);
+	if (error)
+		b->starved++;
+	else
+		b->fed++;
+}
+
+/*
+ * On demand a false pack is as none, whenever it shows: it is asked for until it is right. Nothing comes
+ * twice, no difference is lost.
+ */
+static void test_false_at_first(void **state)
+{
+	struct fixture *f = chains(*state);
+	struct reader_config config = config_of(f);
+	struct back *b = &f->back;
+	struct pack_reader *r;
+
+	config.fetch = get_false_first;
+	config.fetch_ctx = f;
+	config.starved = on_starved;
+	for (int bound = 0; bound < 2; bound++) {
+		for (size_t i = 0; i < f->m->pb->n_packs; i++) {
+			b->asked[i] = 0;
+			f->m->pb->packs[i]->salt.len = bound ? PACK_SALT : 0;
+		}
+		b->starved = b->fed = 0;
+		r = reader_with(f, &config);
+		assert_int_equal(reader_start(r), 0);
+		reader_let_go(r);
+		assert_int_equal(reader_wait(r, -1), 1);
+		reader_destroy(r);
+		check(f);
+		assert_true(b->starved >= 1);
+		assert_int_equal(b->starved, b->fed);
+		for (size_t i = 0; i < f->m->pb->n_packs; i += 2)
+			assert_true(b->asked[i] >= 2);
+		/* Nobody waits for it: then it is an error at once. */
+		b->asked[0] = 0;
+		r = reader_with(f, &config);
+		assert_int_equal(reader_run(r), -EBADMSG);
+		reader_destroy(r);
+		check_given(f);
+	}
+	/* Its hash is right, and it does not open: no other fetch helps. */
+	f->m->pb->packs[0]->seq--;
+	refused(f);
+	f->m->pb->packs[0]->seq++;
+	end(f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -455,6 +542,7 @@ int main(void)
 		TEST(test_parts),
 		TEST(test_wrong_bases_are_refused),
 		TEST(test_base_that_nobody_gives),
+		TEST(test_false_at_first),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -66,18 +66,34 @@ static void small_checkpoint(struct lab *lab)
 	assert_int_equal(lab->store.count, 2);
 }
 
-static int open_all_frames(const struct lab *lab, const uint8_t *bytes, size_t size,
-			   const struct job_id *job, const struct secret_key *key, uint64_t seq)
+static int open_view_frames(const struct pack_view *v)
 {
 	static uint8_t out[PACK_FRAME_RAW + PACK_FRAME_SLACK];
 	static uint8_t scratch[PACK_FRAME_RAW + PACK_FRAME_SLACK];
 	struct pack_base bases[PACK_FRAME_BLOCKS];
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < v->header.frame_count; i++)
+		r = pack_view_frame(v, i, out, scratch, bases);
+	return r;
+}
+
+/* Out of memory and out of a file alike. */
+static int open_all_frames(const struct lab *lab, const uint8_t *bytes, size_t size,
+			   const struct job_id *job, const struct secret_key *key, uint64_t seq)
+{
+	int fd = lab_content_fd(bytes, size), r, r_file;
 	struct pack_view v;
-	int r = pack_view_open(&v, bytes, size, job, key, seq);
 
 	(void)lab;
-	for (uint32_t i = 0; r == 0 && i < v.header.frame_count; i++)
-		r = pack_view_frame(&v, i, out, scratch, bases);
+	r = pack_view_open(&v, bytes, size, job, key, seq);
+	if (r == 0)
+		r = open_view_frames(&v);
+	r_file = pack_view_open_file(&v, fd, size, job, key, seq);
+	if (r_file == 0)
+		r_file = open_view_frames(&v);
+	assert_int_equal(r, r_file);
+	close(fd);
 	return r;
 }
 
@@ -278,6 +294,8 @@ static void test_semantic_checks(void **state)
 	REFUSED(p->blocks, PACK_BLOCKS_MAX + 1);
 	REFUSED(p->holders.len, 0);
 	REFUSED(p->holders.len, 17);
+	REFUSED(p->salt.len, 15);
+	REFUSED(p->salt.len, 17);
 	REFUSED(f->kind, 0);
 	REFUSED(f->kind, 4);
 	REFUSED(f->kind, UINT32_MAX);

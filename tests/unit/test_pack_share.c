@@ -403,6 +403,11 @@ static void test_manifest_checks(void **state)
 	assert_true(manifest_refused(lab, m->pb));
 	pack->data_shards = pack->parity_shards = 0;
 	assert_false(manifest_refused(lab, m->pb));
+	/* It is named by its hash alone. */
+	assert_int_equal(pack->salt.len, 0);
+	pack->salt = (ProtobufCBinaryData){ .len = PACK_SALT, .data = pack->shared_key.data };
+	assert_true(manifest_refused(lab, m->pb));
+	pack->salt = (ProtobufCBinaryData){ 0 };
 	manifest_destroy(m);
 	close(fd);
 	free(bytes);
