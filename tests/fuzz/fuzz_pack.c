@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// sources: agent/pack/frame.c agent/pack/delta.c agent/pack/keys.c
+// sources: agent/pack/frame.c agent/pack/delta.c agent/pack/keys.c agent/util/io.c
 //
 // A pack's header and, behind its authentication, the frame table and the body of a frame with
 // deltas. Input: an object whose table is not sealed, or, behind "BODY", the number of blocks, that of
 // bases and such a body. What decodes must stay inside the object.
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "agent/pack/internal.h"
+#include "agent/util/io.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
@@ -60,13 +63,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 	static const struct secret_key key;
 	static const struct job_id job;
 	static struct pack_view view;
+	static int file = -1;
 
+	if (file < 0)
+		file = memfd_new("pack");
 	if (size >= 6 && memcmp(bytes, "BODY", 4) == 0) {
 		decode_body(bytes + 4, size - 4);
 		return 0;
 	}
 	if (pack_view_open(&view, bytes, size, &job, &key, 1) == 0)
 		abort(); /* authenticates under a key that nobody sealed with */
+	/* The same in a file that is shared with who wrote it. */
+	if (ftruncate(file, 0) < 0 || pwrite_full(file, bytes, size, 0) < 0 ||
+	    pack_view_open_file(&view, file, size, &job, &key, 1) != -EBADMSG)
+		abort();
 	decode_table(bytes, size);
 	return 0;
 }
