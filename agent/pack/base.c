@@ -17,46 +17,73 @@
 void pack_info_clear(struct pack_info *info)
 {
 	free(info->deltas);
+	free(info->delta_slots);
 	if (info->shared_key)
 		key_wipe(info->shared_key, sizeof(*info->shared_key));
 	free(info->shared_key);
 	memset(info, 0, sizeof(*info));
 }
 
+/* The delta of a slot, or where it would be. */
+static size_t place_of(const struct delta_slots *s, uint32_t slot)
+{
+	uint64_t below = ((uint64_t)1 << slot % 64) - 1;
+
+	return s->before[slot / 64] + (size_t)__builtin_popcountll(s->bits[slot / 64] & below);
+}
+
 const struct delta_info *pack_delta_find(const struct pack_info *info, uint32_t slot)
 {
-	size_t low = 0, high = info->delta_count;
+	const struct delta_slots *s = info->delta_slots;
 
-	while (low < high) {
-		size_t middle = (low + high) / 2;
+	if (!s || slot >= PACK_BLOCKS_MAX || !(s->bits[slot / 64] >> slot % 64 & 1))
+		return NULL;
+	return &info->deltas[place_of(s, slot)];
+}
 
-		if (info->deltas[middle].slot < slot)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low < info->delta_count && info->deltas[low].slot == slot ? &info->deltas[low] :
-									   NULL;
+/* Room for one more delta. */
+static int grow_deltas(struct pack_info *info)
+{
+	size_t room = info->delta_room ? 2 * info->delta_room : 64;
+	struct delta_info *more;
+
+	if (!info->delta_slots)
+		info->delta_slots = calloc(1, sizeof(*info->delta_slots));
+	if (!info->delta_slots)
+		return -ENOMEM;
+	if (info->delta_count < info->delta_room)
+		return 0;
+	more = reallocarray(info->deltas, room, sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	info->deltas = more;
+	info->delta_room = room;
+	return 0;
 }
 
 int pack_delta_add(struct pack_info *info, const struct delta_info *delta)
 {
-	size_t at = info->delta_count;
+	uint32_t slot = delta->slot;
+	struct delta_slots *s;
+	size_t at;
+	int r = slot < PACK_BLOCKS_MAX ? grow_deltas(info) : -EINVAL;
 
-	if (at == info->delta_room) {
-		size_t room = at ? 2 * at : 64;
-		struct delta_info *more = reallocarray(info->deltas, room, sizeof(*more));
-
-		if (!more)
-			return -ENOMEM;
-		info->deltas = more;
-		info->delta_room = room;
+	if (r < 0)
+		return r;
+	s = info->delta_slots;
+	at = place_of(s, slot);
+	if (s->bits[slot / 64] >> slot % 64 & 1) {
+		info->deltas[at] = *delta;
+		return 0;
 	}
 	/* Slots are written, and read back, in order; elsewhere is rare. */
-	for (; at > 0 && info->deltas[at - 1].slot > delta->slot; at--)
-		info->deltas[at] = info->deltas[at - 1];
+	memmove(&info->deltas[at + 1], &info->deltas[at],
+		(info->delta_count - at) * sizeof(*info->deltas));
 	info->deltas[at] = *delta;
 	info->delta_count++;
+	s->bits[slot / 64] |= (uint64_t)1 << slot % 64;
+	for (size_t i = slot / 64 + 1; i < ARRAY_SIZE(s->before); i++)
+		s->before[i]++;
 	return 0;
 }
 

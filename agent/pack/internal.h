@@ -540,6 +540,12 @@ struct delta_info {
 	uint32_t base_pack, base_slot;
 };
 
+/* Which slots of a pack are deltas, and how many are before each 64 of them. */
+struct delta_slots {
+	uint64_t bits[PACK_BLOCKS_MAX / 64];
+	uint16_t before[PACK_BLOCKS_MAX / 64];
+};
+
 struct pack_info {
 	enum pack_state state;
 	uint32_t uid; /* never used again: names blocks in the cache */
@@ -556,6 +562,7 @@ struct pack_info {
 	struct node_id holders[OV_SHARDS_MAX];
 	uint32_t manifest_index;   /* while a manifest is built */
 	struct delta_info *deltas; /* sorted by slot */
+	struct delta_slots *delta_slots;
 	size_t delta_count, delta_room;
 	uint64_t frames_known; /* seeding: a bit for each frame that was read */
 };

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Blocks that are sent as differences to their last version, and what must stay for them. */
+#include <errno.h>
+
 #include "tests/unit/pack_lab.h"
 
 enum { BLOCKS = 200, SIZE = BLOCKS * PACK_BLOCK };
@@ -69,6 +71,39 @@ static size_t in_cache(struct packer *p, const struct image *m)
 		found += there != NULL;
 	}
 	return found;
+}
+
+/* In any order, some of them twice: each slot's own, and nothing for the others. */
+static void test_deltas_are_found(void **state)
+{
+	struct pack_info info = { 0 };
+	uint32_t depth[PACK_BLOCKS_MAX] = { 0 };
+	size_t count = 0;
+
+	(void)state;
+	assert_null(pack_delta_find(&info, 0));
+	for (uint32_t i = 1; i <= 3000; i++) {
+		struct delta_info d = { .slot = (uint32_t)rand() % PACK_BLOCKS_MAX, .depth = i };
+
+		if (i < 400)
+			d.slot = i * 3; /* in order */
+		count += depth[d.slot] == 0;
+		depth[d.slot] = i;
+		assert_int_equal(pack_delta_add(&info, &d), 0);
+		assert_int_equal(info.delta_count, count);
+	}
+	for (uint32_t slot = 0; slot < PACK_BLOCKS_MAX; slot++) {
+		const struct delta_info *d = pack_delta_find(&info, slot);
+
+		assert_int_equal(d ? d->depth : 0, depth[slot]);
+		assert_true(!d || d->slot == slot);
+	}
+	for (size_t i = 1; i < info.delta_count; i++)
+		assert_true(info.deltas[i - 1].slot < info.deltas[i].slot);
+	assert_null(pack_delta_find(&info, PACK_BLOCKS_MAX));
+	assert_int_equal(pack_delta_add(&info, &(struct delta_info){ .slot = PACK_BLOCKS_MAX }),
+			 -EINVAL);
+	pack_info_clear(&info);
 }
 
 /* By hand, and by both ways to compute it: words in runs, alone, all and none. */
@@ -534,6 +569,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_differences_are_exact),
+		cmocka_unit_test(test_deltas_are_found),
 		TEST(test_small_changes_cost_little),
 		TEST(test_chains_are_bounded),
 		TEST(test_near_blocks_make_no_chain),
