@@ -6,7 +6,6 @@
  * cgroups holds it for up to some hundred milliseconds.
  */
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "agent/native/fence.h"
@@ -19,14 +18,6 @@ enum {
 	CALM_SHORT_NS = 5000000, /* such waits a stop may well wait for */
 	CALM_ROUNDS = 16,
 };
-
-static uint64_t mono_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 /*
  * One that goes from short wait to short wait is never seen outside of them, but its number of
@@ -43,7 +34,7 @@ static bool await_thread(pid_t tid, uint64_t until_ns, bool *ret_waited)
 		uint64_t now_switches, now_ns;
 
 		usleep(CALM_POLL_US);
-		now_ns = mono_ns();
+		now_ns = freeze_mono_ns();
 		if (!list_blocked(tid, &now_switches))
 			return true;
 		if (now_switches != switches && since_ns && now_ns - since_ns < CALM_SHORT_NS)
@@ -58,22 +49,27 @@ static bool await_thread(pid_t tid, uint64_t until_ns, bool *ret_waited)
 
 static bool await_cgroups(const struct native_fence *fence)
 {
-	uint64_t begin_ns = mono_ns();
+	uint64_t begin_ns = freeze_mono_ns();
 
-	fence_lower(fence); /* is down */
-	return mono_ns() - begin_ns >= CALM_SHORT_NS;
+	/* What a tracer left up who died is not ours to lower: who is behind it is to be mended first. */
+	if (fence_is_up(fence))
+		return false;
+	fence_lower(fence);
+	return freeze_mono_ns() - begin_ns >= CALM_SHORT_NS;
 }
 
 bool freeze_await_calm(const struct native_tree *tree, uint64_t patience_ns,
 		       uint64_t *ret_waited_ns)
 {
-	uint64_t begin_ns = mono_ns(), until_ns = begin_ns + patience_ns;
+	uint64_t begin_ns = freeze_mono_ns(), until_ns = begin_ns + patience_ns;
 	bool calm = true, waited = true;
 
 	/* While one was waited for another may have begun to wait. */
 	for (int i = 0; calm && waited && i < CALM_ROUNDS; i++) {
 		size_t looks = 0;
 
+		if (i > 0 && freeze_mono_ns() >= until_ns)
+			break;
 		waited = await_cgroups(tree->fence);
 		for (size_t k = 0; k < tree->task_count; k++) {
 			const struct native_task *task = &tree->tasks[k];
@@ -84,6 +80,6 @@ bool freeze_await_calm(const struct native_tree *tree, uint64_t patience_ns,
 							    &waited);
 		}
 	}
-	*ret_waited_ns = mono_ns() - begin_ns;
+	*ret_waited_ns = freeze_mono_ns() - begin_ns;
 	return calm && !waited;
 }

@@ -373,7 +373,7 @@ static int too_late(struct freezer *f, const struct native_thread *t)
 			   t->tid, t->task->pid, why);
 }
 
-static uint64_t mono_ns(void)
+uint64_t freeze_mono_ns(void)
 {
 	struct timespec ts;
 
@@ -384,7 +384,7 @@ static uint64_t mono_ns(void)
 /* What it is that takes so long. */
 static void note_wait(struct freezer *f, bool blocked)
 {
-	uint64_t now_ns = mono_ns();
+	uint64_t now_ns = freeze_mono_ns();
 
 	*(blocked ? &f->tree->blocked_ns : &f->tree->queued_ns) += now_ns - f->noted_ns;
 	f->noted_ns = now_ns;
@@ -610,13 +610,13 @@ static size_t let_go(struct native_tree *tree)
 			left += t->seized;
 		}
 	/* Before we are of common priority again: from then on the job may run first. */
-	tree->go_ns = mono_ns();
+	tree->go_ns = freeze_mono_ns();
 	freeze_lower();
 	if (left)
 		(void)each_thread(&f, interrupt);
 	/* By the clock: a round may take much longer than the sleep in it. */
 	until = tree->go_ns + FREEZE_LINGER_MS * UINT64_C(1000000);
-	while (left && mono_ns() < until) {
+	while (left && freeze_mono_ns() < until) {
 		left = 0;
 		for (size_t i = 0; i < tree->task_count; i++)
 			for (size_t k = 0; k < tree->tasks[i].thread_count; k++) {
@@ -628,7 +628,7 @@ static size_t let_go(struct native_tree *tree)
 			}
 		if (left)
 			usleep(POLL_US);
-		tree->go_ns = mono_ns();
+		tree->go_ns = freeze_mono_ns();
 	}
 	return left;
 }
@@ -652,7 +652,7 @@ static int trace_tree(struct native_tree *tree, int deadline_ms)
 	f.fenced = r == 0 && (tree->expects_leaks || needs_fence(tree)) &&
 		   fence_covers(tree->fence, tree);
 	freeze_raise();
-	tree->stop_ns = f.noted_ns = mono_ns();
+	tree->stop_ns = f.noted_ns = freeze_mono_ns();
 	f.fenced = f.fenced && fence_raise(tree->fence);
 	if (r == 0)
 		r = stop_all(&f);

@@ -70,6 +70,8 @@ bool list_has_children_files(void);
 size_t list_thread_count(pid_t pid);
 /* The letter of a thread's state, 0: gone. *ret_tracer: who traces it, or 0. */
 char list_state(pid_t tid, pid_t *ret_tracer);
+/* freeze.c: CLOCK_MONOTONIC */
+uint64_t freeze_mono_ns(void);
 /*
  * It waits in the kernel for something that no signal ends, a disk mostly. *ret_switches: how often it
  * has gone to wait; another number, another wait.

@@ -581,6 +581,10 @@ static void test_calm_asks_for_the_fence(void **state)
 	assert_true(freeze_await_calm(&lab->tree, 0, &waited_ns));
 	assert_int_equal(pread(fence.freeze, &byte, 1, 0), 1);
 	assert_int_equal(byte, '0');
+	/* One that is up stays up. */
+	assert_int_equal(pwrite(fence.freeze, "1", 1, 0), 1);
+	assert_true(freeze_await_calm(&lab->tree, 0, &waited_ns));
+	assert_true(fence_is_up(&fence));
 	fence_close(&fence);
 	close(fd);
 	unlink(path);
