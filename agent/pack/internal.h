@@ -581,6 +581,7 @@ struct packer {
 	struct secret_key job_key;
 	uint8_t hash_secret[192];
 	struct block_index index;
+	bool unswept; /* the index may know blocks that nothing new may refer to */
 	struct pack_info *packs;
 	size_t pack_count;
 	uint32_t last_uid;
@@ -655,6 +656,8 @@ int packer_store_object(struct packer *p, const void *bytes, uint32_t size,
 			struct node_id *ret_holders) _must_check_;
 /* Drops from the index what is not to be had any more. */
 void packer_sweep(struct packer *p);
+/* Nothing new may refer to it: sweep before the next block is looked for. */
+void packer_forget(struct packer *p, struct pack_info *info);
 /* Counts the live blocks of all packs by the files of a list. */
 int packer_count_live(struct packer *p, const struct file_list *files) _must_check_;
 /* Frees packs without live blocks, forgets the sparse ones, sweeps the index. */

@@ -14,6 +14,13 @@ static bool slot_usable(const void *ctx, uint32_t pack, uint32_t slot)
 void packer_sweep(struct packer *p)
 {
 	block_index_sweep(&p->index, slot_usable, p);
+	p->unswept = false;
+}
+
+void packer_forget(struct packer *p, struct pack_info *info)
+{
+	info->state = PACK_FORGOTTEN;
+	p->unswept = true;
 }
 
 enum { BITMAP = PACK_BLOCKS_MAX / 8 };
@@ -87,7 +94,7 @@ static void forget_surplus(struct packer *p, size_t known)
 		return;
 	qsort_r(order, small, sizeof(*order), compare_live, p->packs);
 	for (size_t i = 0; i < small && known > PACKS_REFERENCED_KEEP; i++, known--)
-		p->packs[order[i]].state = PACK_FORGOTTEN;
+		packer_forget(p, &p->packs[order[i]]);
 }
 
 /* Bytes of a pack that nothing refers to; deltas are taken for as large as blocks. */
@@ -137,7 +144,7 @@ static size_t forget_dead(struct packer *p, size_t known)
 
 		if (!least) /* rounding */
 			break;
-		least->state = PACK_FORGOTTEN;
+		packer_forget(p, least);
 		kept -= least->size;
 		dead -= dead_bytes(least);
 		known--;
@@ -154,24 +161,26 @@ void packer_retire(struct packer *p)
 
 		if (info->state == PACK_UNUSED)
 			continue;
-		if (info->live == 0)
+		if (info->live == 0) {
 			pack_info_clear(info);
-		else if ((uint64_t)info->live * 100 <
-			 (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN)
-			info->state = PACK_FORGOTTEN;
+			p->unswept = true;
+		} else if ((uint64_t)info->live * 100 <
+			   (uint64_t)info->blocks * PACK_LIVE_PERCENT_MIN) {
+			packer_forget(p, info);
+		}
 		if (info->state == PACK_KNOWN && !info->shared_key)
 			known++;
 	}
 	known = forget_dead(p, known);
 	forget_surplus(p, known);
-	packer_sweep(p);
+	/* Else all that the index knows still is where it was. */
+	if (p->unswept)
+		packer_sweep(p);
 }
 
 void packer_forget_weak(struct packer *p, uint32_t copies,
 			bool (*alive)(void *ctx, const struct node_id *node), void *ctx)
 {
-	bool any = false;
-
 	for (size_t i = 0; i < p->pack_count; i++) {
 		struct pack_info *info = &p->packs[i];
 		uint32_t living = 0;
@@ -181,11 +190,9 @@ void packer_forget_weak(struct packer *p, uint32_t copies,
 		for (uint32_t j = 0; j < info->holder_count; j++)
 			living += alive(ctx, &info->holders[j]);
 		/* A pack in shards can be read from k of them, and the peers make lost ones again. */
-		if (living < (info->k ? info->k : copies)) {
-			info->state = PACK_FORGOTTEN;
-			any = true;
-		}
+		if (living < (info->k ? info->k : copies))
+			packer_forget(p, info);
 	}
-	if (any)
+	if (p->unswept)
 		packer_sweep(p);
 }

@@ -162,7 +162,7 @@ static void seed_forget_unread(struct packer *seed, const struct manifest *m)
 			for (uint32_t k = e->slot / PACK_FRAME_BLOCKS;
 			     k <= (e->slot + e->count - 1) / PACK_FRAME_BLOCKS; k++)
 				if (!(seed->packs[e->pack].frames_known >> k & 1))
-					seed->packs[e->pack].state = PACK_FORGOTTEN;
+					packer_forget(seed, &seed->packs[e->pack]);
 		}
 	}
 }
@@ -217,6 +217,7 @@ static int seed_finish(struct packer *seed, const struct manifest *m)
 		seed->objects[i] = (struct pack_object){ seed->packs[i].hash, seed->packs[i].size };
 	seed->objects[n].hash = m->hash; /* its size is its reference's */
 	seed->object_count = n + 1;
+	seed->unswept = true;
 	seed_forget_unread(seed, m);
 	r = seed_chains(seed);
 	if (r == 0)
