@@ -268,6 +268,60 @@ static void try_base(struct packer *p, const uint8_t *block, uint32_t pack, uint
 	choice->info = (struct delta_info){ .depth = depth, .base_pack = pack, .base_slot = slot };
 }
 
+/* The last version of the block that old->next stands for; false: it has none. */
+static bool last_version(struct old_file *old, uint32_t *ret_pack, uint32_t *ret_slot)
+{
+	const struct extent *e;
+
+	if (old->next >= old->end || old_file_seek(old, old->next) < 0)
+		return false;
+	e = &old->extents->items[old->index];
+	*ret_pack = e->pack;
+	*ret_slot = e->slot + (uint32_t)(old->next - old->before);
+	return e->pack != PACK_ZERO;
+}
+
+void packer_bases_ahead(const struct packer *p, const struct old_file *old, uint32_t which)
+{
+	struct old_file at = *old;
+	uint32_t packs[PACK_AHEAD], slots[PACK_AHEAD];
+	uint64_t keys[2 * PACK_AHEAD];
+	size_t count = 0, n;
+
+	if (p->cache.memory.limit == 0 || !old->extents)
+		return;
+	for (; which != 0; which >>= 1, at.next++) {
+		const struct pack_info *info;
+
+		if (!(which & 1) || !last_version(&at, &packs[count], &slots[count]))
+			continue;
+		info = &p->packs[packs[count]];
+		if (info->delta_slots) {
+			__builtin_prefetch(&info->delta_slots->bits[slots[count] / 64]);
+			__builtin_prefetch(&info->delta_slots->before[slots[count] / 64]);
+		}
+		count++;
+	}
+	for (size_t i = 0; i < count; i++) {
+		const struct delta_info *d = pack_delta_find(&p->packs[packs[i]], slots[i]);
+
+		if (d)
+			__builtin_prefetch(d);
+		keys[i] = pack_cache_key(p, packs[i], slots[i]);
+	}
+	n = count;
+	for (size_t i = 0; i < count; i++) {
+		const struct delta_info *d = pack_delta_find(&p->packs[packs[i]], slots[i]),
+					*up = d;
+
+		for (; up; up = pack_delta_find(&p->packs[up->base_pack], up->base_slot))
+			d = up;
+		if (d)
+			keys[n++] = pack_cache_key(p, d->base_pack, d->base_slot);
+	}
+	block_cache_ahead(&p->cache, keys, n);
+}
+
 void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file *old,
 			struct base_choice *ret_choice)
 {
@@ -275,18 +329,11 @@ void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file 
 	const struct delta_info *d, *up;
 	uint32_t whole_pack, whole_slot;
 	bool usable = true;
-	const struct extent *e;
 	uint32_t pack, slot;
 
 	*c = (struct base_choice){ 0 };
-	if (!old || p->cache.memory.limit == 0 || old->next >= old->end ||
-	    old_file_seek(old, old->next) < 0)
+	if (!old || p->cache.memory.limit == 0 || !last_version(old, &pack, &slot))
 		return;
-	e = &old->extents->items[old->index];
-	if (e->pack == PACK_ZERO)
-		return;
-	pack = e->pack;
-	slot = e->slot + (uint32_t)(old->next - old->before);
 	c->has_last = true;
 	c->last_pack = pack;
 	c->last_slot = slot;

@@ -46,7 +46,13 @@ struct cache_seal {
 
 enum { SKETCH_WORDS = 8, SKETCH_ALIKE = 2 };
 
-/* A byte of the hash of each of some words, no two of which lie at the same offset of 512 bytes. */
+/* No two of these lie at the same offset of 512 bytes. */
+static size_t sketch_offset(size_t i)
+{
+	return (i * PACK_BLOCK_WORDS / SKETCH_WORDS + 11 + i * 5) * 8;
+}
+
+/* A byte of the hash of each of some words. */
 static uint64_t sketch_of(const uint8_t *block)
 {
 	uint64_t sketch = 0;
@@ -54,7 +60,7 @@ static uint64_t sketch_of(const uint8_t *block)
 	for (size_t i = 0; i < SKETCH_WORDS; i++) {
 		uint64_t word;
 
-		memcpy(&word, block + (i * PACK_BLOCK_WORDS / SKETCH_WORDS + 11 + i * 5) * 8, 8);
+		memcpy(&word, block + sketch_offset(i), 8);
 		sketch = sketch << 8 | word * 0x9e3779b97f4a7c15u >> 56;
 	}
 	return sketch;
@@ -96,10 +102,15 @@ static void tier_deinit(struct cache_tier *t)
 	*t = (struct cache_tier){ .limit = t->limit, .most = t->most };
 }
 
+static uint32_t *bucket_of(const struct cache_tier *t, uint64_t key)
+{
+	return &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
+}
+
 /* The link that names the place of a key, or that ends its chain. */
 static uint32_t *find_link(const struct cache_tier *t, uint64_t key)
 {
-	uint32_t *link = &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
+	uint32_t *link = bucket_of(t, key);
 
 	while (*link != 0 && t->places[*link - 1].key != key)
 		link = &t->places[*link - 1].next;
@@ -159,7 +170,7 @@ static uint32_t tier_add(struct cache_tier *t, uint64_t key, struct cache_place 
 		place = tier_evict(t);
 		*ret_victim = t->places[place - 1];
 	}
-	link = &t->buckets[(key * 0x9e3779b97f4a7c15u) >> 32 & t->mask];
+	link = bucket_of(t, key);
 	t->places[place - 1] = (struct cache_place){ .key = key, .next = *link };
 	*link = place;
 	return place;
@@ -432,6 +443,29 @@ const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const u
 				    bool *ret_unlike)
 {
 	return get(c, key, block, ret_unlike);
+}
+
+void block_cache_ahead(const struct block_cache *c, const uint64_t *keys, size_t count)
+{
+	const struct cache_tier *t = &c->memory;
+
+	if (!t->places)
+		return;
+	for (size_t i = 0; i < count; i++)
+		__builtin_prefetch(bucket_of(t, keys[i]));
+	for (size_t i = 0; i < count; i++) {
+		uint32_t place = *bucket_of(t, keys[i]);
+
+		if (place != 0)
+			__builtin_prefetch(&t->places[place - 1]);
+	}
+	for (size_t i = 0; i < count; i++) {
+		uint32_t place = *find_link(t, keys[i]);
+
+		for (size_t j = 0; place != 0 && j < SKETCH_WORDS; j++)
+			__builtin_prefetch(c->bytes + (size_t)(place - 1) * PACK_BLOCK +
+					   sketch_offset(j));
+	}
 }
 
 void block_cache_drop(struct block_cache *c, uint64_t key)

@@ -476,6 +476,8 @@ const uint8_t *block_cache_get(struct block_cache *c, uint64_t key);
  */
 const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const uint8_t *block,
 				    bool *ret_unlike);
+/* Contents that will be asked for soon: the memory for it is fetched, all misses at a time. */
+void block_cache_ahead(const struct block_cache *c, const uint64_t *keys, size_t count);
 enum cache_kind {
 	CACHE_ONCE = 0, /* goes to the file if memory is full */
 	CACHE_UNLIKE, /* so does what replaced something that it has next to nothing in common with */
@@ -700,6 +702,12 @@ struct base_choice {
 };
 void packer_choose_base(struct packer *p, const uint8_t *block, struct old_file *old,
 			struct base_choice *ret_choice);
+/*
+ * Of the next PACK_AHEAD blocks from old->next on, those with a bit in `which` will be asked for a base
+ * soon: what that looks at is fetched, all misses at a time.
+ */
+enum { PACK_AHEAD = 32 };
+void packer_bases_ahead(const struct packer *p, const struct old_file *old, uint32_t which);
 /* Of a block that has just been written: what its next version may be a difference to. */
 void packer_keep_content(struct packer *p, const uint8_t *block, const struct base_choice *choice,
 			 uint32_t slot);

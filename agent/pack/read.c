@@ -43,45 +43,57 @@ bool block_is_zero(const uint8_t *block)
 	return true;
 }
 
-/* So many are hashed before the first is looked for: the table is larger than any cache. */
-enum { AHEAD = 32 };
+/*
+ * So many are hashed before the first is looked for, and looked for before the first is compared: the
+ * tables and the contents are larger than any cache of a processor.
+ */
+struct ahead {
+	struct block_hash hashes[PACK_AHEAD];
+	uint32_t zeros;
+};
 
-static uint32_t hash_ahead(const struct packer *p, const uint8_t *bytes, size_t count,
-			   struct block_hash ret_hashes[AHEAD])
+static void look_ahead(const struct packer *p, const uint8_t *bytes, size_t count,
+		       const struct old_file *old, struct ahead *a)
 {
-	uint32_t zeros = 0;
+	uint32_t unknown = 0, pack, slot;
 
+	a->zeros = 0;
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t *block = bytes + i * PACK_BLOCK;
 
 		if (block_is_zero(block)) {
-			zeros |= (uint32_t)1 << i;
+			a->zeros |= (uint32_t)1 << i;
 			continue;
 		}
-		ret_hashes[i] = packer_hash(p, block);
-		block_index_prefetch(&p->index, ret_hashes[i]);
+		a->hashes[i] = packer_hash(p, block);
+		block_index_prefetch(&p->index, a->hashes[i]);
 	}
-	return zeros;
+	for (size_t i = 0; i < count; i++)
+		if (!(a->zeros >> i & 1) &&
+		    !block_index_find(&p->index, a->hashes[i], &pack, &slot))
+			unknown |= (uint32_t)1 << i;
+	if (unknown)
+		packer_bases_ahead(p, old, unknown);
 }
 
 int packer_add_blocks(struct packer *p, const uint8_t *bytes, size_t blocks, struct old_file *old,
 		      struct extent_list *extents)
 {
-	struct block_hash hashes[AHEAD];
-	uint32_t zeros = 0;
+	struct ahead a;
 
+	a.zeros = 0;
 	for (size_t i = 0; i < blocks; i++, old->next++) {
 		const uint8_t *block = bytes + i * PACK_BLOCK;
-		size_t left = blocks - i < AHEAD ? blocks - i : AHEAD;
+		size_t left = blocks - i < PACK_AHEAD ? blocks - i : PACK_AHEAD;
 		uint32_t pack = PACK_ZERO, slot = 0;
 		int r;
 
-		if (i % AHEAD == 0)
-			zeros = hash_ahead(p, block, left, hashes);
-		if (zeros >> i % AHEAD & 1) {
+		if (i % PACK_AHEAD == 0)
+			look_ahead(p, block, left, old, &a);
+		if (a.zeros >> i % PACK_AHEAD & 1) {
 			p->counts.zero_bytes += PACK_BLOCK;
 		} else {
-			r = packer_block(p, block, hashes[i % AHEAD], old, &pack, &slot);
+			r = packer_block(p, block, a.hashes[i % PACK_AHEAD], old, &pack, &slot);
 			if (r < 0)
 				return r;
 		}

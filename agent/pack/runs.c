@@ -38,22 +38,41 @@ static int add_old(struct packer *p, struct old_file *old, uint64_t first, uint6
 	return 0;
 }
 
-static int add_new(struct packer *p, int fd, uint64_t first, uint64_t count, struct old_file *old,
-		   struct extent_list *extents)
-{
-	while (count > 0) {
-		uint64_t n = count < READ_CHUNK / PACK_BLOCK ? count : READ_CHUNK / PACK_BLOCK;
-		int r = pread_full(fd, p->read_buffer, (size_t)n * PACK_BLOCK,
-				   (off_t)(first * PACK_BLOCK));
+/*
+ * What lies one after the other in the file mostly lies in small pieces in that of new blocks, as the
+ * captures of one pause come in several rounds. Looked for together, they wait for memory together.
+ */
+struct pieces {
+	struct old_file *old;
+	struct extent_list *extents;
+	size_t blocks; /* in p->read_buffer */
+};
 
-		if (r == 0)
-			r = packer_add_blocks(p, p->read_buffer, (size_t)n, old, extents);
-		if (r < 0)
-			return r;
+static int add_pieces(struct packer *p, struct pieces *t)
+{
+	size_t blocks = t->blocks;
+
+	t->blocks = 0;
+	return packer_add_blocks(p, p->read_buffer, blocks, t->old, t->extents);
+}
+
+static int add_new(struct packer *p, int fd, uint64_t first, uint64_t count, struct pieces *t)
+{
+	int r = 0;
+
+	while (r == 0 && count > 0) {
+		uint64_t n = READ_CHUNK / PACK_BLOCK - t->blocks;
+
+		n = count < n ? count : n;
+		r = pread_full(fd, p->read_buffer + t->blocks * PACK_BLOCK, (size_t)n * PACK_BLOCK,
+			       (off_t)(first * PACK_BLOCK));
+		t->blocks += n;
+		if (r == 0 && t->blocks == READ_CHUNK / PACK_BLOCK)
+			r = add_pieces(p, t);
 		first += n;
 		count -= n;
 	}
-	return 0;
+	return r;
 }
 
 static int check_runs(const struct pack_input *in)
@@ -87,6 +106,7 @@ static uint64_t next_old(const struct pack_input *in, size_t run)
 int packer_add_runs(struct packer *p, const struct pack_input *in, struct extent_list *extents)
 {
 	struct old_file old, versions;
+	struct pieces pieces = { .old = &versions, .extents = extents };
 	int r = check_runs(in);
 
 	old_file_find(p, in, &old);
@@ -96,15 +116,17 @@ int packer_add_runs(struct packer *p, const struct pack_input *in, struct extent
 		uint64_t first = run->from & RUN_FIRST_MASK;
 
 		if (run->from >> 56 == PACK_RUN_OLD) {
-			r = add_old(p, &old, first, run->count, extents);
+			r = add_pieces(p, &pieces);
+			if (r == 0)
+				r = add_old(p, &old, first, run->count, extents);
 			versions.next = first + run->count;
 			continue;
 		}
 		if (i == 0 || in->runs[i - 1].from >> 56 == PACK_RUN_OLD)
 			versions.end = next_old(in, i);
-		r = add_new(p, in->fd, first, run->count, &versions, extents);
+		r = add_new(p, in->fd, first, run->count, &pieces);
 	}
-	return r;
+	return r < 0 ? r : add_pieces(p, &pieces);
 }
 
 static bool is_pages(const struct packed_file *f, uint32_t *ret_id)

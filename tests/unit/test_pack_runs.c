@@ -148,6 +148,41 @@ static void test_old_blocks_cost_nothing(void **state)
 	image_free(second);
 }
 
+/* The last piece of the file comes first in that of new blocks: each still meets its last version. */
+static void test_pieces_come_in_any_order(void **state)
+{
+	struct lab *lab = *state;
+	unsigned int seed = 10;
+	struct image *first = successor(NULL, &seed), *second = image_new();
+	struct packer_counts counts;
+	size_t changed = 0;
+
+	lab_begin(lab);
+	assert_int_equal(add_runs(lab, first), 0);
+	lab_finish(lab);
+	memcpy(second->now, first->now, BLOCKS * PACK_BLOCK);
+	for (size_t i = 0; i < BLOCKS; i++) {
+		uint8_t *block = second->now + i * PACK_BLOCK;
+		size_t at = BLOCKS - 1 - i;
+
+		if (!block_is_zero(block)) {
+			block[i] ^= 1;
+			changed++;
+		}
+		memcpy(second->fresh + at * PACK_BLOCK, block, PACK_BLOCK);
+		push_run(second, PACK_RUN_NEW, at, 1);
+	}
+	second->blocks = second->fresh_blocks = BLOCKS;
+	lab_begin(lab);
+	assert_int_equal(add_runs(lab, second), 0);
+	counts = lab_finish(lab);
+	assert_int_equal(counts.new_bytes, changed * PACK_BLOCK);
+	assert_int_equal(counts.delta_bytes, counts.new_bytes);
+	lab_check_file(lab, path, second->now, BLOCKS * PACK_BLOCK);
+	image_free(first);
+	image_free(second);
+}
+
 static bool nobody(void *ctx, const struct node_id *node)
 {
 	(void)ctx;
@@ -251,9 +286,8 @@ static void test_wrong_runs_are_refused(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_runs_give_the_whole_file),
-		TEST(test_old_blocks_cost_nothing),
-		TEST(test_lost_blocks_are_asked_for),
+		TEST(test_runs_give_the_whole_file), TEST(test_old_blocks_cost_nothing),
+		TEST(test_pieces_come_in_any_order), TEST(test_lost_blocks_are_asked_for),
 		TEST(test_wrong_runs_are_refused),
 	};
 
