@@ -21,6 +21,7 @@ enum {
 	USED_AGAIN = 3,
 	PLACES_MIN = 256,
 	POPULATE = 64,
+	LARGE_MIN = 4096, /* one large page, 512 places, more than the limit is not much then */
 	PENDING_BYTES = CACHE_PENDING_MAX * PACK_BLOCK,
 	AHEAD_BYTES = CACHE_AHEAD_MAX * PACK_BLOCK,
 };
@@ -355,6 +356,9 @@ static int allocate(struct block_cache *c)
 		return -errno;
 	/* Pages of the job: not into a core dump of ours. */
 	(void)madvise(bytes, c->memory.most * PACK_BLOCK, MADV_DONTDUMP);
+	/* Contents are looked at in no order: with large pages fewer translations are missed. */
+	if (c->memory.most >= LARGE_MIN)
+		(void)madvise(bytes, c->memory.most * PACK_BLOCK, MADV_HUGEPAGE);
 	r = tier_allocate(&c->memory);
 	if (r < 0) {
 		munmap(bytes, c->memory.most * PACK_BLOCK);
@@ -396,7 +400,8 @@ static void shrink(struct block_cache *c, uint64_t limit)
 	if (high <= limit)
 		return;
 	key_wipe(rest, (high - limit) * PACK_BLOCK);
-	(void)madvise(rest, (high - limit) * PACK_BLOCK, MADV_DONTNEED);
+	/* Behind the last place in use may be the rest of a large page. */
+	(void)madvise(rest, (t->most - limit) * PACK_BLOCK, MADV_DONTNEED);
 }
 
 void block_cache_fit(struct block_cache *c, uint64_t memory_bytes)

@@ -240,7 +240,7 @@ static void test_older_content_of_a_place_is_refused(void **state)
 
 static uint64_t resident(const struct block_cache *c)
 {
-	uint8_t pages[4096];
+	uint8_t pages[8192];
 	uint64_t n = 0;
 
 	assert_true(c->memory.most <= sizeof(pages));
@@ -283,6 +283,26 @@ static void test_memory_can_shrink(void **state)
 	block_cache_deinit(&c);
 }
 
+/* Of a large cache the kernel may give 2 MiB at a time: at most that more, and nothing once it shrinks. */
+static void test_large_memory_can_shrink(void **state)
+{
+	enum { MOST = 8000, LIMIT = 4900, LESS = 2301, LARGE = 512 };
+	const uint64_t place = PACK_BLOCK + CACHE_OVERHEAD;
+	struct block_cache c;
+
+	(void)state;
+	block_cache_init(&c, MOST * place, 2 * MOST * place, "/tmp");
+	block_cache_fit(&c, LIMIT * place);
+	put_keys(&c, 1, MOST, 0);
+	assert_int_equal(c.memory.high, LIMIT);
+	assert_true(resident(&c) >= LIMIT && resident(&c) < LIMIT + LARGE);
+	block_cache_fit(&c, LESS * place);
+	assert_true(resident(&c) <= LESS);
+	check_keys(&c, 1, MOST, 0);
+	assert_true(resident(&c) <= LESS);
+	block_cache_deinit(&c);
+}
+
 /* What a content had replaced is known in memory, in the file, and on the way from one to the other. */
 static void test_unlike_is_remembered(void **state)
 {
@@ -320,6 +340,7 @@ int main(void)
 		cmocka_unit_test(test_read_ahead_is_never_old),
 		cmocka_unit_test(test_older_content_of_a_place_is_refused),
 		cmocka_unit_test(test_memory_can_shrink),
+		cmocka_unit_test(test_large_memory_can_shrink),
 		cmocka_unit_test(test_unlike_is_remembered),
 	};
 
