@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
  * The limit of sealing and committing: what cannot be left out, each once, alone, on the same data
- * out of warm buffers. Each new page is hashed; each frame is compressed as it went into its pack,
+ * out of warm buffers. Each new page is read from the spool and hashed; each frame is compressed as it went into its pack,
  * the result encrypted, the pack hashed; each peer gets the pack over TLS on loopback, hashes it,
  * and writes it to its disk. CPU time of this thread, which does all sides of it.
  */
