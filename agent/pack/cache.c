@@ -124,16 +124,18 @@ static uint32_t tier_find(const struct cache_tier *t, uint64_t key)
 	return t->places ? *find_link(t, key) : 0;
 }
 
-static void tier_drop(struct cache_tier *t, uint64_t key)
+/* false: it was not there. */
+static bool tier_drop(struct cache_tier *t, uint64_t key)
 {
 	uint32_t *link = t->places ? find_link(t, key) : NULL, place;
 
 	if (!link || *link == 0)
-		return;
+		return false;
 	place = *link;
 	*link = t->places[place - 1].next;
 	t->places[place - 1] = (struct cache_place){ .next = t->free };
 	t->free = place;
+	return true;
 }
 
 static uint32_t tier_evict(struct cache_tier *t)
@@ -317,7 +319,7 @@ static const uint8_t *file_get(struct block_cache *c, uint64_t key, const uint8_
 	c->disk.places[place - 1].used = USED_ONCE;
 	return c->plain;
 bad:
-	tier_drop(&c->disk, key);
+	(void)tier_drop(&c->disk, key);
 	return NULL;
 }
 
@@ -385,7 +387,7 @@ static void shrink(struct block_cache *c, uint64_t limit)
 		if (p->key == 0)
 			continue;
 		file_put(c, p->key, c->bytes + i * PACK_BLOCK, p->unlike);
-		tier_drop(t, p->key);
+		(void)tier_drop(t, p->key);
 	}
 	t->limit = limit;
 	t->high = high < limit ? high : limit;
@@ -450,10 +452,9 @@ const uint8_t *block_cache_get_like(struct block_cache *c, uint64_t key, const u
 	return get(c, key, block, ret_unlike);
 }
 
-void block_cache_ahead(const struct block_cache *c, const uint64_t *keys, size_t count)
+/* Where keys are: the heads of their chains, then the first of each. */
+static void tier_ahead(const struct cache_tier *t, const uint64_t *keys, size_t count)
 {
-	const struct cache_tier *t = &c->memory;
-
 	if (!t->places)
 		return;
 	for (size_t i = 0; i < count; i++)
@@ -464,19 +465,40 @@ void block_cache_ahead(const struct block_cache *c, const uint64_t *keys, size_t
 		if (place != 0)
 			__builtin_prefetch(&t->places[place - 1]);
 	}
+}
+
+void block_cache_ahead(const struct block_cache *c, const uint64_t *keys, size_t count)
+{
+	const struct cache_tier *t = &c->memory;
+	uint64_t missing[2 * PACK_AHEAD];
+	size_t n = 0;
+
+	if (!t->places)
+		return;
+	tier_ahead(t, keys, count);
 	for (size_t i = 0; i < count; i++) {
 		uint32_t place = *find_link(t, keys[i]);
 
+		if (place == 0 && n < ARRAY_SIZE(missing))
+			missing[n++] = keys[i];
 		for (size_t j = 0; place != 0 && j < SKETCH_WORDS; j++)
 			__builtin_prefetch(c->bytes + (size_t)(place - 1) * PACK_BLOCK +
 					   sketch_offset(j));
+	}
+	tier_ahead(&c->disk, missing, n);
+	for (size_t i = 0; c->disk.places && i < n; i++) {
+		uint32_t place = *find_link(&c->disk, missing[i]);
+
+		if (place != 0)
+			__builtin_prefetch(&c->seals[place - 1]);
 	}
 }
 
 void block_cache_drop(struct block_cache *c, uint64_t key)
 {
-	tier_drop(&c->memory, key);
-	tier_drop(&c->disk, key);
+	/* What was put twice may be in both: it is the same content, and the hand finds it. */
+	if (!tier_drop(&c->memory, key))
+		(void)tier_drop(&c->disk, key);
 }
 
 /* One call for the faults of several places. Where the kernel has none, they come one by one. */
