@@ -133,10 +133,11 @@ def test_languages(lab):
 
 
 def finish(job, wanted, native):
-    check(job.history()["moves"], f"{job.name}: it has moved")
-    check_equal([move["lost_ms"] for move in job.history()["moves"]], [0, 0],
+    history = job.history()  # asked once: the job may end meanwhile
+    check(history["moves"], f"{job.name}: it has moved")
+    check_equal([move["lost_ms"] for move in history["moves"]], [0, 0],
                 f"{job.name}: two moves, nothing was lost")
-    engines = Counter(point.get("engine", "?") for point in job.history()["checkpoints"])
+    engines = Counter(point.get("engine", "?") for point in history["checkpoints"])
     note(f"{job.name}: captured by " + ", ".join(f"{k} {v} x" for k, v in engines.items())
          + f"; {job.show().get('detail', {}).get('fallback_reason', '')}".rstrip("; "))
     if native:
