@@ -121,6 +121,7 @@ struct job *job_new(struct agent *a, const struct job_id *id, const struct job_v
 	job->refs = 1;
 	job->channel = -1;
 	job->phase = PHASE_STARTING;
+	job->knows_past = value->history_count == 0; /* there is none */
 	pthread_mutex_init(&job->lock, NULL);
 	pthread_mutex_init(&job->dump_lock, NULL);
 	pthread_condattr_init(&monotonic);

@@ -293,6 +293,15 @@ static void add_figures(struct json_object *detail, const struct ckpt_stat *stat
 	add_int(detail, "checkpoints", pause_count);
 }
 
+static void add_past(struct json_object *detail, const struct ckpt_stat *stats, uint32_t stat_count,
+		     const struct move_stat *moves, uint32_t move_count)
+{
+	add_figures(detail, stats, stat_count);
+	add_int(detail, "moves", move_count);
+	if (move_count)
+		add_int(detail, "recovery_time_ms", moves[move_count - 1].resume_ms);
+}
+
 static void add_spec(struct json_object *detail, struct json_object *spec)
 {
 	static const char *const keys[] = { "argv", "cwd", "fence", "stdout", "stderr" };
@@ -330,18 +339,17 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 	json_object_object_add(detail, "holders", holders);
 	if (local) {
 		pthread_mutex_lock(&local->lock);
-		add_figures(detail, local->stats, local->stat_count);
-		add_engines(detail, local);
+		if (local->knows_past) { /* else it is being read: no figures instead of zeroes */
+			add_past(detail, local->stats, local->stat_count, local->moves,
+				 local->move_count);
+			add_engines(detail, local);
+		}
 		if (local->sleeps[0])
 			add_text(detail, "timed_calls", local->sleeps);
-		add_int(detail, "moves", local->move_count);
 		if (local->coded_packs) {
 			add_int(detail, "coded_packs", local->coded_packs);
 			add_int(detail, "coded_bytes", local->coded_bytes);
 		}
-		if (local->move_count)
-			add_int(detail, "recovery_time_ms",
-				local->moves[local->move_count - 1].resume_ms);
 		add_int(detail, "every_s", local->spec.every_s);
 		add_int(detail, "interval_s", local->interval_s);
 		if (local->next_ckpt_boot_ns > now_boot_ns())
@@ -353,11 +361,7 @@ void describe_detail(struct agent *a, struct json_object *json, const struct job
 	} else if (head) {
 		struct json_object *spec = json_tokener_parse(head->spec_json);
 
-		add_figures(detail, head->stats, head->stat_count);
-		add_int(detail, "moves", head->move_count);
-		if (head->move_count)
-			add_int(detail, "recovery_time_ms",
-				head->moves[head->move_count - 1].resume_ms);
+		add_past(detail, head->stats, head->stat_count, head->moves, head->move_count);
 		add_spec(detail, spec);
 		json_object_put(spec);
 	}

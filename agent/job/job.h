@@ -165,6 +165,7 @@ struct job {
 	atomic_bool claiming; /* see job_claim(): a newer token may be granted before it returns */
 	uint64_t next_ckpt_boot_ns;
 	uint32_t interval_s;
+	bool knows_past; /* the lists below hold what the newest manifest says, too */
 	uint32_t stat_count, move_count;
 	struct ckpt_stat stats[MANIFEST_STATS_MAX];
 	struct move_stat moves[MANIFEST_STATS_MAX];

@@ -105,6 +105,7 @@ int job_learn_head(struct job *job, const struct manifest_head *head)
 	memcpy(job->stats, head->stats, sizeof(job->stats));
 	job->move_count = head->move_count;
 	memcpy(job->moves, head->moves, sizeof(job->moves));
+	job->knows_past = true;
 	pthread_mutex_unlock(&job->lock);
 	return 0;
 }

@@ -284,6 +284,20 @@ int verb_show(void *agent, const struct api_call *call, struct api_reply *reply)
 	return 0;
 }
 
+/* NULL: this host has not read yet what other hosts did. */
+static struct json_object *local_history(struct target *t)
+{
+	struct job *job = t->local;
+	struct json_object *json = NULL;
+
+	pthread_mutex_lock(&job->lock);
+	if (job->knows_past)
+		json = describe_history(&t->value, job->stats, job->stat_count, job->moves,
+					job->move_count);
+	pthread_mutex_unlock(&job->lock);
+	return json;
+}
+
 /* -ESTALE if more are to come: the checkpoint that was found is gone by now. */
 static int history(struct agent *agent, const struct api_call *call, bool last,
 		   struct api_reply *reply)
@@ -300,11 +314,8 @@ static int history(struct agent *agent, const struct api_call *call, bool last,
 		target_deinit(&t);
 		return 0;
 	}
-	if (t.local) {
-		pthread_mutex_lock(&t.local->lock);
-		reply->json = describe_history(&t.value, t.local->stats, t.local->stat_count,
-					       t.local->moves, t.local->move_count);
-		pthread_mutex_unlock(&t.local->lock);
+	if (t.local && (reply->json = local_history(&t))) {
+		r = 0;
 	} else if (t.value.history_count == 0) {
 		reply->json = describe_history(&t.value, NULL, 0, NULL, 0);
 	} else {

@@ -4,10 +4,11 @@
 
 import os
 
-from common import (check, check_counter, check_equal, counter_argv, home_of, is_counted, main,
+from common import (CliError, check, check_counter, check_equal, counter_argv, home_of, is_counted, main,
                     submit, wait_for)
 
 STEPS = 220
+SLOW_KB_PER_S = 20
 
 
 def decamp(host, lab, *arguments, user=None):
@@ -86,6 +87,39 @@ def test_deleted_and_exit(lab):
     check_equal(shown["exit_code"], 3, "the exit code")
     wait_for(lambda: not (folder / "old").exists(), 5, "the deletion")
     check_equal((folder / "new").read_text(), "new\n", "the new file")
+
+
+def test_history_meanwhile(lab):
+    """While its results come home its history names what it did elsewhere."""
+    home = lab[2]
+    home.configure(quota_bytes=0)  # what it reads of the job it must fetch
+    home.restart_daemon()
+    home.wait_daemon()
+    lab.wait_members()
+    job = submit(lab, home, "meanwhile", counter_argv("mark-5", STEPS, 0.05), "--every", "2")
+    job.wait_seq(1)
+    job.migrate(lab[4])
+    job.wait_host([lab[4]])
+    job.wait_seq(job.show()["seq"] + 1)
+    lab.throttle(home, SLOW_KB_PER_S)
+    job.wait_ended("done", at=lab[1])
+    told = ended = 0
+    while job.show()["state"] != "collected":
+        ended += 1
+        try:
+            moves = len(job.ask_once("history", job.name)["moves"])
+        except CliError as error:
+            check(error.kind == "unreadable", f"{error}")
+        else:
+            check_equal(moves, 1, "moves of its history")
+            told += 1
+        if told == 3:
+            lab.throttle(home, None)
+    lab.throttle(home, None)
+    check(ended, f"asked {ended} times before it was home, answered {told} times")
+    job.wait_collected()
+    check_equal(len(job.history()["moves"]), 1, "moves of its history, at home")
+    check_counter(job, STEPS)
 
 
 if __name__ == "__main__":
