@@ -114,6 +114,7 @@ static void push_stat(struct job *job, const struct ckpt_stat *stat)
 		job->stat_count--;
 	}
 	job->stats[job->stat_count++] = *stat;
+	job->knows_past = true; /* the newest manifest was made from these lists */
 	pthread_mutex_unlock(&job->lock);
 }
 

@@ -4,8 +4,8 @@
 
 import os
 
-from common import (CliError, check, check_counter, check_equal, counter_argv, home_of, is_counted, main,
-                    submit, wait_for)
+from common import (CliError, check, check_counter, check_equal, counter_argv, home_of, is_counted,
+                    main, submit, wait_for)
 
 STEPS = 220
 SLOW_KB_PER_S = 20
@@ -94,7 +94,6 @@ def test_history_meanwhile(lab):
     home = lab[2]
     home.configure(quota_bytes=0)  # what it reads of the job it must fetch
     home.restart_daemon()
-    home.wait_daemon()
     lab.wait_members()
     job = submit(lab, home, "meanwhile", counter_argv("mark-5", STEPS, 0.05), "--every", "2")
     job.wait_seq(1)
@@ -109,7 +108,7 @@ def test_history_meanwhile(lab):
         try:
             moves = len(job.ask_once("history", job.name)["moves"])
         except CliError as error:
-            check(error.kind == "unreadable", f"{error}")
+            check(error.may_pass(), f"{error}")
         else:
             check_equal(moves, 1, "moves of its history")
             told += 1

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "agent/job/job.h"
+#include "agent/job/verbs.h"
 #include "agent/util/io.h"
 
 enum { ANSWER_MS = 60000, CALLER = 4321 };
@@ -226,6 +227,35 @@ static void test_describe(void **state)
 	free(head);
 }
 
+/* Where the newest manifest is not read yet there are no figures: none at all, not zeroes. */
+static void test_describe_unread(void **state)
+{
+	struct lab *lab = *state;
+	struct job_value value = { .state = JOB_STATE_DONE, .history_count = 1 };
+	struct manifest_head *head = calloc(1, sizeof(*head));
+	struct secret_key key = { 0 };
+	struct job *job = job_new(lab->a, &value.job, &value, &key);
+	struct json_object *json, *detail;
+
+	make_spec(&job->spec);
+	head->spec_json = spec_text;
+	head->move_count = 2;
+	for (int read = 0; read < 2; read++) {
+		json = json_object_new_object();
+		if (read)
+			assert_int_equal(job_learn_head(job, head), 0);
+		describe_detail(lab->a, json, &value, job, NULL, NULL, 0);
+		assert_true(json_object_object_get_ex(json, "detail", &detail));
+		assert_int_equal(json_object_object_get_ex(detail, "moves", NULL), read);
+		assert_int_equal(json_object_object_get_ex(detail, "checkpoints", NULL), read);
+		if (read)
+			assert_int_equal(member_int(detail, "moves"), 2);
+		json_object_put(json);
+	}
+	job_unref(job);
+	free(head);
+}
+
 /* One order from a host to itself, with the test as the overlay half between. */
 struct order_case {
 	struct lab *lab;
@@ -334,6 +364,57 @@ static void test_order(void **state)
 	close(channel);
 }
 
+static void *ask_history(void *arg)
+{
+	struct order_case *c = arg;
+	struct json_object *body = json_object_new_object();
+	struct api_call call = { .body = body };
+
+	json_object_object_add(body, "job", json_object_new_string("sim"));
+	c->reply.stream_fd = -1;
+	c->result = verb_history(c->lab->a, &call, &c->reply);
+	json_object_put(body);
+	return NULL;
+}
+
+/* A row here is no answer before its past is read: the manifest is asked for. */
+static void test_history_unread(void **state)
+{
+	struct lab *lab = *state;
+	struct order_case c = { .lab = lab };
+	struct job_value value = { .job.b = { 5 },
+				   .state = JOB_STATE_DONE,
+				   .history_count = 1,
+				   .history = { { .seq = 3, .manifest_size = 4096 } } };
+	struct secret_key key = { { 9, 8, 7 } };
+	struct json_object *error;
+	struct job_spec spec;
+	struct ov_msg msg;
+	pthread_t thread;
+	int channel;
+
+	make_spec(&spec);
+	assert_int_equal(job_seal_value(lab->a, &spec, &key, &value), 0);
+	lab->a->jobs[0] = job_new(lab->a, &value.job, &value, &key);
+	lab->a->jobs[0]->spec = spec;
+	assert_int_equal(pthread_create(&thread, NULL, ask_history, &c), 0);
+	receive(lab->overlay, OV_CHANNEL, &msg, &channel);
+	receive(channel, OV_MEMBERS, &msg, NULL);
+	msg = (struct ov_msg){ .op = OV_MEMBERS };
+	assert_int_equal(send_with_fd(channel, &msg, sizeof(msg), -1), 0);
+	receive(channel, OV_OBJECT_GET, &msg, NULL);
+	msg.status = -EIO;
+	assert_int_equal(send_with_fd(channel, &msg, sizeof(msg), -1), 0);
+	pthread_join(thread, NULL);
+	assert_int_equal(c.result, -EIO);
+	assert_true(json_object_object_get_ex(c.reply.json, "error", &error));
+	assert_string_equal(json_object_get_string(json_object_object_get(error, "code")),
+			    "unreadable");
+	json_object_put(c.reply.json);
+	close(channel);
+	job_unref(lab->a->jobs[0]);
+}
+
 /* A register value whose seal is not this cluster's: no job comes of it, and one line of log. */
 static void test_bad_seal_refused(void **state)
 {
@@ -380,7 +461,9 @@ int main(void)
 		cmocka_unit_test(test_old_record),
 		cmocka_unit_test_setup_teardown(test_interval, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_describe, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_describe_unread, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_order, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_history_unread, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bad_seal_refused, setup, teardown),
 	};
 
